@@ -1,0 +1,118 @@
+#include "glue.h"
+
+namespace replknet_ext {
+namespace {
+
+DType dtype_of(const Tensor& t, const char* name) {
+  switch (t.scalar_type()) {
+    case ScalarType::Double: return DType::f64;
+    case ScalarType::Float: return DType::f32;
+    case ScalarType::Half: return DType::f16;
+    case ScalarType::BFloat16: return DType::bf16;
+    default: break;
+  }
+  STD_TORCH_CHECK(false, name, " must be float64, float32, float16 or bfloat16");
+  return DType::f32;
+}
+
+// torch's own rule (suggest_memory_format) for a tensor of four dimensions: ambiguous strides count as contiguous.
+bool is_channels_last(const Tensor& t) {
+  if (t.stride(1) == 0) return false;
+  int64_t least = 0;
+  for (const int64_t d : {1, 3, 2, 0}) {
+    if (t.size(d) == 0 || t.stride(d) < least || (d == 0 && least == t.stride(1))) return false;
+    least = t.stride(d) * (t.size(d) > 1 ? t.size(d) : 1);
+  }
+  return true;
+}
+
+// Rank of the first tensor, and the second against it.
+void check_tensors(const Tensor& first, const char* first_name, const Tensor& second, const char* second_name) {
+  STD_TORCH_CHECK(first.dim() == 4, first_name, " must have 4 dimensions, got ", first.dim());
+  STD_TORCH_CHECK(second.dim() == 4, second_name, " must have 4 dimensions, got ", second.dim());
+  STD_TORCH_CHECK(second.scalar_type() == first.scalar_type(), second_name, " and ", first_name, " must have one dtype");
+  STD_TORCH_CHECK(second.device() == first.device(), second_name, " and ", first_name, " must be on one device");
+  STD_TORCH_CHECK(first.size(1) >= 1, first_name, " must have at least one channel");
+}
+void check_weight(const Tensor& weight, int64_t channels) {
+  STD_TORCH_CHECK(weight.size(0) == channels && weight.size(1) == 1, "weight must have shape (", channels,
+                  ", 1, kh, kw): one filter for each channel");
+}
+void check_options(const Options& options) {
+  STD_TORCH_CHECK(options.padding.size() == 4, "padding must be (top, bottom, left, right), got ", options.padding.size(),
+                  " values");
+  const std::string& precision = options.precision;
+  STD_TORCH_CHECK(precision == "ieee" || precision == "tf32" || precision == "bf16x3",
+                  "precision must be 'ieee', 'tf32' or 'bf16x3', got '", precision, "'");
+  STD_TORCH_CHECK(options.algorithm == "auto" || options.algorithm == "direct",
+                  "algorithm must be 'auto' or 'direct', got '", options.algorithm, "'");
+}
+Activation activation_of(const std::string& name) {
+  if (name == "relu") return Activation::relu;
+  if (name == "gelu") return Activation::gelu;
+  STD_TORCH_CHECK(name == "none", "activation must be 'none', 'relu' or 'gelu', got '", name, "'");
+  return Activation::none;
+}
+void check_sizes(const Problem& p) {
+  STD_TORCH_CHECK(p.kh >= 1 && p.kw >= 1, "weight must have at least one tap, got ", p.kh, " x ", p.kw);
+  STD_TORCH_CHECK(p.ho >= 1 && p.wo >= 1, "weight (", p.kh, " x ", p.kw, ") is larger than the padded input, or padding "
+                  "larger than the output allows: the result would be ", p.ho, " x ", p.wo);
+}
+
+}  // namespace
+
+Problem fwd_problem(const Tensor& input, const Tensor& weight, const std::optional<Tensor>& bias, const Options& options,
+                    const std::string& activation) {
+  const DType dtype = dtype_of(input, "input");
+  check_tensors(input, "input", weight, "weight");
+  check_options(options);
+  check_weight(weight, input.size(1));
+  if (bias.has_value()) {
+    STD_TORCH_CHECK(bias->dim() == 1 && bias->size(0) == input.size(1), "bias must have shape (", input.size(1), ",)");
+    STD_TORCH_CHECK(bias->scalar_type() == input.scalar_type() && bias->device() == input.device(),
+                    "bias must have input's dtype and device");
+  }
+  const auto& pad = options.padding;
+  Problem p{input.size(0), input.size(1), input.size(2), input.size(3), weight.size(2), weight.size(3), 0, 0, pad[0],
+            pad[2], dtype, is_channels_last(input), false, activation_of(activation)};
+  p.ho = p.h + pad[0] + pad[1] - p.kh + 1;
+  p.wo = p.w + pad[2] + pad[3] - p.kw + 1;
+  check_sizes(p);
+  return p;
+}
+
+Problem bwd_input_problem(const Tensor& grad_output, const Tensor& weight, const Options& options) {
+  const DType dtype = dtype_of(grad_output, "grad_output");
+  check_tensors(grad_output, "grad_output", weight, "weight");
+  check_options(options);
+  check_weight(weight, grad_output.size(1));
+  const auto& pad = options.padding;
+  Problem p{grad_output.size(0), grad_output.size(1), grad_output.size(2), grad_output.size(3), weight.size(2),
+            weight.size(3), 0, 0, weight.size(2) - 1 - pad[0], weight.size(3) - 1 - pad[2], dtype,
+            is_channels_last(grad_output), true, Activation::none};
+  p.ho = p.h + p.kh - 1 - pad[0] - pad[1];
+  p.wo = p.w + p.kw - 1 - pad[2] - pad[3];
+  check_sizes(p);
+  return p;
+}
+
+Problem bwd_weight_problem(const Tensor& grad_output, const Tensor& input, const Options& options) {
+  const DType dtype = dtype_of(input, "input");
+  check_tensors(input, "input", grad_output, "grad_output");
+  check_options(options);
+  STD_TORCH_CHECK(grad_output.size(0) == input.size(0) && grad_output.size(1) == input.size(1),
+                  "grad_output and input must have one batch size and channel count");
+  const auto& pad = options.padding;
+  Problem p{input.size(0), input.size(1), input.size(2), input.size(3), 0, 0, grad_output.size(2), grad_output.size(3),
+            pad[0], pad[2], dtype, is_channels_last(input), false, Activation::none};
+  p.kh = p.h + pad[0] + pad[1] - p.ho + 1;
+  p.kw = p.w + pad[2] + pad[3] - p.wo + 1;
+  check_sizes(p);
+  return p;
+}
+
+Tensor empty_like(const Tensor& like, const std::vector<int64_t>& sizes, MemoryFormat format) {
+  return torch::stable::empty(sizes, like.scalar_type(), std::nullopt, like.device(), std::nullopt, format);
+}
+
+}  // namespace replknet_ext

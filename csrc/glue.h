@@ -1,0 +1,40 @@
+// What the torch side of every backend shares: from tensors and strings to a Problem.
+#pragma once
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/core/MemoryFormat.h>
+#include <torch/headeronly/core/ScalarType.h>
+
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "dwconv.h"
+
+namespace replknet_ext {
+
+using torch::headeronly::MemoryFormat;
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+
+// The arguments of an op after its tensors.
+struct Options {
+  const std::vector<int64_t>& padding;  // top, bottom, left, right
+  const std::string& precision;
+  const std::string& algorithm;
+};
+
+// Each checks its arguments (an error names the wrong one) and describes the op as a Problem: bwd_input as a fwd conv of
+// the gradient with the rotated filter and mirrored pads, bwd_weight as the fwd conv it belongs to.
+Problem fwd_problem(const Tensor& input, const Tensor& weight, const std::optional<Tensor>& bias, const Options& options,
+                    const std::string& activation);
+Problem bwd_input_problem(const Tensor& grad_output, const Tensor& weight, const Options& options);
+Problem bwd_weight_problem(const Tensor& grad_output, const Tensor& input, const Options& options);
+
+inline MemoryFormat memory_format(const Problem& p) {
+  return p.channels_last ? MemoryFormat::ChannelsLast : MemoryFormat::Contiguous;
+}
+Tensor empty_like(const Tensor& like, const std::vector<int64_t>& sizes, MemoryFormat format);
+
+}  // namespace replknet_ext

@@ -1,0 +1,73 @@
+// The operator schemas, in this one place, and what the binary says of itself. The kernels are in cpu_ops.cpp and
+// cuda_ops.cpp. LibTorch stable ABI only, so that one binary serves every torch from TORCH_TARGET_VERSION on.
+#include <Python.h>
+
+#include <torch/csrc/stable/library.h>
+
+#include <string>
+
+#include "cpu/cpu.h"
+#ifdef REPLKNET_EXT_WITH_CUDA
+#include "cuda/dwconv2d_cuda.h"
+#endif
+
+// From setup.py's flags.
+#ifndef REPLKNET_EXT_CUDA_ARCHS
+#define REPLKNET_EXT_CUDA_ARCHS ""
+#define REPLKNET_EXT_CUDA_TOOLKIT ""
+#endif
+
+namespace replknet_ext {
+namespace {
+
+std::string cpu_isa() { return cpu::isa().name; }
+
+// JSON: what this binary holds. Read by replknet_ext._ext.
+std::string build_info() {
+  return std::string("{\"torch_target\": \"2.11\", \"compiler\": \"") + __VERSION__ + "\", \"cuda_toolkit\": \"" +
+         REPLKNET_EXT_CUDA_TOOLKIT + "\", \"cuda_archs\": \"" + REPLKNET_EXT_CUDA_ARCHS + "\", \"cuda_ops\": []}";
+}
+
+// JSON: the GPUs that the CUDA runtime in this binary sees, with what decides which kernels they can run.
+std::string cuda_devices() {
+  std::string out = "[";
+#ifdef REPLKNET_EXT_WITH_CUDA
+  cuda::DeviceLimits l{};
+  for (int i = 0; cuda::device_limits(i, &l) == 0; i++)
+    out += (i ? ", " : "") + std::string("{\"capability\": ") + std::to_string(l.capability) +
+           ", \"multiprocessors\": " + std::to_string(l.sms) + ", \"shared_per_block\": " +
+           std::to_string(l.shared_per_block) + ", \"shared_per_sm\": " + std::to_string(l.shared_per_sm) + "}";
+#endif
+  return out + "]";
+}
+
+}  // namespace
+}  // namespace replknet_ext
+
+STABLE_TORCH_LIBRARY(replknet_ext, m) {
+  m.def(
+      "dwconv2d(Tensor input, Tensor weight, Tensor? bias, int[4] padding, str activation, str precision, "
+      "str algorithm, int variant) -> Tensor");
+  m.def(
+      "dwconv2d_backward_input(Tensor grad_output, Tensor weight, int[4] padding, str precision, str algorithm, "
+      "int variant) -> Tensor");
+  m.def(
+      "dwconv2d_backward_weight(Tensor grad_output, Tensor input, int[4] padding, str precision, str algorithm, "
+      "int variant) -> Tensor");
+  m.def("_cpu_isa() -> str");
+  m.def("_build_info() -> str");
+  m.def("_cuda_devices() -> str");
+}
+
+STABLE_TORCH_LIBRARY_IMPL(replknet_ext, CompositeExplicitAutograd, m) {
+  m.impl("_cpu_isa", TORCH_BOX(&replknet_ext::cpu_isa));
+  m.impl("_build_info", TORCH_BOX(&replknet_ext::build_info));
+  m.impl("_cuda_devices", TORCH_BOX(&replknet_ext::cuda_devices));
+}
+
+// Importing the module is what loads the library; it holds no Python functions.
+PyMODINIT_FUNC PyInit__C(void) {
+  static struct PyModuleDef module = {PyModuleDef_HEAD_INIT, "_C", nullptr, -1, nullptr, nullptr, nullptr, nullptr,
+                                      nullptr};
+  return PyModule_Create(&module);
+}
