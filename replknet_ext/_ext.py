@@ -1,0 +1,61 @@
+"""Loads the compiled extension ``replknet_ext._C`` once and says what it holds.
+
+The package also works without it (``HAS_EXT`` is False): `replknet_ext.ops` then defines the same three ops in
+Python and torch does the work. A present but broken extension is reported by a warning, not hidden.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import sys
+import warnings
+from typing import Any
+
+import torch
+
+NAMESPACE = "replknet_ext"
+
+
+def _load() -> tuple[bool, str | None]:
+    """Import ``_C``; return (loaded, reason why not)."""
+    module = f"{__package__}._C"
+    if module not in sys.modules and torch._C._jit_get_schemas_for_operator(f"{NAMESPACE}::dwconv2d"):
+        # Two copies of a stable-ABI library in one process crash it; stop before that can happen.
+        raise ImportError(
+            f"the operator {NAMESPACE}::dwconv2d is already defined in this process, so another copy of replknet_ext "
+            "was loaded from elsewhere (a second install, or torch.ops.load_library on its .so). "
+            "Keep one copy on sys.path and start a new process."
+        )
+    try:
+        importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        if error.name != module:
+            raise
+        return False, "the compiled extension is not installed (built with REPLKNET_EXT_SKIP_EXT, or not built yet)"
+    except ImportError as error:
+        reason = f"the compiled extension could not be loaded: {error}"
+        warnings.warn(f"replknet_ext: {reason}; every call goes to torch", RuntimeWarning, stacklevel=2)
+        return False, reason
+    return True, None
+
+
+#: Whether the compiled extension is loaded, and the reason if it is not.
+HAS_EXT, WHY_NOT = _load()
+
+
+def build_info() -> dict[str, Any]:
+    """What the extension was built with (compiler, torch target, ``cuda_ops``), or {} without the extension."""
+    if not HAS_EXT:
+        return {}
+    info: dict[str, Any] = json.loads(torch.ops.replknet_ext._build_info())
+    return info
+
+
+def cpu_isa() -> str | None:
+    """Instruction set that the CPU kernels use ("base", "avx2" or "avx512"), or None without the extension."""
+    return str(torch.ops.replknet_ext._cpu_isa()) if HAS_EXT else None
+
+
+#: Raw ops with CUDA kernels in this build.
+CUDA_OPS: frozenset[str] = frozenset(build_info().get("cuda_ops", ()))

@@ -1,0 +1,31 @@
+"""The hand-written CPU kernels of the compiled extension."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .. import _ext
+from ..checks import Geometry
+from .base import Problem, outside_raw_ops
+
+
+class CpuBackend:
+    """CPU kernels; the instruction set (base, AVX2, AVX-512) is chosen at run time."""
+
+    name = "cpu"
+    dispatched = True
+
+    def supports(self, problem: Problem) -> str | None:
+        """See `Backend.supports`."""
+        if problem.device_type != "cpu":
+            return f"runs CPU tensors, not {problem.device_type}"
+        return _ext.WHY_NOT or outside_raw_ops(problem)
+
+    def run(
+        self, input: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry,
+        activation: str, precision: str, algorithm: str,
+    ) -> Tensor:  # fmt: skip
+        """See `Backend.run`."""
+        run = torch.ops.replknet_ext.dwconv2d.default
+        return run(input, weight, bias, geometry.padding, activation, precision, algorithm, -1)  # type: ignore[no-any-return]

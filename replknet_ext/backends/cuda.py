@@ -1,0 +1,39 @@
+"""The hand-written CUDA kernels of the compiled extension."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .. import _ext
+from ..checks import Geometry
+from .base import OP_OF_PASS, Problem, outside_raw_ops
+
+
+class CudaBackend:
+    """CUDA kernels, as far as this build of the extension has them."""
+
+    name = "cuda"
+    dispatched = True
+
+    def supports(self, problem: Problem) -> str | None:
+        """See `Backend.supports`."""
+        if problem.device_type != "cuda":
+            return f"runs CUDA tensors, not {problem.device_type}"
+        if _ext.WHY_NOT:
+            return _ext.WHY_NOT
+        if not _ext.CUDA_OPS:
+            return "the extension was built without CUDA kernels"
+        if OP_OF_PASS[problem.pass_] not in _ext.CUDA_OPS:
+            return f"the extension has no CUDA kernel for the pass {problem.pass_}"
+        if problem.dtype not in (torch.float16, torch.bfloat16):
+            return f"the CUDA kernels take float16 and bfloat16, not {str(problem.dtype).removeprefix('torch.')}"
+        return outside_raw_ops(problem)
+
+    def run(
+        self, input: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry,
+        activation: str, precision: str, algorithm: str,
+    ) -> Tensor:  # fmt: skip
+        """See `Backend.run`."""
+        run = torch.ops.replknet_ext.dwconv2d.default
+        return run(input, weight, bias, geometry.padding, activation, precision, algorithm, -1)  # type: ignore[no-any-return]

@@ -1,0 +1,41 @@
+"""The ordered table of backends and the choice between them."""
+
+from __future__ import annotations
+
+from .base import Backend, Problem
+from .cpu import CpuBackend
+from .cuda import CudaBackend
+from .torch import TorchBackend
+from .triton import TritonBackend
+
+#: Fastest first: ``backend="auto"`` takes the first that supports the problem. torch takes what is left.
+BACKENDS: dict[str, Backend] = {b.name: b for b in (CpuBackend(), CudaBackend(), TritonBackend(), TorchBackend())}
+
+#: What the argument ``backend`` may be.
+NAMES = ("auto", *BACKENDS)
+
+
+def select(problem: Problem, name: str = "auto") -> Backend:
+    """The backend that runs ``problem``.
+
+    Args:
+        problem: what to run.
+        name: ``"auto"`` or one backend, which then runs the problem or is an error.
+
+    Raises:
+        ValueError: the named backend can't run the problem; the message quotes its reason.
+    """
+    if name != "auto":
+        reason = BACKENDS[name].supports(problem)
+        if reason is not None:
+            raise ValueError(f'backend="{name}" cannot run this problem: {reason}; backend="auto" chooses one that can')
+        return BACKENDS[name]
+    for backend in BACKENDS.values():
+        if backend.supports(problem) is None:
+            return backend
+    raise AssertionError("the torch backend supports every problem")
+
+
+def reasons(problem: Problem) -> dict[str, str | None]:
+    """For every backend, in order: None if it can run ``problem``, else why not."""
+    return {name: backend.supports(problem) for name, backend in BACKENDS.items()}

@@ -1,0 +1,244 @@
+"""`depthwise_conv2d`, the one public function, and `explain`, which says what it would do."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.overrides import handle_torch_function, has_torch_function_variadic
+
+from . import _ext, autograd, checks, settings
+from .backends import NAMES, PASSES, Backend, Problem, reasons, select
+from .checks import Geometry
+from .ops import autocast_enabled, autocast_operands
+
+IntOrPair = int | tuple[int, int]
+
+
+class _Plan(NamedTuple):
+    backend: Backend
+    geometry: Geometry
+
+
+# Plans by everything that the checks and the choice of backend look at. A plan is a pure function of its key, so
+# threads may race here: the worst case is the same plan made twice.
+_plans: dict[tuple[Any, ...], _Plan] = {}
+_MAX_PLANS = 4096
+
+
+def depthwise_conv2d(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: IntOrPair = 1,
+    padding: IntOrPair | str = 0,
+    dilation: IntOrPair = 1,
+    *,
+    activation: str = "none",
+    algorithm: str | None = None,
+    backend: str = "auto",
+) -> Tensor:
+    """Depthwise 2-D convolution: ``torch.nn.functional.conv2d(..., groups=C)``, fast for large kernels.
+
+    Same cross-correlation, dtype, memory format and derivatives of every order and mode as conv2d. What our kernels
+    do not cover (stride or dilation other than 1, channel multipliers, devices without kernels) goes to torch with
+    the same result; `explain` tells. Under autocast the operands are cast as autocast casts those of conv2d.
+
+    Args:
+        input: (N, C, H, W) or unbatched (C, H, W); float32, float64, bfloat16 or float16. N may be 0.
+        weight: (C * multiplier, 1, Kh, Kw), dtype and device of input.
+        bias: (C * multiplier,) or None.
+        stride: int or pair >= 1.
+        padding: int or pair >= 0, ``"valid"``, or ``"same"``, which for an even kernel puts the odd pixel at the bottom
+            and right, as torch does.
+        dilation: int or pair >= 1.
+        activation: ``"none"``, ``"relu"`` or ``"gelu"`` (erf form), applied after the bias in the same pass.
+        algorithm: ``"auto"``, ``"direct"`` (each output sums only its own taps), or None for the setting in force
+            (`replknet_ext.set_algorithm`, `replknet_ext.algorithm`).
+        backend: ``"auto"``, or a backend by name (``"cpu"``, ``"cuda"``, ``"triton"``, ``"torch"``), which is then
+            used or an error.
+
+    Returns:
+        (N, C * multiplier, Ho, Wo), or without N for an unbatched input.
+
+    Raises:
+        TypeError: an argument of the wrong type or dtype; dtypes that differ.
+        ValueError: an argument out of range, shapes or devices that do not fit together, or a named backend that
+            can't run the problem, with its reason.
+    """
+    if has_torch_function_variadic(input, weight, bias):
+        return handle_torch_function(
+            depthwise_conv2d, (input, weight, bias), input, weight, bias, stride, padding, dilation,
+            activation=activation, algorithm=algorithm, backend=backend,
+        )  # fmt: skip
+    checks.are_tensors(input, weight, bias)
+    device_type = input.device.type
+    if autocast_enabled(device_type):
+        input, weight, bias = autocast_operands(device_type, input, weight, bias)  # type: ignore[assignment]
+    if input.dim() == 3:
+        return depthwise_conv2d(
+            input.unsqueeze(0), weight, bias, stride, padding, dilation,
+            activation=activation, algorithm=algorithm, backend=backend,
+        ).squeeze(0)  # fmt: skip
+    if algorithm is None:
+        algorithm = settings.get_algorithm()
+    precision = settings.get_float32_precision()
+    if torch.compiler.is_compiling() or not (_plain(stride) and _plain(padding) and _plain(dilation)):
+        plan = _plan(input, weight, bias, stride, padding, dilation, activation, algorithm, precision, backend)
+    else:
+        plan = _cached_plan(input, weight, bias, stride, padding, dilation, activation, algorithm, precision, backend)
+    if plan.backend.dispatched:
+        return autograd.dwconv2d(input, weight, bias, plan.geometry.padding, activation, precision, algorithm)
+    return plan.backend.run(input, weight, bias, plan.geometry, activation, precision, algorithm)
+
+
+def _plain(value: Any) -> bool:
+    """Whether a dict can tell ``value`` from its equals: True == 1 == 1.0, so only ints, pairs of ints and strings."""
+    kind = type(value)
+    if kind is int or kind is str:
+        return True
+    return kind is tuple and len(value) == 2 and type(value[0]) is int and type(value[1]) is int
+
+
+def _cached_plan(input: Tensor, weight: Tensor, bias: Tensor | None, *rest: Any) -> _Plan:
+    """`_plan` through the table."""
+    about_bias = None if bias is None else (bias.shape, bias.dtype, bias.device, bias.layout)
+    try:
+        key = (
+            input.shape, input.dtype, input.device, input.layout,
+            weight.shape, weight.dtype, weight.device, weight.layout, about_bias, rest,
+        )  # fmt: skip
+        plan = _plans.get(key)
+    except TypeError:  # symbolic sizes have no hash, nor may a wrong argument have one
+        return _plan(input, weight, bias, *rest)
+    if plan is None:
+        plan = _plan(input, weight, bias, *rest)
+        if len(_plans) >= _MAX_PLANS:
+            _plans.clear()
+        _plans[key] = plan
+    return plan
+
+
+def _plan(
+    input: Tensor, weight: Tensor, bias: Tensor | None, stride: Any, padding: Any, dilation: Any,
+    activation: Any, algorithm: Any, precision: str, backend: Any,
+) -> _Plan:  # fmt: skip
+    """Check every argument and choose the backend of the forward pass."""
+    problem = _problem(input, weight, bias, stride, padding, dilation, activation, algorithm, precision)
+    checks.name("backend", backend, NAMES)
+    return _Plan(select(problem, backend), problem.geometry)
+
+
+def _problem(
+    input: Tensor, weight: Tensor, bias: Tensor | None, stride: Any, padding: Any, dilation: Any,
+    activation: Any, algorithm: Any, precision: str,
+) -> Problem:  # fmt: skip
+    """Check every argument but the backend and describe the call."""
+    checks.name("activation", activation, checks.ACTIVATIONS)
+    checks.name("algorithm", algorithm, checks.ALGORITHMS)
+    checks.tensors(input, weight, bias)
+    kernel = (weight.shape[2], weight.shape[3])
+    geometry = checks.geometry(stride, padding, dilation, kernel)
+    checks.output_size(input, weight, geometry)
+    return Problem(
+        input_shape=tuple(input.shape),
+        weight_shape=tuple(weight.shape),
+        has_bias=bias is not None,
+        geometry=geometry,
+        dtype=input.dtype,
+        device_type=input.device.type,
+        activation=activation,
+        algorithm=algorithm,
+        precision=precision,
+    )
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """What `depthwise_conv2d` does with a call; ``str()`` of it is a table to read.
+
+    Attributes:
+        problem: the call as the backends see it.
+        chosen: backend of each pass ("fwd", "bwd_input", "bwd_weight").
+        reasons: for each pass and backend None if it can run, else why not.
+        notes: what else is worth knowing of dtype, precision and algorithm.
+    """
+
+    problem: Problem
+    chosen: dict[str, str]
+    reasons: dict[str, dict[str, str | None]]
+    notes: tuple[str, ...]
+
+    def __str__(self) -> str:
+        p = self.problem
+        dtype = str(p.dtype).removeprefix("torch.")
+        lines = [
+            f"depthwise_conv2d {tuple(p.input_shape)} * {tuple(p.weight_shape)} {dtype} on {p.device_type}",
+            f"  stride {p.geometry.stride}, dilation {p.geometry.dilation}",
+            f"  padding {p.geometry.padding} (top, bottom, left, right)",
+            f"  activation {p.activation}, algorithm {p.algorithm}, precision {p.precision}",
+        ]
+        for pass_, why in self.reasons.items():
+            lines.append(f"  {pass_}: {self.chosen[pass_]}")
+            for name, reason in why.items():
+                verdict = "chosen" if name == self.chosen[pass_] else f"no: {reason}" if reason else "could, not chosen"
+                lines.append(f"    {name:<7} {verdict}")
+        lines += [f"  note: {note}" for note in self.notes]
+        return "\n".join(lines)
+
+
+def explain(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: IntOrPair = 1,
+    padding: IntOrPair | str = 0,
+    dilation: IntOrPair = 1,
+    *,
+    activation: str = "none",
+    algorithm: str | None = None,
+    backend: str = "auto",
+) -> Explanation:
+    """Which backend runs each pass of this call, and why the others do not. Runs nothing.
+
+    Arguments and errors are those of `depthwise_conv2d`.
+    """
+    checks.are_tensors(input, weight, bias)
+    device_type = input.device.type
+    if autocast_enabled(device_type):
+        input, weight, bias = autocast_operands(device_type, input, weight, bias)  # type: ignore[assignment]
+    if input.dim() == 3:
+        input = input.unsqueeze(0)
+    algorithm = settings.get_algorithm() if algorithm is None else algorithm
+    precision = settings.get_float32_precision()
+    problem = _problem(input, weight, bias, stride, padding, dilation, activation, algorithm, precision)
+    checks.name("backend", backend, NAMES)
+    chosen = select(problem, backend)
+    why = {pass_: reasons(replace(problem, pass_=pass_)) for pass_ in PASSES}
+    # The forward's backend decides for the backward passes too; a raw op without a kernel there runs on torch.
+    by_pass = {p: chosen.name if p == "fwd" or why[p][chosen.name] is None else "torch" for p in PASSES}
+    return Explanation(problem, by_pass, why, _notes(problem, chosen))
+
+
+def _notes(problem: Problem, chosen: Backend) -> tuple[str, ...]:
+    notes = []
+    if chosen.name == "torch":
+        direct = "; algorithm='direct' cannot be asked of it" if problem.algorithm == "direct" else ""
+        notes.append(f"torch's convolution chooses its own algorithm{direct}")
+    if problem.device_type == "cuda":
+        if not _ext.CUDA_OPS:
+            notes.append("this build has no CUDA kernels: CUDA tensors go to torch, the raw ops too")
+        if problem.dtype == torch.float32 and chosen.name == "torch":
+            notes.append("float32 precision follows torch.backends.cudnn.allow_tf32, not set_float32_precision")
+    if problem.device_type == "cpu":
+        if chosen.name == "cpu":
+            notes.append(f"CPU instruction set: {_ext.cpu_isa()}")
+        if problem.dtype == torch.float32 and problem.precision != "ieee":
+            notes.append(f"precision {problem.precision!r} has no effect on CPU: float32 is computed in ieee float32")
+    if chosen.name == "cuda":
+        notes.append("channels_last tensors are copied to NCHW and back")
+    if chosen.name in ("cpu", "cuda") and problem.dtype in (torch.float16, torch.bfloat16):
+        notes.append("half types accumulate in float32 and round once")
+    return tuple(notes)
