@@ -1,0 +1,184 @@
+"""`DepthwiseConv2dLarge`: the depthwise convolution as a module that is an `nn.Conv2d`.
+
+Everything that looks at a layer from outside (state dicts, initialisers, optimizers, hooks, `isinstance` checks,
+pickles) sees an `nn.Conv2d`; only the arithmetic goes another way, through `replknet_ext.functional`.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from . import checks
+from .functional import depthwise_conv2d
+
+__all__ = ["DepthwiseConv2dLarge", "why_not_convertible"]
+
+
+class DepthwiseConv2dLarge(nn.Conv2d):
+    """Depthwise 2-D convolution: an `nn.Conv2d(channels, channels, ..., groups=channels)` on fast kernels.
+
+    State dict, initialisation (the same random numbers for the same seed), printing, copying, pickling, `device` and
+    `dtype` are those of `nn.Conv2d`. Stride 1 with dilation 1 runs on this package's kernels for every kernel size;
+    other strides and dilations give the same result through torch.
+
+    Args:
+        channels: number of input and of output channels.
+        kernel_size: K or (Kh, Kw), each at least 1, odd or even.
+        padding: zeros on each side, an int or (vertical, horizontal); "same" keeps H and W (for an even K the extra
+            row and column go below and to the right, as in `nn.Conv2d`); "valid" pads nothing.
+        bias: adds a learnable bias of shape (channels,).
+        stride, dilation, padding_mode: as in `nn.Conv2d`; "same" needs stride 1.
+        activation: "none", "relu" or "gelu" (the erf form), applied to the output inside the kernel.
+        algorithm: "auto", "direct" or None for the process-wide setting; see `replknet_ext.depthwise_conv2d`.
+        backend: "auto" or the name of one backend.
+        device, dtype: where and as what the parameters are made.
+
+    Shape:
+        input (N, channels, H, W) or (channels, H, W); output (N, channels, Ho, Wo) or (channels, Ho, Wo) in the
+        input's dtype and memory format. weight (channels, 1, Kh, Kw), bias (channels,).
+
+    Raises:
+        TypeError: a size is not an int.
+        ValueError: a size or padding out of range, an unknown activation, padding name or padding mode.
+    """
+
+    kernel_size: tuple[int, int]
+    stride: tuple[int, int]
+    dilation: tuple[int, int]
+    padding: tuple[int, int] | str
+
+    # Defaults on the class: a pickle or a swapped-in module that lacks them still has them.
+    activation: str = "none"
+    algorithm: str | None = None
+    backend: str = "auto"
+
+    def __init__(
+        self,
+        channels: int,
+        kernel_size: int | tuple[int, int],
+        padding: int | tuple[int, int] | str = "same",
+        bias: bool = True,
+        *,
+        stride: int | tuple[int, int] = 1,
+        dilation: int | tuple[int, int] = 1,
+        padding_mode: str = "zeros",
+        activation: str = "none",
+        algorithm: str | None = None,
+        backend: str = "auto",
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        if isinstance(channels, bool) or not isinstance(channels, int):
+            raise TypeError(f"channels must be an int; got {channels!r}")
+        if channels < 1:
+            raise ValueError(f"channels must be >= 1; got {channels}")
+        kernel_size = checks.pair("kernel_size", kernel_size, 1)
+        checks.geometry(stride, padding, dilation, kernel_size)
+        checks.name("activation", activation, checks.ACTIVATIONS)
+        if algorithm is not None:
+            checks.name("algorithm", algorithm, checks.ALGORITHMS)
+        super().__init__(
+            channels,
+            channels,
+            kernel_size,
+            stride=stride,
+            padding=padding,
+            dilation=dilation,
+            groups=channels,
+            bias=bias,
+            padding_mode=padding_mode,  # type: ignore[arg-type]  # nn.Conv2d checks the name
+            device=device,
+            dtype=dtype,
+        )
+        self.activation = activation
+        self.algorithm = algorithm
+        self.backend = backend
+
+    def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        padding: int | tuple[int, int] | str = self.padding
+        if self.padding_mode != "zeros":
+            input = nn.functional.pad(input, self._reversed_padding_repeated_twice, mode=self.padding_mode)
+            padding = 0
+        return depthwise_conv2d(
+            input,
+            weight,
+            bias,
+            self.stride,
+            padding,
+            self.dilation,
+            activation=self.activation,
+            algorithm=self.algorithm,
+            backend=self.backend,
+        )
+
+    def extra_repr(self) -> str:
+        text: str = super().extra_repr()
+        for name in ("activation", "algorithm", "backend"):
+            value = getattr(self, name)
+            if value != getattr(DepthwiseConv2dLarge, name):
+                text += f", {name}={value}"
+        return text
+
+    @classmethod
+    def from_conv2d(
+        cls,
+        conv: nn.Conv2d,
+        *,
+        activation: str = "none",
+        algorithm: str | None = None,
+        backend: str = "auto",
+    ) -> DepthwiseConv2dLarge:
+        """A new module over the parameters of `conv`: the same Parameter objects, so optimizers keep working.
+
+        Training flag, `requires_grad` and hooks come along. The hook tables are shared: a handle returned earlier
+        removes its hook from both modules, and hook-based weight norm, spectral norm and pruning go on working.
+
+        Raises:
+            TypeError: `conv` is not an `nn.Conv2d`.
+            ValueError: `conv` cannot be taken over (not depthwise, a subclass, parametrized, ...); says why.
+        """
+        if not isinstance(conv, nn.Conv2d):
+            raise TypeError(f"conv must be an nn.Conv2d; got {type(conv).__name__}")
+        reason = why_not_convertible(conv)
+        if reason is not None:
+            raise ValueError(f"conv cannot become a {cls.__name__}: {reason}")
+        checks.name("activation", activation, checks.ACTIVATIONS)
+        if algorithm is not None:
+            checks.name("algorithm", algorithm, checks.ALGORITHMS)
+        module = cls.__new__(cls)
+        module.__dict__.update(conv.__dict__)
+        # Tables of its own for what a module owns: assigning a parameter here must not change `conv`.
+        for table in ("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set"):
+            module.__dict__[table] = conv.__dict__[table].copy()
+        module.activation = activation
+        module.algorithm = algorithm
+        module.backend = backend
+        return module
+
+
+def why_not_convertible(conv: nn.Module) -> str | None:
+    """The reason why `conv` cannot be run as a `DepthwiseConv2dLarge` instead, or None when it can.
+
+    Only exact `nn.Conv2d` instances are: a subclass may compute something else (timm's Conv2dSame pads by itself).
+    """
+    if not isinstance(conv, nn.Conv2d):
+        return f"{type(conv).__name__} is not an nn.Conv2d"
+    channels, multiplier = conv.in_channels, conv.out_channels // conv.in_channels
+    if conv.groups != channels:
+        return f"not depthwise (in_channels={channels}, out_channels={conv.out_channels}, groups={conv.groups})"
+    if isinstance(conv, DepthwiseConv2dLarge):
+        return "already a DepthwiseConv2dLarge"
+    if multiplier != 1:
+        return f"channel multiplier {multiplier}: the kernels make one output channel for each input channel"
+    if parametrize.is_parametrized(conv):
+        names = ", ".join(conv.parametrizations)  # type: ignore[arg-type]  # a ModuleDict
+        return f"parametrized ({names}): remove the parametrization first, or parametrize after the swap"
+    if type(conv) is not nn.Conv2d:
+        return f"{type(conv).__module__}.{type(conv).__qualname__} is a subclass and may compute something else"
+    if "forward" in conv.__dict__ or "_conv_forward" in conv.__dict__:
+        return "its forward is overridden on the instance"
+    if conv.weight.dtype not in checks.DTYPES:
+        return f"weight dtype {conv.weight.dtype} is not supported by the kernels"
+    return None

@@ -1,0 +1,69 @@
+"""`depthwise_conv2d_implicit_gemm`, the module name that UniRepLKNet, SLaK and OverLoCK import."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+
+import pytest
+import torch
+from torch import nn
+
+from depthwise_conv2d_implicit_gemm import DepthWiseConv2dImplicitGEMM
+from replknet_ext import DepthwiseConv2dLarge
+
+
+@pytest.mark.parametrize("kernel", [13, (13, 13), (51, 5), [5, 51], 1])
+@pytest.mark.parametrize("bias", [False, True])
+def test_is_the_convolution_it_says(kernel, bias):
+    torch.manual_seed(0)
+    module = DepthWiseConv2dImplicitGEMM(6, kernel, bias=bias)
+    torch.manual_seed(0)
+    # What merging code does: rebuild a plain convolution from what the layer says of itself.
+    plain = nn.Conv2d(
+        module.in_channels,
+        module.out_channels,
+        module.kernel_size,
+        stride=module.stride,
+        padding=module.padding,
+        dilation=module.dilation,
+        groups=module.groups,
+        bias=bias,
+    )
+    assert isinstance(module, DepthwiseConv2dLarge)
+    assert list(module.state_dict()) == list(plain.state_dict())
+    assert torch.equal(module.weight, plain.weight)
+    assert module.padding == tuple(k // 2 for k in module.kernel_size)
+    x = torch.randn(2, 6, 11, 14, dtype=torch.float64)
+    torch.testing.assert_close(module.double()(x), plain.double()(x), rtol=1e-12, atol=1e-12)
+    assert module(x).shape == x.shape
+
+
+def test_bias_is_off_by_default():
+    assert DepthWiseConv2dImplicitGEMM(4, 7).bias is None
+
+
+@pytest.mark.parametrize("kernel", [4, (5, 4), (4, 5)])
+def test_even_kernels_are_refused(kernel):
+    with pytest.raises(ValueError, match="kernel must be odd"):
+        DepthWiseConv2dImplicitGEMM(4, kernel)
+
+
+def test_copies_and_pickles():
+    module = DepthWiseConv2dImplicitGEMM(4, (7, 3), bias=True)
+    x = torch.randn(1, 4, 9, 9)
+    for clone in (copy.deepcopy(module), pickle.loads(pickle.dumps(module))):
+        assert type(clone) is DepthWiseConv2dImplicitGEMM
+        assert torch.equal(clone(x), module(x))
+
+
+def test_whole_modules_pickled_from_the_original_class():
+    """They recorded padding 0, and nothing of ours, though the layer padded by K // 2."""
+    module = DepthWiseConv2dImplicitGEMM(4, (7, 3))
+    state = {k: v for k, v in module.__dict__.items() if k not in ("activation", "algorithm", "backend")}
+    state["padding"] = (0, 0)
+    old = DepthWiseConv2dImplicitGEMM.__new__(DepthWiseConv2dImplicitGEMM)
+    old.__setstate__(state)
+    assert old.padding == (3, 1)
+    x = torch.randn(1, 4, 9, 9)
+    assert torch.equal(old(x), module(x))
