@@ -9,6 +9,9 @@
 #include "cpu/cpu.h"
 #ifdef REPLKNET_EXT_WITH_CUDA
 #include "cuda/dwconv2d_cuda.h"
+#define REPLKNET_EXT_CUDA_OPS "\"dwconv2d\", \"dwconv2d_backward_input\""
+#else
+#define REPLKNET_EXT_CUDA_OPS ""
 #endif
 
 // From setup.py's flags.
@@ -25,7 +28,8 @@ std::string cpu_isa() { return cpu::isa().name; }
 // JSON: what this binary holds. Read by replknet_ext._ext.
 std::string build_info() {
   return std::string("{\"torch_target\": \"2.11\", \"compiler\": \"") + __VERSION__ + "\", \"cuda_toolkit\": \"" +
-         REPLKNET_EXT_CUDA_TOOLKIT + "\", \"cuda_archs\": \"" + REPLKNET_EXT_CUDA_ARCHS + "\", \"cuda_ops\": []}";
+         REPLKNET_EXT_CUDA_TOOLKIT + "\", \"cuda_archs\": \"" + REPLKNET_EXT_CUDA_ARCHS + "\", \"cuda_ops\": [" +
+         REPLKNET_EXT_CUDA_OPS + "]}";
 }
 
 // JSON: the GPUs that the CUDA runtime in this binary sees, with what decides which kernels they can run.
@@ -44,19 +48,25 @@ std::string cuda_devices() {
 }  // namespace
 }  // namespace replknet_ext
 
+#define REPLKNET_EXT_FWD                                                                                      \
+  "(Tensor input, Tensor weight, Tensor? bias, int[4] padding, str activation, str precision, str algorithm, " \
+  "int variant) -> Tensor"
+#define REPLKNET_EXT_BWD_INPUT \
+  "(Tensor grad_output, Tensor weight, int[4] padding, str precision, str algorithm, int variant) -> Tensor"
+
 STABLE_TORCH_LIBRARY(replknet_ext, m) {
-  m.def(
-      "dwconv2d(Tensor input, Tensor weight, Tensor? bias, int[4] padding, str activation, str precision, "
-      "str algorithm, int variant) -> Tensor");
-  m.def(
-      "dwconv2d_backward_input(Tensor grad_output, Tensor weight, int[4] padding, str precision, str algorithm, "
-      "int variant) -> Tensor");
+  m.def("dwconv2d" REPLKNET_EXT_FWD);
+  m.def("dwconv2d_backward_input" REPLKNET_EXT_BWD_INPUT);
   m.def(
       "dwconv2d_backward_weight(Tensor grad_output, Tensor input, int[4] padding, str precision, str algorithm, "
       "int variant) -> Tensor");
+  // What cuda_ops.cpp hands problems to that its kernels do not cover; replknet_ext.ops defines them with torch.
+  m.def("_torch_dwconv2d" REPLKNET_EXT_FWD);
+  m.def("_torch_dwconv2d_backward_input" REPLKNET_EXT_BWD_INPUT);
   m.def("_cpu_isa() -> str");
   m.def("_build_info() -> str");
   m.def("_cuda_devices() -> str");
+  m.def("_cuda_plan(int[] sizes, str dtype, int[] limits, int variant) -> str");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(replknet_ext, CompositeExplicitAutograd, m) {

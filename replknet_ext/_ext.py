@@ -6,10 +6,12 @@ Python and torch does the work. A present but broken extension is reported by a 
 
 from __future__ import annotations
 
+import functools
 import importlib
 import json
 import sys
 import warnings
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -59,3 +61,27 @@ def cpu_isa() -> str | None:
 
 #: Raw ops with CUDA kernels in this build.
 CUDA_OPS: frozenset[str] = frozenset(build_info().get("cuda_ops", ()))
+
+
+@functools.cache
+def cuda_devices() -> tuple[dict[str, int], ...]:
+    """Capability and limits of the GPUs that the extension's CUDA runtime sees, by device index."""
+    return tuple(json.loads(torch.ops.replknet_ext._cuda_devices())) if HAS_EXT else ()
+
+
+def cuda_plan(sizes: Sequence[int], dtype: torch.dtype, limits: dict[str, int], variant: int = -1) -> dict[str, Any]:
+    """How the CUDA kernels would launch on a device with ``limits`` (an entry of `cuda_devices`); needs no GPU.
+
+    Args:
+        sizes: n, c, h, w, kh, kw, ho, wo, pad_top, pad_left of the convolution that runs.
+        dtype: float16 or bfloat16.
+        limits: capability (90 is 9.0), multiprocessors, shared_per_block and shared_per_sm in bytes.
+        variant: number of a kernel variant, -1 for the planner's choice.
+
+    Returns:
+        The plan, or {"unsupported": reason}.
+    """
+    numbers = [limits[key] for key in ("capability", "multiprocessors", "shared_per_block", "shared_per_sm")]
+    name = str(dtype).removeprefix("torch.")
+    plan: dict[str, Any] = json.loads(torch.ops.replknet_ext._cuda_plan(list(sizes), name, numbers, variant))
+    return plan

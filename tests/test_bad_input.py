@@ -203,10 +203,19 @@ def test_cuda_backend_is_honest(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_ext, "CUDA_OPS", frozenset())
     assert cuda.supports(problem(device_type="cuda")) == "the extension was built without CUDA kernels"
     monkeypatch.setattr(_ext, "CUDA_OPS", frozenset({"dwconv2d"}))
-    assert cuda.supports(problem(device_type="cuda")) is None
-    assert "bwd_weight" in str(cuda.supports(problem(device_type="cuda", pass_="bwd_weight")))
+    half = torch.bfloat16
+    assert cuda.supports(problem(device_type="cuda", dtype=half)) is None
+    assert "bwd_weight" in str(cuda.supports(problem(device_type="cuda", dtype=half, pass_="bwd_weight")))
+    assert "float32" in str(cuda.supports(problem(device_type="cuda")))
     assert "float64" in str(cuda.supports(problem(device_type="cuda", dtype=torch.float64)))
-    assert "stride" in str(cuda.supports(problem(device_type="cuda", geometry=Geometry((2, 2), (0, 0, 0, 0), (1, 1)))))
+    strided = Geometry((2, 2), (0, 0, 0, 0), (1, 1))
+    assert "stride" in str(cuda.supports(problem(device_type="cuda", dtype=half, geometry=strided)))
+    hopper = {"capability": 90, "multiprocessors": 132, "shared_per_block": 227 << 10, "shared_per_sm": 228 << 10}
+    turing = {"capability": 75, "multiprocessors": 40, "shared_per_block": 64 << 10, "shared_per_sm": 64 << 10}
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)
+    monkeypatch.setattr(_ext, "cuda_devices", lambda: (hopper, turing))
+    if _ext.build_info().get("cuda_ops"):
+        assert "8.0" in str(cuda.supports(problem(device_type="cuda", dtype=half)))
     monkeypatch.setattr(_ext, "WHY_NOT", "no extension here")
     assert cuda.supports(problem(device_type="cuda")) == "no extension here"
 

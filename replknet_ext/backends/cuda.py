@@ -28,7 +28,7 @@ class CudaBackend:
             return f"the extension has no CUDA kernel for the pass {problem.pass_}"
         if problem.dtype not in (torch.float16, torch.bfloat16):
             return f"the CUDA kernels take float16 and bfloat16, not {str(problem.dtype).removeprefix('torch.')}"
-        return outside_raw_ops(problem)
+        return outside_raw_ops(problem) or _refused_by_planner(problem)
 
     def run(
         self, input: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry,
@@ -37,3 +37,18 @@ class CudaBackend:
         """See `Backend.run`."""
         run = torch.ops.replknet_ext.dwconv2d.default
         return run(input, weight, bias, geometry.padding, activation, precision, algorithm, -1)  # type: ignore[no-any-return]
+
+
+def _refused_by_planner(problem: Problem) -> str | None:
+    """Why no kernel runs this forward problem on the current device, or None."""
+    if torch.compiler.is_compiling():  # Dynamo can't trace the query; the op hands to torch what it does not cover
+        return None
+    devices = _ext.cuda_devices()
+    if not devices:  # asked about a GPU on a machine that has none
+        return None
+    n, c, h, w = problem.input_shape
+    kh, kw = problem.weight_shape[2:]
+    top, bottom, left, right = problem.geometry.padding
+    sizes = (n, c, h, w, kh, kw, h + top + bottom - kh + 1, w + left + right - kw + 1, top, left)
+    reason: str | None = _ext.cuda_plan(sizes, problem.dtype, devices[torch.cuda.current_device()]).get("unsupported")
+    return reason

@@ -175,7 +175,8 @@ class RepLKBlock(nn.Module, Reparameterizable):
         if self.large_kernel.activation != "relu" or _is_observed(self.lk_nonlinear):
             out = self.lk_nonlinear(out)
         out = self.pw2(out)
-        return x + self.drop_path(out)
+        out = x + self.drop_path(out)
+        return out
 
     def reparameterize(self) -> Self:
         """Merges `large_kernel` and lets it apply the ReLU; a no-op when merged."""
@@ -211,7 +212,8 @@ class ConvFFN(nn.Module):
         out = self.pw1(out)
         out = self.nonlinear(out)
         out = self.pw2(out)
-        return x + self.drop_path(out)
+        out = x + self.drop_path(out)
+        return out
 
 
 class RepLKNetStage(nn.Module):
