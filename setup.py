@@ -120,7 +120,9 @@ def extension_arguments() -> dict:
 
     folders = ["csrc", "csrc/cpu", *(["csrc/cuda"] if home else [])]
     sources = [str(p.relative_to(ROOT)) for folder in folders for p in sorted((ROOT / folder).glob("*.cpp"))]
-    depends = [str(p.relative_to(ROOT)) for p in (ROOT / "csrc").rglob("*") if p.suffix in (".h", ".inc", ".cuh", ".cu")]
+    depends = [
+        str(p.relative_to(ROOT)) for p in (ROOT / "csrc").rglob("*") if p.suffix in (".h", ".inc", ".cuh", ".cu")
+    ]
     extension = CppExtension(
         "replknet_ext._C",
         sources,

@@ -216,5 +216,6 @@ def dwconv2d(
         (N, C, Ho, Wo) in the memory format of input.
     """
     # A traced Function is a Python object that TorchScript can't save.
-    run = RAW.fwd if torch.compiler.is_compiling() or torch.jit.is_tracing() else _call_fwd
+    traced = torch.compiler.is_compiling() or torch.jit.is_tracing()  # type: ignore[attr-defined]
+    run = RAW.fwd if traced else _call_fwd
     return run(input, weight, bias, padding, activation, precision, algorithm, variant)

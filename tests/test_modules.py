@@ -6,6 +6,7 @@ import copy
 import io
 import pickle
 import warnings
+from pathlib import Path
 
 import pytest
 import torch
@@ -231,3 +232,11 @@ def test_parametrizations_apply_to_the_module():
     x = torch.randn(1, 4, 8, 8)
     expected = F.conv2d(x.double(), module.weight.double(), module.bias.double(), padding=2, groups=4)
     assert relative_error(module(x), expected) < 1e-5
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::torch.jit.TracerWarning")
+def test_jit_trace_with_gradients_enabled(tmp_path: Path) -> None:
+    module = DepthwiseConv2dLarge(4, 7)
+    torch.jit.trace(module, torch.randn(1, 4, 9, 9)).save(tmp_path / "traced.pt")
+    x = torch.randn(2, 4, 9, 9)
+    assert torch.equal(torch.jit.load(tmp_path / "traced.pt")(x), module(x))

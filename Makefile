@@ -1,0 +1,78 @@
+# Every target sets up .venv by itself; a fresh clone needs Python (3.10 or later, with venv) and a C++ compiler.
+#
+#   PYTHON   the interpreter that .venv is made from
+#   TORCH    what pip installs as torch: a requirement, or the path of a wheel
+#   WORKERS  processes that run the tests
+#
+# CUDA kernels take minutes to compile, so .venv gets them only where nvidia-smi lists a GPU; REPLKNET_EXT_SKIP_CUDA=0 or
+# REPLKNET_EXT_FORCE_CUDA=1 asks for them. `make wheel` builds them wherever a CUDA toolkit is found.
+
+PYTHON  ?= python3
+TORCH   ?= torch==2.13.0
+WORKERS ?= 2
+
+VENV    := .venv
+BIN     := $(VENV)/bin
+PIP     := $(BIN)/python -m pip --disable-pip-version-check
+GPU     := $(or $(filter-out 0,$(REPLKNET_EXT_FORCE_CUDA)),$(shell nvidia-smi -L 2>/dev/null | head -n 1))
+NO_CUDA := $(or $(REPLKNET_EXT_SKIP_CUDA),$(if $(GPU),0,1))
+SOURCES := setup.py pyproject.toml MANIFEST.in $(shell find csrc -type f 2>/dev/null)
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help demo test bench lint format wheel clean distclean FORCE
+
+help: ## this list
+	@echo "make TARGET [PYTHON=$(PYTHON)] [TORCH='$(TORCH)'] [WORKERS=$(WORKERS)]"
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  \1\t/' | expand -t 16
+
+demo: $(VENV)/.ready ## a real network on real photos, a RepLKNet trained and merged, latencies (under 5 minutes)
+	$(BIN)/python -m examples.demo
+
+test: $(VENV)/.ready ## the whole test suite (under 10 minutes)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup $(PYTEST_ARGS)
+
+bench: $(VENV)/.ready ## measures into benchmarks/results, draws, refreshes the tables of README.md; fails below the promises
+	$(BIN)/python -m benchmarks.cpu_ops --check $(BENCH_ARGS)
+	$(BIN)/python -m benchmarks.plot
+	$(BIN)/python -m benchmarks.readme
+
+lint: $(VENV)/.ready ## ruff (rules and format) and mypy
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(VENV)/.ready ## lets ruff rewrite the Python files
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+wheel: $(VENV)/.ready ## dist/*.whl, for every Python from 3.10 and every torch from 2.11 on
+	$(PIP) wheel --no-build-isolation --no-deps --wheel-dir dist .
+
+clean: ## removes what was built, keeps .venv
+	rm -rf build dist demo_output *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -f replknet_ext/*.so $(VENV)/.ready
+	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +
+
+distclean: clean ## removes .venv too
+	rm -rf $(VENV)
+
+# Holds what .venv was made for. Another Python or torch starts a fresh .venv; otherwise the file stays as it is, and
+# so does all that depends on it.
+$(VENV)/.choice: FORCE
+	@choice="$$($(PYTHON) -c 'import sys; print(sys.version.split()[0])') $(TORCH)"; \
+	if [ "$$(cat $@ 2>/dev/null)" != "$$choice" ]; then \
+	  echo "making $(VENV) for Python $$choice"; \
+	  $(PYTHON) -m venv --clear $(VENV) && printf '%s\n' "$$choice" > $@; \
+	fi
+
+# torch goes first and by itself: the package is built against it and then finds its requirement met.
+$(VENV)/.torch: $(VENV)/.choice
+	@echo "installing $(TORCH) (a large download)"
+	@$(PIP) install --quiet --progress-bar off "$(TORCH)" "setuptools>=77" wheel ninja
+	@touch $@
+
+$(VENV)/.ready: $(VENV)/.torch $(SOURCES)
+	@echo "building replknet_ext and installing what demo, tests and lint need"
+	@REPLKNET_EXT_SKIP_CUDA=$(NO_CUDA) $(PIP) install --quiet --progress-bar off --no-build-isolation --editable ".[dev]"
+	@touch $@

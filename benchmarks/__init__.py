@@ -1,0 +1,1 @@
+"""Benchmarks of replknet_ext. Run them from the repository's root: `python -m benchmarks.cpu_ops`."""

@@ -1,0 +1,250 @@
+"""The measuring tools that every benchmark here shares.
+
+* `interleave` times candidates A/B/A/B in one process, so that a slow minute of the machine hits all of them.
+* `trace` and `require_ops` prove from torch's own profiler which operators a call ran: a baseline that silently
+  runs our kernel, or the other way round, is refused.
+* `relative_error` with `require_close` refuses to time an output that is wrong.
+* `metadata` and `write_json` record where and how a number was measured; ratios mean something only within one file.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import re
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = Path(__file__).resolve().parent / "results"
+
+
+class BenchmarkError(RuntimeError):
+    """A measurement that must not be published: a wrong result, or not the operator it claims to be."""
+
+
+@dataclass
+class Candidate:
+    """One thing to time: `run` is called with no arguments, again and again."""
+
+    name: str
+    run: Callable[[], Any]
+
+
+@dataclass
+class Timing:
+    """Samples of one candidate in milliseconds a call; every sample is the mean of `calls` calls in a row."""
+
+    name: str
+    calls: int
+    samples: list[float] = field(default_factory=list)
+
+    @property
+    def median(self) -> float:
+        return statistics.median(self.samples)
+
+    def percentile(self, q: float) -> float:
+        """Linear interpolation between the sorted samples; `q` in [0, 100]."""
+        ordered = sorted(self.samples)
+        position = (len(ordered) - 1) * q / 100
+        low = int(position)
+        high = min(low + 1, len(ordered) - 1)
+        return ordered[low] + (ordered[high] - ordered[low]) * (position - low)
+
+    def as_dict(self) -> dict[str, Any]:
+        """What goes into the JSON file: milliseconds, four significant digits."""
+        values = {"median_ms": self.median, "p10_ms": self.percentile(10), "p90_ms": self.percentile(90)}
+        rounded: dict[str, Any] = {key: float(f"{value:.4g}") for key, value in values.items()}
+        return {**rounded, "samples": len(self.samples), "calls_per_sample": self.calls}
+
+
+def interleave(
+    candidates: Sequence[Candidate],
+    *,
+    rounds: int = 15,
+    min_rounds: int = 3,
+    sample_seconds: float = 0.02,
+    budget_seconds: float = 5.0,
+    warm: Mapping[str, float] | None = None,
+    on_sample: Callable[[], None] | None = None,
+) -> dict[str, Timing]:
+    """Times all candidates in turn, round after round, in one process.
+
+    Args:
+        candidates: what to time; names must differ.
+        rounds: samples of a candidate that fits its budget.
+        min_rounds: samples of a candidate that does not.
+        sample_seconds: short calls are repeated within a sample until about this long.
+        budget_seconds: time for one candidate; a slow one takes part in fewer rounds, spread over all of them.
+        warm: seconds of a call that has been made already (name -> seconds). Where that was long, it was the warm-up:
+            calls of seconds are not wasted.
+        on_sample: called after each sample, for a progress bar.
+
+    Returns:
+        Name -> Timing. Two untimed calls warm up each candidate, and one more its caches before each short sample.
+    """
+    if len({candidate.name for candidate in candidates}) != len(candidates):
+        raise ValueError("candidates need different names")
+    timings: dict[str, Timing] = {}
+    takes: dict[str, set[int]] = {}
+    for candidate in candidates:
+        seconds = (warm or {}).get(candidate.name, 0.0)
+        if seconds < 10 * sample_seconds:
+            candidate.run()
+            start = time.perf_counter()
+            candidate.run()
+            seconds = time.perf_counter() - start
+        calls = max(1, min(1000, int(sample_seconds / max(seconds, 1e-7))))
+        timings[candidate.name] = Timing(candidate.name, calls)
+        affordable = int(budget_seconds / max(seconds, sample_seconds))
+        count = min(rounds, max(min_rounds, affordable))
+        takes[candidate.name] = {index * rounds // count for index in range(count)}
+    for index in range(rounds):
+        for candidate in candidates:
+            if index not in takes[candidate.name]:
+                continue
+            timing = timings[candidate.name]
+            if timing.calls > 1:
+                candidate.run()
+            start = time.perf_counter()
+            for _ in range(timing.calls):
+                candidate.run()
+            timing.samples.append((time.perf_counter() - start) / timing.calls * 1e3)
+            if on_sample is not None:
+                on_sample()
+    return timings
+
+
+@dataclass
+class Trace:
+    """One call under torch's profiler: result, seconds, and how often it ran each operator (`namespace::op`)."""
+
+    result: Any
+    seconds: float
+    ops: Counter[str]
+
+
+def trace(run: Callable[[], Any]) -> Trace:
+    """Calls `run` once and records what torch's dispatcher ran."""
+    os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # the profiler else reports its own start and stop on stderr
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        start = time.perf_counter()
+        result = run()
+        seconds = time.perf_counter() - start
+    events = {event.key: event.count for event in profile.key_averages()}
+    ops = Counter({key: count for key, count in events.items() if re.fullmatch(r"\w+::\w+", key)})
+    return Trace(result, seconds, ops)
+
+
+def require_ops(ops: Iterable[str], *, name: str, need: str, forbid: str) -> None:
+    """Raises BenchmarkError unless an operator matches `need` and none matches `forbid` (regular expressions)."""
+    seen = sorted(ops)
+    if not any(re.search(need, op) for op in seen):
+        raise BenchmarkError(f"{name} did not run {need!r}; it ran {seen}")
+    wrong = [op for op in seen if re.search(forbid, op)]
+    if wrong:
+        raise BenchmarkError(f"{name} also ran {wrong}")
+
+
+def relative_error(output: Tensor, reference: Tensor) -> float:
+    """The larger of ||output - reference|| / ||reference|| and the same with the maximum norm, in float64.
+
+    The first sees a small error everywhere, the second a large one in a single place; infinite if a value is NaN.
+    """
+    difference, exact = output.double() - reference.double(), reference.double()
+    errors = [float(difference.norm(p=p) / exact.norm(p=p)) for p in (2, float("inf"))]
+    return max(errors) if all(error == error for error in errors) else float("inf")
+
+
+def require_close(output: Tensor, reference: Tensor, *, name: str, limit: float) -> float:
+    """The relative error, or BenchmarkError if shape or values disagree with the reference."""
+    if output.shape != reference.shape:
+        raise BenchmarkError(f"{name}: shape {tuple(output.shape)} instead of {tuple(reference.shape)}")
+    error = relative_error(output, reference)
+    if not error <= limit:
+        raise BenchmarkError(f"{name}: relative error {error:.1e} is over {limit:.1e}; a wrong result is not timed")
+    return error
+
+
+def cpu_name() -> str:
+    """The processor's own name, e.g. from /proc/cpuinfo."""
+    try:
+        match = re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
+    except OSError:
+        match = None
+    return match.group(1).strip() if match else platform.processor() or platform.machine()
+
+
+def _commit() -> str:
+    """Short hash of the checkout, with "+changes" if files differ from it; "unknown" outside of git."""
+
+    def git(*arguments: str) -> str:
+        done = subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=True, timeout=10)
+        return done.stdout.strip()
+
+    try:
+        revision = git("rev-parse", "--short=12", "HEAD")
+        # Result files and the tables made from them change in the very run that writes them.
+        changed = git("status", "--porcelain", "--untracked-files=no", "--", ".", ":!benchmarks/results", ":!README.md")
+    except (OSError, subprocess.SubprocessError):
+        return "unknown"
+    return revision + ("+changes" if changed else "")
+
+
+def metadata() -> dict[str, Any]:
+    """Machine, versions, commit and command of this run."""
+    import replknet_ext
+
+    module = sys.modules["__main__"].__spec__
+    program = f"python -m {module.name}" if module is not None else f"python {Path(sys.argv[0]).name}"
+    isa = torch.ops.replknet_ext._cpu_isa() if replknet_ext.HAS_EXT else "no extension"
+    return {
+        "date": datetime.now(timezone.utc).strftime("%Y-%m-%d"),
+        "command": " ".join([program, *sys.argv[1:]]),
+        "commit": _commit(),
+        "cpu": cpu_name(),
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "torch_cpu_capability": torch.backends.cpu.get_cpu_capability(),
+        "kernel_isa": isa,
+        "system": f"{platform.system()} {platform.machine()}",
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "replknet_ext": replknet_ext.__version__,
+    }
+
+
+def describe(meta: dict[str, Any]) -> str:
+    """One line for captions and tables: machine, threads, versions."""
+    return (
+        f"{meta['cpu']}, {meta['threads']} threads, kernels: {meta['kernel_isa']}; "
+        f"torch {meta['torch']}, replknet_ext {meta['replknet_ext']}, {meta['date']}, commit {meta['commit']}"
+    )
+
+
+def write_json(path: Path, payload: dict[str, Any]) -> None:
+    """Writes all or nothing: a reader never sees half a file, and an interrupted run leaves the old one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(descriptor, "w") as file:
+            json.dump(payload, file, indent=1)
+            file.write("\n")
+        os.chmod(temporary, 0o644)  # mkstemp's files are private
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise

@@ -1,0 +1,234 @@
+"""The benchmarks must refuse to publish what is wrong: these tests feed them wrong results and wrong operators."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+import replknet_ext
+from benchmarks import cpu_ops, harness, plot, readme
+from benchmarks.cpu_ops import OURS, PASSES, TORCH, Job, Layer, Problem, Promise
+from benchmarks.harness import BenchmarkError, Candidate
+
+TINY = Layer(channels=5, size=6, kernel=5)
+
+
+@pytest.fixture(scope="module")
+def rows() -> list[dict[str, Any]]:
+    return cpu_ops.measure([TINY], batch=2, rounds=2, budget_seconds=0.1)
+
+
+def test_interleave_takes_turns_and_counts() -> None:
+    order: list[str] = []
+
+    def fast() -> None:
+        order.append("fast")
+
+    def slow() -> None:
+        order.append("slow")
+        time.sleep(0.02)
+
+    candidates = [Candidate("fast", fast), Candidate("slow", slow)]
+    timings = harness.interleave(candidates, rounds=6, min_rounds=2, sample_seconds=1e-6, budget_seconds=0.06)
+    assert len(timings["fast"].samples) == 6
+    assert 2 <= len(timings["slow"].samples) <= 3
+    assert timings["slow"].median >= 20
+    assert timings["fast"].median < 5
+    measured = "".join(name[0] for name in order).lstrip("f").lstrip("s")  # without the warm-up
+    assert measured.count("s") == len(timings["slow"].samples)
+    assert "sfs" not in measured  # two samples of the slow one have several rounds of the fast one between them
+
+
+def test_interleave_does_not_repeat_a_slow_warm_up() -> None:
+    calls: list[int] = []
+    timings = harness.interleave(
+        [Candidate("slow", lambda: calls.append(1))], rounds=5, min_rounds=1, budget_seconds=1, warm={"slow": 30.0}
+    )
+    assert len(calls) == len(timings["slow"].samples) == 1
+
+
+def test_interleave_refuses_two_of_one_name() -> None:
+    with pytest.raises(ValueError, match="different names"):
+        harness.interleave([Candidate("a", int), Candidate("a", int)])
+
+
+def test_percentiles() -> None:
+    timing = harness.Timing("t", 1, [4.0, 1.0, 3.0, 2.0, 5.0])
+    assert (timing.percentile(0), timing.median, timing.percentile(100)) == (1.0, 3.0, 5.0)
+    assert timing.percentile(10) == pytest.approx(1.4)
+
+
+def test_trace_sees_which_kernel_ran() -> None:
+    x, w = torch.randn(1, 4, 9, 9), torch.randn(4, 1, 5, 5)
+    theirs = harness.trace(lambda: F.conv2d(x, w, padding=2, groups=4))
+    ours = harness.trace(lambda: replknet_ext.depthwise_conv2d(x, w, padding=2))
+    assert ours.ops["replknet_ext::dwconv2d"] == 1
+    assert not any("conv" in op for op in ours.ops if op.startswith("aten::"))
+    assert theirs.ops["aten::convolution"] == 1
+    assert "replknet_ext::dwconv2d" not in theirs.ops
+    torch.testing.assert_close(ours.result, theirs.result)
+
+
+@pytest.mark.parametrize("direction", PASSES)
+def test_a_baseline_that_runs_our_kernel_is_refused(direction: str) -> None:
+    problem = Problem(TINY, batch=1)
+    tensors = (problem.input, problem.grad, problem.weight)
+    disguised = Job("nn.Conv2d NCHW", problem._ours(direction, *tensors), TORCH, "NCHW")
+    with torch.no_grad(), pytest.raises(BenchmarkError, match=r"did not run '\^aten"):
+        cpu_ops.verify(problem, direction, [disguised])
+    disguised = Job("replknet_ext NCHW", problem._torch(direction, *tensors), OURS, "NCHW")
+    with torch.no_grad(), pytest.raises(BenchmarkError, match=r"did not run '\^replknet_ext::dwconv2d"):
+        cpu_ops.verify(problem, direction, [disguised])
+
+
+def test_a_fallback_inside_our_call_is_refused() -> None:
+    problem = Problem(TINY, batch=1)
+    ours = problem._ours("fwd", problem.input, problem.grad, problem.weight)
+    theirs = problem._torch("fwd", problem.input, problem.grad, problem.weight)
+
+    def both() -> torch.Tensor:
+        theirs()
+        return ours()
+
+    with torch.no_grad(), pytest.raises(BenchmarkError, match="also ran"):
+        cpu_ops.verify(problem, "fwd", [Job("replknet_ext NCHW", both, OURS, "NCHW")])
+
+
+@pytest.mark.parametrize("direction", PASSES)
+@pytest.mark.parametrize("damage", [0.01, float("nan")])
+def test_a_wrong_result_is_not_timed(direction: str, damage: float) -> None:
+    problem = Problem(Layer(channels=20, size=6, kernel=5), batch=1)
+    right, wrong = list(problem.jobs(direction))[:2]
+    assert (right.provider, wrong.provider) == (TORCH, OURS)
+    run = wrong.run
+
+    def damaged() -> torch.Tensor:
+        result: torch.Tensor = run()
+        # Channel 10 is not among those compared with float64, so only the comparison with torch sees it.
+        result.narrow(0 if direction == "bwd_weight" else 1, 10, 1).view(-1)[0] += damage
+        return result
+
+    wrong.run = damaged
+    with torch.no_grad(), pytest.raises(BenchmarkError, match="wrong result is not timed"):
+        cpu_ops.verify(problem, direction, [right, wrong])
+
+
+def test_measure_covers_every_pass_provider_and_layout(rows: list[dict[str, Any]]) -> None:
+    labels = {(row["pass"], row["provider"], row["layout"]) for row in rows}
+    assert len(rows) == len(labels) == 3 * 2 * 2
+    assert all(row["median_ms"] > 0 and row["p10_ms"] <= row["median_ms"] <= row["p90_ms"] for row in rows)
+    assert all(row["error"] < cpu_ops.ERROR_LIMIT for row in rows)
+    assert [(item.layer, item.direction) for item in cpu_ops.compare(rows)] == [("6x6 K5", name) for name in PASSES]
+
+
+def test_work_counts_only_taps_inside_the_image() -> None:
+    assert Layer(1, 6, 1).gflop(1) == pytest.approx(2e-9 * 36)
+    ones = F.conv2d(torch.ones(1, 1, 14, 14), torch.ones(1, 1, 27, 27), padding=13)
+    assert Layer(3, 14, 27).gflop(2) == pytest.approx(2e-9 * 3 * 2 * float(ones.sum()))
+
+
+def made_up(theirs: float, theirs_channels_last: float, ours: float) -> list[dict[str, Any]]:
+    values = {(TORCH, "NCHW"): theirs, (TORCH, "channels_last"): theirs_channels_last}
+    values |= {(OURS, "NCHW"): ours, (OURS, "channels_last"): ours}
+    return [
+        {
+            "layer": TINY.name,
+            "channels": TINY.channels,
+            "batch": 1,
+            "dtype": "float32",
+            "pass": "fwd",
+            "provider": provider,
+            "layout": layout,
+            "median_ms": value,
+        }
+        for (provider, layout), value in values.items()
+    ]
+
+
+def test_check_keeps_and_breaks_promises() -> None:
+    promise = Promise(TINY, "fwd", 40.0)
+    (kept,) = cpu_ops.check(made_up(400.0, 20.0, 10.0), [promise])
+    assert (kept["ratio"], kept["kept"]) == (40.0, True)
+    (broken,) = cpu_ops.check(made_up(399.0, 20.0, 10.0), [promise])
+    assert not broken["kept"]
+    with pytest.raises(BenchmarkError, match="bwd_weight was not measured"):
+        cpu_ops.check(made_up(1.0, 1.0, 1.0), [Promise(TINY, "bwd_weight", 1.0)])
+
+
+def test_best_layout_is_torchs_own_best() -> None:
+    (item,) = cpu_ops.compare(made_up(30.0, 20.0, 10.0))
+    assert (item.best, item.best_layout, item.vs_best, item.vs_default) == (20.0, "channels_last", 2.0, 3.0)
+    (item,) = cpu_ops.compare(made_up(15.0, 20.0, 30.0))
+    assert (item.best, item.best_layout, item.vs_best) == (15.0, "NCHW", 0.5)
+    assert (cpu_ops.times(0.5), cpu_ops.times(2.04), cpu_ops.times(41.6)) == ("0.50x", "2.0x", "42x")
+
+
+def test_json_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
+    path = tmp_path / "folder" / "result.json"
+    harness.write_json(path, {"a": 1})
+    with pytest.raises(TypeError):
+        harness.write_json(path, {"a": object()})
+    assert json.loads(path.read_text()) == {"a": 1}
+    assert [entry.name for entry in path.parent.iterdir()] == ["result.json"]
+
+
+def test_command_line_writes_results_that_say_where_they_come_from(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(cpu_ops, "REPLKNET_31B", (TINY,))
+    monkeypatch.setattr(
+        cpu_ops, "check", lambda rows: [{"layer": "l", "pass": "fwd", "at_least": 2.0, "ratio": 1.0, "kept": False}]
+    )
+    path = tmp_path / "out.json"
+    threads = str(torch.get_num_threads())
+    assert cpu_ops.main(["--rounds", "1", "--batch", "1", "--threads", threads, "--output", str(path)]) == 0
+    assert cpu_ops.main(["--rounds", "1", "--batch", "1", "--threads", threads, "--output", str(path), "--check"]) == 1
+    assert "NOT kept" in capsys.readouterr().out
+    payload = json.loads(path.read_text())
+    meta = payload["meta"]
+    assert meta["torch"] == torch.__version__
+    assert meta["kernel_isa"] in ("base", "avx2", "avx512")
+    assert meta["cores"] >= 1
+    assert all(meta[key] for key in ("date", "command", "commit", "cpu", "python", "replknet_ext"))
+
+
+def test_plot_is_a_picture(tmp_path: Path, rows: list[dict[str, Any]]) -> None:
+    path = tmp_path / "picture.png"
+    plot.draw(cpu_ops.report(rows), path)
+    data = path.read_bytes()
+    assert data.startswith(b"\x89PNG")
+    assert int.from_bytes(data[16:20], "big") >= 1200
+
+
+def test_readme_tables_are_those_of_the_results() -> None:
+    assert readme.main(["--check"]) == 0, "run: python -m benchmarks.readme"
+
+
+def test_readme_check_can_fail(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    copy = tmp_path / "README.md"
+    copy.write_text(f"before\n{readme.BEGIN}\nold figures\n{readme.END}\nafter\n")
+    monkeypatch.setattr(readme, "README", copy)
+    assert readme.main(["--check"]) == 1
+    assert readme.main([]) == 0
+    assert readme.main(["--check"]) == 0
+    text = copy.read_text()
+    assert text.startswith("before\n")
+    assert text.endswith("\nafter\n")
+    assert "old figures" not in text
+    with pytest.raises(ValueError, match="marker"):
+        readme.render("no markers", "tables")
+
+
+def test_stored_results_keep_the_promises() -> None:
+    """Each stored run that covers a promised layer reached it, and came from a clean, known commit of this project."""
+    for path in harness.RESULTS.glob("cpu_ops_*.json"):
+        payload = json.loads(path.read_text())
+        assert all(check["kept"] for check in payload["checks"]), path.name
+        assert all(check["kept"] for check in cpu_ops.check(payload["rows"])), path.name
+        assert payload["meta"]["commit"] != "unknown", path.name

@@ -1,0 +1,173 @@
+"""The package as strangers get it: source archive, wheel, an installation outside the checkout, the README's code.
+
+One build serves all tests here, from the unpacked source archive: a file missing in the archive breaks the build.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+import tarfile
+import venv
+import zipfile
+from email.parser import Parser
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).resolve().parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+SNIPPETS = re.findall(r"^```python\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
+
+pytestmark = pytest.mark.xdist_group("packaging")
+
+
+def call(*command: str | Path, cwd: Path, **extra: str) -> str:
+    """Runs a command as from a shell that knows nothing of this test run; its output, or a failure that shows it."""
+    environment = {key: value for key, value in os.environ.items() if not key.startswith(("PYTHON", "PYTEST"))}
+    done = subprocess.run(
+        [str(part) for part in command],
+        cwd=cwd,
+        env={**environment, **extra},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=False,
+        timeout=600,
+    )
+    if done.returncode != 0:
+        pytest.fail(f"{' '.join(map(str, command))} ended with {done.returncode}:\n{done.stdout[-4000:]}")
+    return done.stdout
+
+
+def build(kind: str, source: Path, output: Path, **environment: str) -> Path:
+    """What `pip` does with the build backend in `source`, without isolation; the file that it made."""
+    code = f"import sys; from setuptools import build_meta as b; print('made', b.build_{kind}(sys.argv[1]))"
+    return output / call(sys.executable, "-c", code, output, cwd=source, **environment).rsplit("made ", 1)[1].strip()
+
+
+@pytest.fixture(scope="module")
+def sdist(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The source archive of a copy of the checkout's files, so that building leaves no trace in it."""
+    copy = tmp_path_factory.mktemp("checkout")
+    skip = {".git", ".venv", "build", "dist", "demo_output", "__pycache__", "replknet_ext.egg-info"}
+    for path in ROOT.iterdir():
+        if path.name not in skip and not path.name.startswith(".") and path.suffix != ".egg-info":
+            call("cp", "-R", path, copy, cwd=ROOT)
+    return build("sdist", copy, tmp_path_factory.mktemp("sdist"))
+
+
+@pytest.fixture(scope="module")
+def wheel(sdist: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The wheel built from the source archive. CUDA kernels have their own tests and are left out for time."""
+    place = tmp_path_factory.mktemp("unpacked")
+    with tarfile.open(sdist) as archive:
+        if hasattr(tarfile, "data_filter"):
+            archive.extractall(place, filter="data")
+        else:
+            archive.extractall(place)
+    (source,) = place.iterdir()
+    return build("wheel", source, tmp_path_factory.mktemp("wheel"), REPLKNET_EXT_SKIP_CUDA="1")
+
+
+@pytest.fixture(scope="module")
+def fresh_python(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Python of a new environment that has the wheel. torch and its friends are lent by this environment's folder.
+
+    A folder named in a .pth file is searched, but its own .pth files are not read: the editable installation of this
+    checkout stays out of sight.
+    """
+    place = tmp_path_factory.mktemp("fresh")
+    venv.create(place, with_pip=False, symlinks=os.name != "nt")
+    python = place / "bin" / "python"
+    (site,) = place.glob("lib/python*/site-packages")
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(site)
+    (site / "lent.pth").write_text(f"{Path(torch.__file__).resolve().parent.parent}\n")
+    return python
+
+
+def test_sdist_holds_all_that_builds_tests_and_explains(sdist: Path) -> None:
+    with tarfile.open(sdist) as archive:
+        names = {name.split("/", 1)[1] for name in archive.getnames() if "/" in name}
+    tracked = [
+        path.relative_to(ROOT).as_posix()
+        for folder in ("csrc", "replknet_ext", "tests", "benchmarks", "examples")
+        for path in (ROOT / folder).rglob("*")
+        if path.is_file() and "__pycache__" not in path.parts and path.suffix not in (".so", ".o", ".pyc")
+    ]
+    top = ["setup.py", "pyproject.toml", "Makefile", "LICENSE", "README.md", "CHANGELOG.md", "CONTRIBUTING.md"]
+    missing = sorted({*tracked, *top, "depthwise_conv2d_implicit_gemm.py"} - names)
+    assert len(tracked) > 30
+    assert missing == []
+    assert [name for name in names if name.endswith((".so", ".o", ".pyc"))] == []
+
+
+def test_wheel_serves_every_python_and_holds_only_the_package(wheel: Path) -> None:
+    assert re.fullmatch(r"replknet_ext-[^-]+-cp310-abi3-\w+\.whl", wheel.name)
+    with zipfile.ZipFile(wheel) as archive:
+        names = archive.namelist()
+        (metadata_name,) = (name for name in names if name.endswith(".dist-info/METADATA"))
+        metadata = Parser().parsestr(archive.read(metadata_name).decode())
+    assert "replknet_ext/_C.abi3.so" in names
+    assert "replknet_ext/py.typed" in names
+    assert any(name.endswith("/licenses/LICENSE") for name in names)
+    tops = {name.split("/", 1)[0] for name in names}
+    assert {top for top in tops if not top.endswith(".dist-info")} == {
+        "replknet_ext",
+        "depthwise_conv2d_implicit_gemm.py",
+    }
+    required = [line for line in metadata.get_all("Requires-Dist", []) if "extra ==" not in line]
+    assert [re.split(r"[ <>=!~;]", line)[0] for line in required] == ["torch"]
+
+
+def test_wheel_runs_the_readme_outside_the_checkout(fresh_python: Path, tmp_path: Path) -> None:
+    assert SNIPPETS
+    for number, snippet in enumerate(SNIPPETS):
+        (tmp_path / f"snippet_{number}.py").write_text(snippet, encoding="utf-8")
+        call(fresh_python, f"snippet_{number}.py", cwd=tmp_path, OMP_NUM_THREADS="1")
+    checks = (
+        "import sys, replknet_ext, depthwise_conv2d_implicit_gemm as d, torch\n"
+        "assert replknet_ext.HAS_EXT\n"
+        "print(replknet_ext.__file__, d.__file__, torch.ops.replknet_ext._cpu_isa())\n"
+    )
+    where = call(fresh_python, "-c", checks, cwd=tmp_path).split()
+    site = fresh_python.parent.parent
+    assert all(Path(path).is_relative_to(site) for path in where[:2]), where
+    assert where[2] in ("base", "avx2", "avx512")
+
+
+def test_works_without_optional_packages(fresh_python: Path, tmp_path: Path) -> None:
+    """Nothing but torch is there, and torchvision is there but broken: a CUDA build of it raises RuntimeError."""
+    code = """
+import sys
+ABSENT = "triton timm rich matplotlib skimage sklearn hypothesis pytest mmengine mmpretrain onnx numba".split()
+
+class Finder:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in ABSENT:
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+        if name.split(".")[0] == "torchvision":
+            raise RuntimeError("operator torchvision::nms does not exist")
+
+sys.meta_path.insert(0, Finder())
+import torch, replknet_ext
+y = replknet_ext.models.RepLKNet(large_kernel_sizes=[7], layers=[1], channels=[8])(torch.rand(2, 3, 16, 16))
+y.sum().backward()
+print(replknet_ext.explain(torch.rand(1, 4, 9, 9), torch.rand(4, 1, 5, 5)))
+"""
+    assert "chosen" in call(fresh_python, "-c", code, cwd=tmp_path)
+
+
+def test_readme_names_only_targets_and_files_that_exist() -> None:
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    targets = set(re.findall(r"^([a-z][a-z-]*):", makefile, re.MULTILINE))
+    text = README + (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    used = set(re.findall(r"(?:^|`)make ([a-z-]+)", text, re.MULTILINE))
+    assert used - targets == set()
+    assert {"demo", "test", "lint", "bench", "wheel"} <= targets
+    links = [link for link in re.findall(r"\]\(([^)#]+)\)", text) if "://" not in link]
+    assert [link for link in links if not (ROOT / link).exists()] == []
