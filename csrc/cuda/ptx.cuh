@@ -1,0 +1,183 @@
+// The only file with PTX, and the only one that knows which compiler reads it: every wrapper has a device body (nvcc)
+// and a body for the emulator of tests/emulator (g++), so that kernel files compile unchanged with both.
+#pragma once
+#include <cstdint>
+#ifdef __CUDACC__
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+#include <cuda_runtime.h>
+#define DYN_SMEM(name) extern __shared__ __align__(128) unsigned char name[]
+#define PTX __device__ __forceinline__
+#else
+#include "emulator.h"
+#define PTX inline
+#endif
+
+namespace ptx {
+
+#ifdef __CUDACC__
+PTX uint32_t shared_address(const void* p) { return static_cast<uint32_t>(__cvta_generic_to_shared(p)); }
+#endif
+
+// Asynchronous copy of 4, 8 or 16 bytes, global -> shared; both addresses are multiples of its size. 16 bytes bypass L1.
+template <int kBytes>
+PTX void cp_async(void* dst, const void* src) {
+#ifdef __CUDACC__
+  if constexpr (kBytes == 16)
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16;\n" ::"r"(shared_address(dst)), "l"(src) : "memory");
+  else
+    asm volatile("cp.async.ca.shared.global [%0], [%1], %2;\n" ::"r"(shared_address(dst)), "l"(src), "n"(kBytes)
+                 : "memory");
+#else
+  emu::cp_async(dst, src, kBytes);
+#endif
+}
+
+PTX void cp_async_commit() {
+#ifdef __CUDACC__
+  asm volatile("cp.async.commit_group;\n" ::: "memory");
+#else
+  emu::cp_commit();
+#endif
+}
+
+template <int kGroupsLeft>
+PTX void cp_async_wait() {
+#ifdef __CUDACC__
+  asm volatile("cp.async.wait_group %0;\n" ::"n"(kGroupsLeft) : "memory");
+#else
+  emu::cp_wait(kGroupsLeft);
+#endif
+}
+
+// 16 bytes of shared memory. Plain C++ on the device; a wrapper so that the emulator sees one access, not four.
+PTX uint4 load_shared(const uint4* p) {
+#ifdef __CUDACC__
+  return *p;
+#else
+  uint4 v;
+  emu::load_shared(&v, p, sizeof v);
+  return v;
+#endif
+}
+
+PTX void store_shared(uint4* p, uint4 v) {
+#ifdef __CUDACC__
+  *p = v;
+#else
+  emu::store_shared(p, &v, sizeof v);
+#endif
+}
+
+// r[i] <- the lane's two elements of 8x8 matrix i of 16-bit elements; lane 8i + j passes the address of its row j.
+PTX void ldmatrix_x4(uint32_t* r, const void* row) {
+#ifdef __CUDACC__
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];\n"
+               : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
+               : "r"(shared_address(row))
+               : "memory");
+#else
+  emu::ldmatrix(r, row, 4, false);
+#endif
+}
+
+PTX void ldmatrix_x2(uint32_t* r, const void* row) {  // the addresses of lanes 16 to 31 are not used
+#ifdef __CUDACC__
+  asm volatile("ldmatrix.sync.aligned.m8n8.x2.shared.b16 {%0,%1}, [%2];\n"
+               : "=r"(r[0]), "=r"(r[1])
+               : "r"(shared_address(row))
+               : "memory");
+#else
+  emu::ldmatrix(r, row, 2, false);
+#endif
+}
+
+// d += a * b on tensor cores: a 16x16 by rows, b 16x8 by columns, sums in fp32
+template <bool kBf16>
+PTX void mma(float (&d)[4], uint4 a, const uint32_t* b) {
+#ifdef __CUDACC__
+  if constexpr (kBf16)
+    asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};\n"
+        : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+        : "r"(a.x), "r"(a.y), "r"(a.z), "r"(a.w), "r"(b[0]), "r"(b[1]));
+  else
+    asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};\n"
+        : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+        : "r"(a.x), "r"(a.y), "r"(a.z), "r"(a.w), "r"(b[0]), "r"(b[1]));
+#else
+  const uint32_t quad[4] = {a.x, a.y, a.z, a.w};
+  kBf16 ? emu::mma_bf16(d, quad, b) : emu::mma_f16(d, quad, b);
+#endif
+}
+
+// The low word of (high:low) >> bits
+PTX uint32_t funnel_shift_right(uint32_t low, uint32_t high, int bits) {
+#ifdef __CUDACC__
+  return __funnelshift_r(low, high, bits);
+#else
+  return static_cast<uint32_t>((static_cast<uint64_t>(high) << 32 | low) >> bits);
+#endif
+}
+
+// 16-bit storage <-> fp32, to nearest even
+template <bool kBf16>
+PTX float to_float(uint16_t u) {
+#ifdef __CUDACC__
+  if constexpr (kBf16) return __bfloat162float(__ushort_as_bfloat16(u));
+  else return __half2float(__ushort_as_half(u));
+#else
+  return kBf16 ? emu::bfloat16_to_float(u) : emu::half_to_float(u);
+#endif
+}
+
+template <bool kBf16>
+PTX uint16_t from_float(float f) {
+#ifdef __CUDACC__
+  if constexpr (kBf16) return __bfloat16_as_ushort(__float2bfloat16_rn(f));
+  else return __half_as_ushort(__float2half_rn(f));
+#else
+  return kBf16 ? emu::float_to_bfloat16(f) : emu::float_to_half(f);
+#endif
+}
+
+}  // namespace ptx
+
+// ---- host side -----------------------------------------------------------------------------------------------------
+
+#ifdef __CUDACC__
+using LaunchError = cudaError_t;
+#else
+using LaunchError = int;
+#endif
+
+// Launches kernel(args) on a stream with opt-in shared memory; returns the CUDA error (emulator: 1, see launch_message).
+template <class Args>
+inline LaunchError launch_kernel(void (*kernel)(Args), dim3 grid, dim3 block, int smem, void* stream, Args args) {
+#ifdef __CUDACC__
+  const void* entry = reinterpret_cast<const void*>(kernel);
+  if (smem > 48 << 10) {
+    const cudaError_t e = cudaFuncSetAttribute(entry, cudaFuncAttributeMaxDynamicSharedMemorySize, smem);
+    if (e != cudaSuccess) {
+      cudaGetLastError();  // errors of ours must not surface in the caller's next check
+      return e;
+    }
+  }
+  void* params[] = {&args};
+  const cudaError_t e = cudaLaunchKernel(entry, grid, block, params, smem, static_cast<cudaStream_t>(stream));
+  if (e != cudaSuccess) cudaGetLastError();
+  return e;
+#else
+  (void)stream;
+  emu::last_error = emu::launch(grid, block, smem, [=] { kernel(args); });
+  return emu::last_error.empty() ? 0 : 1;
+#endif
+}
+
+inline const char* launch_message(int error) {
+#ifdef __CUDACC__
+  return cudaGetErrorString(static_cast<cudaError_t>(error));
+#else
+  (void)error;
+  return emu::last_error.c_str();
+#endif
+}

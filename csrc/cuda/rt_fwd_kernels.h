@@ -1,0 +1,11 @@
+// The kernels behind the variants table; one file a dtype, so that they compile side by side.
+#pragma once
+#include "rt_args.h"
+
+namespace replknet_ext::cuda {
+
+using RtKernel = void (*)(RtArgs);
+RtKernel rt_fwd_f16(int variant);
+RtKernel rt_fwd_bf16(int variant);
+
+}  // namespace replknet_ext::cuda

@@ -1,0 +1,120 @@
+// The emulator's Python module: the project's launchers, the planted bugs, options and counters. Addresses are integers.
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <array>
+#include <optional>
+
+#include "dwconv2d_cuda.h"
+#include "runtime.h"
+
+namespace py = pybind11;
+namespace rc = replknet_ext::cuda;
+using replknet_ext::Problem;
+
+int launch_planted(int bug, const void* x, void* y);
+int launch_fragments(bool bf16, const void* x, void* y);
+const char* planted_name(int bug);
+
+namespace {
+
+Problem to_problem(const py::dict& d) {
+  const auto size = [&](const char* key) { return d[key].cast<int64_t>(); };
+  const auto dtype = d["dtype"].cast<std::string>(), activation = d["activation"].cast<std::string>();
+  using replknet_ext::Activation;
+  using replknet_ext::DType;
+  return {size("n"), size("c"), size("h"), size("w"), size("kh"), size("kw"), size("ho"), size("wo"), size("pad_top"),
+          size("pad_left"),
+          dtype == "float16" ? DType::f16 : dtype == "bfloat16" ? DType::bf16 : dtype == "float32" ? DType::f32 : DType::f64,
+          d["channels_last"].cast<bool>(), d["flip"].cast<bool>(),
+          activation == "relu" ? Activation::relu : activation == "gelu" ? Activation::gelu : Activation::none};
+}
+
+rc::DeviceLimits to_limits(const std::array<int, 4>& v) { return {v[0], v[1], v[2], v[3]}; }
+
+template <class T>
+T* pointer(uint64_t address) {
+  return reinterpret_cast<T*>(address);
+}
+
+std::string fwd(const py::dict& problem, uint64_t x, uint64_t w, uint64_t bias, uint64_t y, int variant,
+                const std::array<int, 4>& limits) {
+  const int e = rc::launch_fwd(to_problem(problem), pointer<void>(x), pointer<void>(w), pointer<void>(bias),
+                               pointer<void>(y), variant, to_limits(limits), nullptr);
+  return e ? rc::error_message(e) : "";
+}
+
+py::dict plan(const py::dict& problem, const std::array<int, 4>& limits, int variant) {
+  rc::LaunchPlan p;
+  if (const char* why = rc::plan_fwd(to_problem(problem), to_limits(limits), variant, &p)) throw py::value_error(why);
+  using namespace py::literals;
+  return py::dict("variant"_a = p.variant, "name"_a = p.name, "row_groups"_a = p.row_groups,
+                  "block_pairs"_a = p.block_pairs, "block_chunks"_a = p.block_chunks, "block_groups"_a = p.block_groups,
+                  "passes"_a = p.passes, "warps"_a = p.warps, "shared_bytes"_a = p.shared_bytes,
+                  "blocks_per_sm"_a = p.blocks_per_sm, "blocks"_a = p.blocks, "mmas"_a = p.mmas, "cycles"_a = p.cycles,
+                  "spill_rows"_a = p.spill_rows, "spill_columns"_a = p.spill_columns);
+}
+
+std::optional<std::string> supports(const py::dict& problem, const std::array<int, 4>& limits, int variant) {
+  const char* why = rc::fwd_supports(to_problem(problem), to_limits(limits), variant);
+  return why ? std::optional<std::string>(why) : std::nullopt;
+}
+
+std::vector<std::string> variants() {
+  std::vector<std::string> names;
+  for (int i = 0; i < rc::fwd_variant_count(); ++i) names.emplace_back(rc::fwd_variant_name(i));
+  return names;
+}
+
+void set_options(const std::string& schedule, uint64_t seed, bool banks, uint64_t first_block, uint64_t last_block) {
+  using emu::Schedule;
+  emu::options = {schedule == "ordered"    ? Schedule::ordered
+                  : schedule == "reversed" ? Schedule::reversed
+                  : schedule == "lockstep" ? Schedule::lockstep
+                                           : Schedule::random,
+                  seed, banks, first_block, last_block};
+}
+
+std::map<std::string, uint64_t> take_counters() {
+  const emu::Counters c = emu::counters;
+  emu::counters = {};
+  return {{"mma", c.mma},           {"ldmatrix", c.ldmatrix}, {"ldmatrix_conflicts", c.ldmatrix_conflicts},
+          {"cp_async", c.cp_async}, {"barriers", c.barriers}, {"switches", c.switches},
+          {"accesses", c.accesses}, {"access_conflicts", c.access_conflicts}};
+}
+
+// Places of the code with bank conflicts: (address in this module, accesses, extra wavefronts); addr2line names them.
+std::vector<std::tuple<uint64_t, uint64_t, uint64_t>> take_sites() {
+  std::vector<std::tuple<uint64_t, uint64_t, uint64_t>> out;
+  for (const auto& [site, n] : emu::sites) out.emplace_back(reinterpret_cast<uint64_t>(site), n.first, n.second);
+  emu::sites.clear();
+  return out;
+}
+
+void watch(const std::string& name, uint64_t address, size_t bytes, size_t guard, bool writable) {
+  const auto* begin = pointer<const unsigned char>(address);
+  emu::buffers.push_back({begin, begin + bytes, guard, writable, name,
+                          std::vector<uint64_t>(writable ? bytes / 2 + 1 : 0)});
+}
+
+}  // namespace
+
+PYBIND11_MODULE(EMULATOR_MODULE, m) {
+  m.attr("race_check") = emu::instrumented;
+  m.def("fwd", &fwd);
+  m.def("plan", &plan);
+  m.def("supports", &supports);
+  m.def("variants", &variants);
+  m.def("planted", [](const std::string& bug, uint64_t x, uint64_t y) -> std::string {
+    for (int i = 0; planted_name(i); ++i)
+      if (bug == planted_name(i)) return launch_planted(i, pointer<void>(x), pointer<void>(y)) ? emu::last_error : "";
+    throw py::key_error(bug);
+  });
+  m.def("fragments", [](bool bf16, uint64_t x, uint64_t y) { launch_fragments(bf16, pointer<void>(x), pointer<void>(y)); });
+  m.def("set_options", &set_options, py::arg("schedule") = "ordered", py::arg("seed") = 0, py::arg("banks") = false,
+        py::arg("first_block") = 0, py::arg("last_block") = ~0ull);
+  m.def("take_counters", &take_counters);
+  m.def("take_sites", &take_sites);
+  m.def("watch", &watch);
+  m.def("unwatch", [] { emu::buffers.clear(); });
+}

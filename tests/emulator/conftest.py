@@ -1,0 +1,42 @@
+"""Fixtures of the CUDA emulator: its two builds, made once a session and kept between sessions."""
+
+from __future__ import annotations
+
+from types import ModuleType
+
+import emulator_build
+import pytest
+
+
+def _load(module: str) -> ModuleType:
+    why = emulator_build.missing()
+    if why is not None:
+        pytest.skip(why)
+    return emulator_build.load(module)
+
+
+@pytest.fixture(scope="session")
+def plain_build() -> ModuleType:
+    return _load("plain")
+
+
+@pytest.fixture(scope="session")
+def race_build() -> ModuleType:
+    return _load("race")
+
+
+@pytest.fixture
+def plain(plain_build: ModuleType) -> ModuleType:
+    """The build for values: fast, checks what goes through ptx.cuh."""
+    plain_build.set_options()
+    plain_build.take_counters()
+    return plain_build
+
+
+@pytest.fixture
+def race(race_build: ModuleType) -> ModuleType:
+    """The build that sees every load and store of a kernel."""
+    race_build.set_options()
+    race_build.take_counters()
+    race_build.take_sites()
+    return race_build

@@ -1,0 +1,142 @@
+"""Bugs planted in the CUDA sources: the values or the race check must notice each one."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # when run as a program
+
+import emulator_build
+import emulator_harness as harness
+import pytest
+from emulator_harness import Case
+
+# name: (file, text, replacement)
+MUTANTS = {
+    "no barrier before the table": ("rt_fwd.cuh", "    __syncthreads();\n    build_table", "    build_table"),
+    "no barrier after the table": (
+        "rt_fwd.cuh",
+        "    ptx::cp_async_wait<0>();\n    __syncthreads();\n",
+        "    ptx::cp_async_wait<0>();\n",
+    ),
+    "no wait for the input": ("rt_fwd.cuh", "    ptx::cp_async_wait<0>();\n", ""),
+    "no barrier between filter parts": ("rt_fwd.cuh", "    if (pass > 0) __syncthreads();", "    "),
+    "transpose read too early": (
+        "rt_tile.cuh",
+        "column * 2) = ptx::from_float<kBf16>(activate(acc[c][e] + bias, a.activation));\n  __syncwarp();\n",
+        "column * 2) = ptx::from_float<kBf16>(activate(acc[c][e] + bias, a.activation));\n",
+    ),
+    "transpose overwritten too early": (
+        "rt_tile.cuh",
+        "  __syncwarp();\n#pragma unroll\n  for (int c = 0; c < kChunks; ++c)",
+        "#pragma unroll\n  for (int c = 0; c < kChunks; ++c)",
+    ),
+    "warps share a scratch": ("rt_fwd.cuh", "scratch + warp * transpose_bytes(kChunks)", "scratch"),
+    "quad order": ("rt_tile.cuh", "make_uint4(here, before, after, here)", "make_uint4(here, after, before, here)"),
+    "filter not flipped along x": ("rt_tile.cuh", "row[a.flip ? a.kw - 1 - kx : kx]", "row[kx]"),
+    "row groups start too low": ("rt_plan.cpp", "-(slots - 1) * pairs, ceil_div(h", "-(slots - 2) * pairs, ceil_div(h"),
+    "rotation off by one": (
+        "rt_fwd.cuh",
+        "t.multiply(i, v[(u - i + kPairs) % kPairs]);\n        }",
+        "t.multiply(i, v[u]);\n        }",
+    ),
+    "last filter row lost": (
+        "rt_plan.cpp",
+        "const int rows = (kh - r.ky0) / 2 + 1;",
+        "const int rows = (kh - r.ky0) / 2;",
+    ),
+    "plane one pair too small": ("rt_plan.cpp", "t.pairs + t.pass_rows - 1);", "t.pairs + t.pass_rows - 2);"),
+    "odd rows keep a neighbour": ("rt_tile.cuh", "e + 1 < columns;", "e + 1 <= columns;"),
+    "half a row too many": (
+        "rt_tile.cuh",
+        "if (e < columns) *reinterpret_cast<uint32_t*>(dst + e)",
+        "*reinterpret_cast<uint32_t*>(dst + e)",
+    ),
+    "bias after the activation": (
+        "rt_tile.cuh",
+        "activate(acc[c][e] + bias, a.activation)",
+        "activate(acc[c][e], a.activation) + bias",
+    ),
+    "channels share a filter": (
+        "rt_tile.cuh",
+        "static_cast<size_t>(channel) * a.kh * a.kw",
+        "static_cast<size_t>(0) * a.kh * a.kw",
+    ),
+}
+
+# Lines of the variants table that the mutants keep, so that each builds in seconds.
+KEPT = ("rt_3x2_w", "rt_3x4_t", "rt_1x1_w")
+SMALLEST = (86, 1, 48 << 10, 49 << 10)
+CASES = [
+    Case(9, 2, 13, 14, 9, bias=True, activation="relu"),
+    Case(1, 1, 23, 14, 5, flip=True),
+    Case(2, 1, 30, 35, (31, 30), limits=SMALLEST),
+    Case(3, 1, 7, 7, 5, shift=1),
+    Case(2, 1, 9, 13, 4, shift=1),
+    Case(2, 2, 12, 26, 5, shift=2),
+]
+
+
+def sources(folder: Path, mutant: tuple[str, str, str] | None) -> Path:
+    """A copy of csrc with few variants and at most one bug; returns its cuda folder."""
+    shutil.copytree(emulator_build.CUDA.parent, folder / "csrc", ignore=shutil.ignore_patterns("cpu"))
+    cuda = folder / "csrc" / "cuda"
+    table = cuda / "rt_variants.h"
+    head, rest = table.read_text().split("#define RT_FWD_VARIANTS(X)", 1)
+    lines, tail = rest.split("\nnamespace", 1)
+    rows = [line.split("/*")[0].rstrip(" \\") for line in lines.split("\n") if 'X("' in line]
+    kept = [row for row in rows if row.split('"')[1] in KEPT]
+    table.write_text(f"{head}#define RT_FWD_VARIANTS(X) {' '.join(kept)}\n\nnamespace{tail}")
+    if mutant is not None:
+        name, text, replacement = mutant
+        path = cuda / name
+        source = path.read_text()
+        assert source.count(text) == 1, f"{name} has {source.count(text)} places like {text!r}"
+        path.write_text(source.replace(text, replacement))
+    return cuda
+
+
+def findings(emulator: ModuleType) -> list[str]:
+    """What goes wrong in the cases."""
+    found = []
+    for case in CASES:
+        for schedule, seed in (("ordered", 0), ("reversed", 0), ("random", 1), ("random", 2)):
+            emulator.set_options(schedule, seed)
+            try:
+                harness.check_exact(emulator, case)
+            except AssertionError as error:
+                found.append(str(error).split("): ", 1)[-1])
+    return found
+
+
+def notice(folder: Path, mutant: str | None) -> list[str]:
+    """Builds and runs in a process of its own: a mutant may crash, and Python loads a module name once."""
+    why = emulator_build.missing()
+    if why is not None:
+        pytest.skip(why)
+    emulator_build.build_module("race")  # objects that every build shares
+    emulator_build.build_module("race", folder / "build", sources(folder, MUTANTS[mutant] if mutant else None))
+    done = subprocess.run([sys.executable, __file__, str(folder)], capture_output=True, text=True)
+    return json.loads(done.stdout) if done.returncode == 0 else [f"crash: {done.returncode} {done.stderr[-300:]}"]
+
+
+def test_the_unchanged_sources_have_no_finding(tmp_path: Path) -> None:
+    assert notice(tmp_path, None) == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mutant", MUTANTS)
+def test_every_mutant_is_noticed(tmp_path: Path, mutant: str) -> None:
+    found = notice(tmp_path, mutant)
+    assert found, "nothing noticed the bug"
+    assert not any("Error" in text for text in found), found  # the harness itself must not be what fails
+
+
+if __name__ == "__main__":
+    place = Path(sys.argv[1])
+    print(json.dumps(findings(emulator_build.load("race", place / "build", place / "csrc" / "cuda"))))
