@@ -1,0 +1,13 @@
+#!/usr/bin/env bash
+# Builds, tests and measures the CUDA kernels on this machine's GPU, into one JSON file:
+#
+#   benchmarks/gpu.sh [--quick] [OUT.json]     under 8 minutes, quick: under 3
+#   benchmarks/gpu.sh --dry-run                what it would do; needs no GPU
+#
+# Needs a Python with torch for CUDA (named by PYTHON, else python3), ninja, nvcc, pytest and hypothesis, and no network.
+# See gpu_ops.py for the steps and the exit status.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+export PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}" PYTHONUNBUFFERED=1
+exec "${PYTHON:-python3}" -m benchmarks.gpu_ops "$@"

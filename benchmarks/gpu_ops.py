@@ -1,0 +1,251 @@
+"""The GPU benchmark: builds, tests, checks and measures in one go, into one JSON file. `benchmarks/gpu.sh` starts it.
+
+    python -m benchmarks.gpu_ops [--quick] [OUT.json]    # under 8 minutes, quick: under 3
+    python -m benchmarks.gpu_ops --dry-run               # no GPU needed: steps, shapes, routes, predictions
+
+Every step is a process of its own with a time budget: a crash, a lost CUDA context or a step that hangs costs that step
+and no other. The file is rewritten, whole, after each step. Exit status: 0 if every step that was started did its work,
+1 if one failed, 2 without a GPU.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+from benchmarks import gpu_plan, roofline
+from benchmarks.gpu_shapes import GROUPS, PASSES
+from benchmarks.harness import RESULTS, ROOT, BenchmarkError, write_json
+
+LIMIT, QUICK_LIMIT = 455.0, 160.0  # seconds of the whole run
+LEAST = 8.0  # a step is not started with less time left
+
+
+@dataclass(frozen=True)
+class Step:
+    """A process of the run. `seconds` and `quick` are its budgets; 0: not part of that kind of run."""
+
+    name: str
+    module: str
+    arguments: tuple[str, ...]
+    seconds: float
+    quick: float = 0.0
+    group: str = ""  # of layers, for the steps that measure some
+
+    def command(self, output: Path, seconds: float, quick: bool) -> list[str]:
+        """What runs it. The step is told less than its budget, to end by itself."""
+        own = seconds - (12 if self.group else 2)
+        line = [sys.executable, "-m", self.module, *self.arguments, "--output", str(output), "--seconds", f"{own:.0f}"]
+        return [*line, "--quick"] if quick else line
+
+
+def _step(name: str, seconds: float, quick: float = 0.0) -> Step:
+    return Step(name, "benchmarks.gpu_steps", (name,), seconds, quick)
+
+
+def _table(name: str, group: str, seconds: float, quick: float = 0.0, extra: Sequence[str] = ()) -> Step:
+    return Step(name, "benchmarks.gpu_table", ("--group", group, *extra), seconds, quick, group)
+
+
+#: The most important first: what the time limit cuts off is at the end.
+STEPS = (
+    _step("device", 40, 40),
+    _step("build", 200, 120),
+    _step("smoke", 40, 25),
+    _step("ceilings", 40, 25),
+    _table("table: main", "main", 110, 75),
+    _step("tests", 110, 45),
+    _step("sanitizer", 75, 40),
+    _step("ncu", 75, 35),
+    _table("table: large and small", "large and small", 50),
+    _table("table: main, cuDNN heuristics", "main", 45, extra=("--heuristics",)),
+    _table("table: small batches", "small batches", 40),
+    _table("table: main, backward weight", "main", 50, extra=("--passes", "bwd_weight")),
+    _table("table: main, fp16", "main", 70, extra=("--dtypes", "float16")),
+    *(_table(f"table: {group}", group, 45) for group in list(GROUPS)[3:]),
+)
+
+
+def chosen(quick: bool) -> list[tuple[Step, float]]:
+    """The steps of a run, with their budgets."""
+    return [(step, step.quick if quick else step.seconds) for step in STEPS if step.quick or not quick]
+
+
+def run_step(step: Step, seconds: float, quick: bool, folder: Path) -> dict[str, Any]:
+    """Runs a step and returns what it wrote, with "failed" in it if it did not end well and in time."""
+    output, errors = folder / "part.json", folder / "stderr"
+    output.unlink(missing_ok=True)
+    environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{os.environ.get('PYTHONPATH', '')}", "PYTHONUNBUFFERED": "1"}
+    started = time.monotonic()
+    with open(errors, "wb") as stderr:
+        process = subprocess.Popen(
+            step.command(output, seconds, quick), cwd=ROOT, env=environment, stderr=stderr, start_new_session=True
+        )
+        late = False
+        try:
+            for sign, patience in ((signal.SIGTERM, seconds), (signal.SIGKILL, 5.0), (None, 10.0)):
+                try:
+                    process.wait(patience)
+                    break
+                except subprocess.TimeoutExpired:
+                    late = True
+                    if sign is not None:
+                        os.killpg(process.pid, sign)
+        except BaseException:
+            os.killpg(process.pid, signal.SIGTERM)
+            raise
+    try:
+        result: dict[str, Any] = json.loads(output.read_text())
+    except (OSError, ValueError):
+        result = {}
+    result["seconds"] = round(time.monotonic() - started, 1)
+    if late:
+        result["failed"] = f"out of time: stopped after {result['seconds']} s" + _after(result.get("failed"))
+    elif process.returncode and "failed" not in result:
+        result["failed"] = f"exit status {process.returncode}"
+    if "failed" in result:
+        result["stderr"] = errors.read_text(errors="replace")[-3000:]
+    return result
+
+
+def _after(text: object) -> str:
+    return f"; {text}" if text else ""
+
+
+def summary(steps: dict[str, Any]) -> list[dict[str, Any]]:
+    """One short row for each layer, pass and dtype that was measured."""
+    rows = []
+    for name, part in steps.items():
+        for result in part.get("results", []) if name.startswith("table") else []:
+            if "summary" in result:
+                keys = ("layer", "pass", "dtype", "goal_us", "cudnn_plans", "complete")
+                rows.append({key: result[key] for key in keys} | result["summary"])
+    return rows
+
+
+def shown(rows: Sequence[dict[str, Any]]) -> str:
+    """The summary as a table under 110 columns, microseconds with a cold L2."""
+    lines = [
+        f"{'layer':<21} {'pass':<10} {'dtype':<8} {'ours':>7} {'model':>7} {'goal':>5}  {'best variant':<19} "
+        f"{'best other':<19} {'times':>6}"
+    ]
+    for row in rows:
+        if row["cudnn_plans"] == "heuristics":
+            continue
+        best = f"{row.get('best_variant', '')} {row.get('best_variant_us', '')}"
+        other = f"{row.get('best_other', '')} {row.get('best_other_us', '')}"
+        lines.append(
+            f"{row['layer']:<21} {row['pass']:<10} {row['dtype']:<8} {row.get('ours_us', ''):>7} "
+            f"{row.get('predicted_us') or '':>7} {row['goal_us'] or '':>5}  {best:<19} {other:<19} "
+            f"{row.get('faster_than_best_other', ''):>6}"
+        )
+    return "\n".join(lines)
+
+
+def run(output: Path, quick: bool, only: Sequence[str], commit: str | None) -> int:
+    """The whole benchmark; returns the exit status."""
+    started = time.monotonic()
+    limit = QUICK_LIMIT if quick else LIMIT
+    command = " ".join(["benchmarks/gpu.sh", *sys.argv[1:]])
+    payload: dict[str, Any] = {
+        "benchmark": "gpu_ops",
+        "status": "running",
+        "command": command,
+        "started": datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M:%S UTC"),
+        "commit": commit,
+        "quick": quick,
+        "steps": {},
+        "summary": [],
+    }
+    steps: dict[str, Any] = payload["steps"]
+    with tempfile.TemporaryDirectory() as folder:
+        for step, budget in chosen(quick):
+            if only and step.name not in only:
+                continue
+            left = limit - (time.monotonic() - started)
+            print(f"[{time.monotonic() - started:4.0f} s] {step.name}", flush=True)
+            if left < LEAST:
+                steps[step.name] = {"skipped": "no time was left"}
+            else:
+                steps[step.name] = run_step(step, min(budget, left), quick, Path(folder))
+            part = steps[step.name]
+            if "failed" in part:
+                print(f"         failed: {part['failed'].strip().splitlines()[-1][:300]}", flush=True)
+            payload["summary"] = summary(steps)
+            payload["meta"] = part.get("meta", payload.get("meta"))
+            payload["commit"] = commit or (payload["meta"] or {}).get("commit")
+            payload["seconds"] = round(time.monotonic() - started, 1)
+            write_json(output, payload)
+            if step.name == "device" and "failed" in part:
+                payload["status"] = "no GPU"
+                write_json(output, payload)
+                return 2
+    failed = [name for name, part in steps.items() if "failed" in part]
+    skipped = [name for name, part in steps.items() if part.get("skipped")]
+    verdicts = [f"failed: {', '.join(failed)}"] * bool(failed) + [f"no time for: {', '.join(skipped)}"] * bool(skipped)
+    payload["status"] = "; ".join(verdicts) or "complete"
+    write_json(output, payload)
+    print(shown(payload["summary"]))
+    print(f"{payload['status']}; {payload['seconds']:.0f} s; wrote {output}")
+    return int(bool(failed))
+
+
+def dry_run() -> None:
+    """Prints what a run would do. Imports and plans all of it, so that what is broken fails here and not on a GPU.
+
+    Raises:
+        BenchmarkError: two steps share a name, or a run would not fit its limit.
+    """
+    from benchmarks import gpu_cases, gpu_routes, gpu_steps, gpu_table  # noqa: F401
+
+    if len({step.name for step in STEPS}) != len(STEPS):
+        raise BenchmarkError("two steps have the same name")
+    for quick in (False, True):
+        total = sum(budget for _, budget in chosen(quick))
+        limit = QUICK_LIMIT if quick else LIMIT
+        print(f"{'--quick' if quick else 'full run'}: at most {limit:.0f} s, budgets together {total:.0f} s")
+        for step, budget in chosen(quick):
+            known = gpu_steps.STEPS if step.module.endswith("steps") else GROUPS
+            if (step.group or step.name) not in known:
+                raise BenchmarkError(f"step {step.name!r} is unknown to {step.module}")
+            print(f"  {step.name:<30} {budget:>4.0f} s  {' '.join(step.command(Path('PART'), budget, quick)[2:])}")
+    print(f"\nexact cases: {len(gpu_cases.CASES)}; CUDA variants: {', '.join(gpu_plan.variants())}\n")
+    for group, layers in GROUPS.items():
+        print(f"{group}:")
+        for layer in layers:
+            routes = {pass_: gpu_routes.names(layer, pass_, "bfloat16") for pass_ in PASSES}
+            print(f"  {layer.name:<22} {'; '.join(f'{pass_} {len(names)} routes' for pass_, names in routes.items())}")
+            print(f"    {', '.join(routes['fwd'])}")
+    print()
+    print(roofline.table([roofline.predict(layer) for layers in GROUPS.values() for layer in layers]))
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Command line."""
+    parser = argparse.ArgumentParser(prog="benchmarks/gpu.sh", description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("output", type=Path, nargs="?", default=RESULTS / "gpu_ops.json", metavar="OUT.json")
+    parser.add_argument("--quick", action="store_true", help="the main layers in bf16 only, under 3 minutes")
+    parser.add_argument("--only", nargs="+", default=[], metavar="STEP", choices=[step.name for step in STEPS])
+    parser.add_argument("--commit", help="the commit under test, where git can't tell")
+    parser.add_argument("--dry-run", action="store_true", help="say what a run would do; needs no GPU")
+    options = parser.parse_args(arguments)
+    if options.dry_run:
+        dry_run()
+        return 0
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    return run(options.output.resolve(), options.quick, options.only, options.commit)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

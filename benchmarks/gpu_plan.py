@@ -1,0 +1,167 @@
+"""The CUDA backend's own launch planner, asked from Python without a GPU or the extension.
+
+`csrc/cuda/rt_plan.cpp` is plain C++: it is compiled here with a few lines of C around it and called through ctypes. So
+predictions come from the very code that chooses a variant at run time.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import os
+import shutil
+import subprocess
+import tempfile
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from benchmarks.gpu_shapes import Layer
+
+ROOT = Path(__file__).resolve().parent.parent
+CSRC = ROOT / "csrc"
+
+SHIM = r"""
+#include "cuda/rt_plan.h"
+#include "cuda/rt_variants.h"
+
+using namespace replknet_ext;
+
+extern "C" int variant_count() { return cuda::kRtFwdCount; }
+extern "C" const char* variant_name(int i) { return cuda::kRtFwd[i].name; }
+
+// s: n c h w kh kw ho wo pad_top pad_left; l: the four numbers of DeviceLimits. Null, or why there is no plan.
+extern "C" const char* plan(const int64_t* s, int bf16, int flip, const int* l, int variant, int64_t* out,
+                            double* cost) {
+  const Problem p{s[0], s[1], s[2], s[3], s[4], s[5], s[6], s[7], s[8], s[9],
+                  bf16 ? DType::bf16 : DType::f16, false, flip != 0, Activation::none};
+  cuda::RtPlan r;
+  if (const char* why = cuda::plan_rt_fwd(p, {l[0], l[1], l[2], l[3]}, variant, &r)) return why;
+  const cuda::LaunchPlan& q = r.plan;
+  const int64_t numbers[] = {q.variant, q.row_groups, q.block_pairs, q.block_chunks,  q.block_groups, q.passes,
+                             q.warps,   q.shared_bytes, q.blocks_per_sm, q.blocks};
+  for (int64_t v : numbers) *out++ = v;
+  cost[0] = q.mmas;
+  cost[1] = q.cycles;
+  return nullptr;
+}
+"""
+
+
+class PlanError(ValueError):
+    """The planner's reason why a variant, or every variant, can't run a problem."""
+
+
+class PlannerUnavailableError(RuntimeError):
+    """The planner can't be compiled here."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What the planner must know of a GPU; the fields of DeviceLimits."""
+
+    capability: int
+    sms: int
+    shared_per_block: int
+    shared_per_sm: int
+
+
+H200 = Limits(90, 132, 227 << 10, 228 << 10)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A LaunchPlan: how one launch would go. `cycles` is the model's prediction for the busiest SM."""
+
+    variant: int
+    row_groups: int
+    block_pairs: int
+    block_chunks: int
+    block_groups: int
+    passes: int
+    warps: int
+    shared_bytes: int
+    blocks_per_sm: int
+    blocks: int
+    name: str
+    mmas: float
+    cycles: float
+
+
+@lru_cache(maxsize=1)
+def _library() -> ctypes.CDLL:
+    compiler = os.environ.get("CXX") or shutil.which("g++") or shutil.which("c++")
+    if compiler is None:
+        raise PlannerUnavailableError("the launch planner needs a C++ compiler: g++ was not found")
+    sources = [CSRC / "dwconv.h", *sorted((CSRC / "cuda").glob("*.h")), CSRC / "cuda/rt_plan.cpp"]
+    content = "\0".join([SHIM, compiler, *(path.read_text() for path in sources)])
+    key = hashlib.sha256(content.encode()).hexdigest()[:16]
+    target = ROOT / f"build/planner/{key}.so"
+    if not target.exists():
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+        except OSError:
+            target = Path(tempfile.mkdtemp(prefix="planner")) / target.name
+        with tempfile.TemporaryDirectory(dir=target.parent) as folder:
+            shim, built = Path(folder) / "shim.cpp", Path(folder) / "planner.so"
+            shim.write_text(SHIM)
+            # No contraction to fused multiply-adds: every compiler must get the same numbers.
+            command = [compiler, "-std=c++17", "-O2", "-ffp-contract=off", "-shared", "-fPIC", f"-I{CSRC}"]
+            done = subprocess.run(
+                [*command, "-o", str(built), str(shim), str(CSRC / "cuda/rt_plan.cpp")], capture_output=True, text=True
+            )
+            if done.returncode:
+                raise PlannerUnavailableError(f"the launch planner does not compile:\n{done.stderr[-3000:]}")
+            os.replace(built, target)
+    library = ctypes.CDLL(str(target))
+    library.variant_name.restype = library.plan.restype = ctypes.c_char_p
+    return library
+
+
+@lru_cache(maxsize=1)
+def variants() -> list[str]:
+    """Names of the forward variants; a variant's number is its place."""
+    library = _library()
+    return [library.variant_name(i).decode() for i in range(library.variant_count())]
+
+
+def plan(layer: Layer, pass_: str = "fwd", dtype: str = "bfloat16", limits: Limits = H200, variant: int = -1) -> Plan:
+    """The plan of a pass.
+
+    Args:
+        layer: the shapes.
+        pass_: "fwd" or "bwd_input".
+        dtype: "bfloat16" or "float16".
+        limits: the GPU.
+        variant: a number, or -1 for the planner's choice.
+
+    Raises:
+        PlanError: the variant can't run this layer; the message is the planner's reason.
+        PlannerUnavailableError: no C++ compiler.
+    """
+    if pass_ not in ("fwd", "bwd_input"):
+        raise PlanError(f"there is no CUDA kernel for {pass_} yet")
+    library = _library()
+    pad_top, pad_left = layer.padding
+    if pass_ == "bwd_input":  # the forward kernel on the gradient, filter rotated and pads mirrored
+        pad_top, pad_left = layer.kh - 1 - pad_top, layer.kw - 1 - pad_left
+    sizes = (layer.n, layer.c, layer.h, layer.w, layer.kh, layer.kw, layer.h, layer.w, pad_top, pad_left)
+    numbers, cost = (ctypes.c_int64 * 10)(), (ctypes.c_double * 2)()
+    device = (ctypes.c_int * 4)(limits.capability, limits.sms, limits.shared_per_block, limits.shared_per_sm)
+    bf16, flip = int(dtype == "bfloat16"), int(pass_ == "bwd_input")
+    why = library.plan((ctypes.c_int64 * 10)(*sizes), bf16, flip, device, variant, numbers, cost)
+    if why is not None:
+        raise PlanError(why.decode())
+    fields: list[Any] = [*numbers, variants()[numbers[0]], *cost]
+    return Plan(*fields)
+
+
+def supported(layer: Layer, pass_: str, dtype: str, limits: Limits = H200) -> dict[int, Plan]:
+    """Plans of every variant that runs a pass, by number."""
+    plans = {}
+    for variant in range(len(variants())):
+        with suppress(PlanError):
+            plans[variant] = plan(layer, pass_, dtype, limits, variant)
+    return plans

@@ -1,0 +1,187 @@
+"""Every way to run a pass that the GPU table compares, and the proof of which kernels each of them ran.
+
+Routes, for inputs that stand ready in the layout named:
+
+* ours auto, ours VARIANT: the raw ops on NCHW; ours nhwc: the same op on channels_last, its copies included
+* torch nchw: `F.conv2d` as users call it; PyTorch's own depthwise kernels in almost all cases
+* torch nhwc: the same on channels_last input and weight, which PyTorch hands to cuDNN
+* cudnn nchw: cuDNN where PyTorch would not take it, through `cudnn_convolution` and the transposed convolution, which
+  the dispatcher never calls depthwise
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch._C._autograd import DeviceType
+
+from benchmarks.gpu_plan import PlanError, PlannerUnavailableError, supported
+from benchmarks.gpu_shapes import Layer
+
+#: Of kernel names. What is neither ours nor PyTorch's own is cuDNN's: its kernels have no common name.
+OURS, NATIVE = r"\brt_\w*kernel|replknet_ext", r"conv_depthwise2d"
+TORCH_HELPER = r"at::native|at::cuda|^Mem(set|cpy)"
+
+DEVICE = "cuda"  # a test runs everything but the kernels on "cpu"
+
+
+@dataclass(frozen=True)
+class Route:
+    """One way to run a pass. `run(i)` takes input set `i`; `wants` is whose kernels it must run."""
+
+    name: str
+    wants: str  # "ours", "cudnn" or "torch": whatever PyTorch chooses
+    run: Callable[[int], Tensor]
+    variant: int = -1
+
+
+class Tensors:
+    """Input sets of one layer on the GPU; a pass rotates through them so that none is in the L2 cache.
+
+    `x[i]` is the input and `x[i + 1]` its output gradient: "same" convolutions have both of one shape.
+    """
+
+    def __init__(self, layer: Layer, dtype: torch.dtype, sets: int, seed: int = 0) -> None:
+        generator = torch.Generator(device=DEVICE).manual_seed(seed)
+
+        def draw(*size: int) -> Tensor:
+            return torch.randn(size, generator=generator, device=DEVICE, dtype=torch.float32).to(dtype)
+
+        self.layer = layer
+        self.sets = sets
+        self.x = [draw(layer.n, layer.c, layer.h, layer.w) for _ in range(max(2, sets))]
+        self.weight = draw(layer.c, 1, layer.kh, layer.kw) / max(layer.kh, layer.kw)
+        self._nhwc: list[Tensor] = []
+
+    @property
+    def nhwc(self) -> list[Tensor]:
+        """The input sets in channels_last, made when first asked for."""
+        if not self._nhwc:
+            self._nhwc = [x.contiguous(memory_format=torch.channels_last) for x in self.x]
+        return self._nhwc
+
+    def pair(self, i: int, nhwc: bool = False) -> tuple[Tensor, Tensor]:
+        """Input and output gradient of set `i`."""
+        x = self.nhwc if nhwc else self.x
+        return x[i % len(x)], x[(i + 1) % len(x)]
+
+
+def _ours(t: Tensors, pass_: str, variant: int, nhwc: bool = False) -> Callable[[int], Tensor]:
+    ops, (top, left) = torch.ops.replknet_ext, t.layer.padding
+    pads = (top, top, left, left)
+    if pass_ == "fwd":
+        return lambda i: ops.dwconv2d(t.pair(i, nhwc)[0], t.weight, None, pads, "none", "ieee", "auto", variant)
+    return lambda i: ops.dwconv2d_backward_input(t.pair(i, nhwc)[1], t.weight, pads, "ieee", "auto", variant)
+
+
+def _torch(t: Tensors, pass_: str, nhwc: bool) -> Callable[[int], Tensor]:
+    pads, channels = list(t.layer.padding), t.layer.c
+    # .contiguous() would see no difference, as a filter has one plane; .to() sets the strides, as it does in a module.
+    weight = t.weight.to(memory_format=torch.channels_last) if nhwc else t.weight
+    if pass_ == "fwd":
+        return lambda i: F.conv2d(t.pair(i, nhwc)[0], weight, None, 1, t.layer.padding, 1, channels)
+    index = 0 if pass_ == "bwd_input" else 1
+    mask = [index == 0, index == 1, False]
+
+    def backward(i: int) -> Tensor:
+        x, grad = t.pair(i, nhwc)
+        result: Tensor = torch.ops.aten.convolution_backward(
+            grad, x, weight, None, [1, 1], pads, [1, 1], False, [0, 0], channels, mask
+        )[index]
+        return result
+
+    return backward
+
+
+def _cudnn(t: Tensors, pass_: str, benchmark: bool) -> Callable[[int], Tensor]:
+    pads, ones, channels = t.layer.padding, (1, 1), t.layer.c
+    # allow_tf32 has to be on: off, it forbids cuDNN's tensor core engines to 16-bit types as well.
+    if pass_ == "fwd":
+        run = torch.cudnn_convolution
+        return lambda i: run(t.pair(i)[0], t.weight, pads, ones, ones, channels, benchmark, False, True)
+    if pass_ == "bwd_input":
+        transpose = torch.cudnn_convolution_transpose
+        return lambda i: transpose(t.pair(i)[1], t.weight, pads, (0, 0), ones, ones, channels, benchmark, False, True)
+
+    def bwd_weight(i: int) -> Tensor:
+        # The transposed convolution of the gradient is bwd_input; its own weight gradient, with the input as cotangent,
+        # is the bwd_weight of the forward convolution.
+        x, grad = t.pair(i)
+        result: Tensor = torch.ops.aten.convolution_backward(
+            x, grad, t.weight, None, [1, 1], list(pads), [1, 1], True, [0, 0], channels, [False, True, False]
+        )[1]
+        return result
+
+    return bwd_weight
+
+
+def our_routes(t: Tensors, pass_: str, *, every_variant: bool, nhwc: bool) -> list[Route]:
+    """Ours by the automatic choice and by name; none for bwd_weight, which goes to torch in this release."""
+    if pass_ == "bwd_weight":
+        return []
+    routes = [Route("ours auto", "ours", _ours(t, pass_, -1))]
+    if every_variant:
+        try:
+            plans = supported(t.layer, pass_, str(t.weight.dtype).removeprefix("torch."))
+        except (PlanError, PlannerUnavailableError):
+            plans = {}
+        routes += [Route(f"ours {p.name}", "ours", _ours(t, pass_, v), v) for v, p in plans.items()]
+    if nhwc:
+        routes.append(Route("ours nhwc", "ours", _ours(t, pass_, -1, nhwc=True)))
+    return routes
+
+
+def their_routes(t: Tensors, pass_: str, *, benchmark: bool, native: bool = True) -> list[Route]:
+    """PyTorch on both layouts and cuDNN on NCHW; `benchmark` makes cuDNN try all of its plans."""
+    routes = [Route("torch nchw", "torch", _torch(t, pass_, nhwc=False))] if native else []
+    return [
+        *routes,
+        Route("torch nhwc", "cudnn", _torch(t, pass_, nhwc=True)),
+        Route("cudnn nchw", "cudnn", _cudnn(t, pass_, benchmark)),
+    ]
+
+
+def names(layer: Layer, pass_: str, dtype: str) -> list[str]:
+    """Names of all routes without making a tensor, for the dry run."""
+    ours = [] if pass_ == "bwd_weight" else [f"ours {p.name}" for p in supported(layer, pass_, dtype).values()]
+    first = [] if pass_ == "bwd_weight" else ["ours auto", "ours nhwc"]
+    return [*first, *ours, "torch nchw", "torch nhwc", "cudnn nchw"]
+
+
+def reference(t: Tensors, pass_: str, channels: Sequence[int], images: Sequence[int]) -> Tensor:
+    """float64 result of input set 0 on the CPU, for some channels and, but for bwd_weight, some images."""
+    x, grad = (v[:, list(channels)].cpu().double() for v in t.pair(0))
+    weight = t.weight[list(channels)].cpu().double()
+    pads, groups = t.layer.padding, len(channels)
+    if pass_ == "fwd":
+        return F.conv2d(x[list(images)], weight, padding=pads, groups=groups)
+    if pass_ == "bwd_input":
+        return F.conv_transpose2d(grad[list(images)], weight, padding=pads, groups=groups)
+    weight.requires_grad_()
+    with torch.enable_grad():
+        (result,) = torch.autograd.grad(F.conv2d(x, weight, padding=pads, groups=groups), weight, grad)
+    return result
+
+
+def kernels_of(run: Callable[[], object]) -> list[str]:
+    """Names of the kernels that a call runs, from torch's profiler, in order and shortened."""
+    torch.cuda.synchronize()
+    activities = [torch.profiler.ProfilerActivity.CPU, torch.profiler.ProfilerActivity.CUDA]
+    with torch.profiler.profile(activities=activities) as profile:
+        run()
+        torch.cuda.synchronize()
+    on_device = [e.name for e in profile.events() if e.device_type == DeviceType.CUDA]
+    return [re.sub(r"^void ", "", name)[:160] for name in dict.fromkeys(on_device)]
+
+
+def whose(kernels: Sequence[str]) -> str:
+    """ "ours", "native", "cudnn", or "unknown" if the profiler saw nothing."""
+    for label, pattern in (("ours", OURS), ("native", NATIVE)):
+        if any(re.search(pattern, name) for name in kernels):
+            return label
+    return "cudnn" if any(not re.search(TORCH_HELPER, name) for name in kernels) else "unknown"

@@ -1,0 +1,63 @@
+"""The layers that the GPU benchmarks and the performance model measure and predict."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+PASSES = ("fwd", "bwd_input", "bwd_weight")
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A depthwise layer of stride 1 with odd kernels and "same" padding, in NCHW."""
+
+    n: int
+    c: int
+    h: int
+    w: int
+    kh: int
+    kw: int
+
+    @property
+    def padding(self) -> tuple[int, int]:
+        """Rows and columns of zeros on each side."""
+        return self.kh // 2, self.kw // 2
+
+    @property
+    def name(self) -> str:
+        kernel = f"{self.kh}" if self.kh == self.kw else f"{self.kh}x{self.kw}"
+        return f"N{self.n} C{self.c} {self.h}x{self.w} K{kernel}"
+
+
+def square(n: int, c: int, size: int, kernel: int) -> Layer:
+    """A layer with square planes and kernel."""
+    return Layer(n, c, size, size, kernel, kernel)
+
+
+def stages(n: int, channels: int, size: int, kernels: tuple[int, ...]) -> list[Layer]:
+    """The layers of a network's four stages: planes halve and channels double from one to the next."""
+    return [square(n, channels << i, size >> i, kernel) for i, kernel in enumerate(kernels)]
+
+
+K56, K28, K14, K7 = MAIN = tuple(stages(64, 128, 56, (31, 29, 27, 13)))
+LARGE = square(64, 128, 96, 31)
+SMALL_KERNEL = square(64, 128, 56, 7)
+
+#: Name -> layers measured in one process. "main" is RepLKNet-31B at 224 x 224; the others follow by importance.
+GROUPS: dict[str, list[Layer]] = {
+    "main": list(MAIN),
+    "large and small": [LARGE, SMALL_KERNEL],
+    "small batches": [square(1, 128, 56, 31), square(8, 128, 56, 31), square(20, 128, 56, 31)],
+    "31B at 384": stages(64, 128, 96, (31, 29, 27, 13))[1:],
+    "XL at 384": stages(16, 384, 96, (27, 27, 27, 13)),
+    "stripes": [Layer(64, 124, 56, 56, 51, 5), Layer(64, 124, 56, 56, 5, 51)],
+    "XL at 320": stages(16, 384, 80, (27, 27, 27, 13)),
+}
+
+#: Microseconds in bf16 with a cold L2 that the design set as goals for an H200, fwd and bwd_input.
+GOALS_US: dict[Layer, float] = {K56: 92, K28: 34, K14: 7.5, K7: 5, LARGE: 310, SMALL_KERNEL: 27}
+
+
+def all_layers() -> list[Layer]:
+    """Every layer once, in the order of `GROUPS`."""
+    return list(dict.fromkeys(layer for group in GROUPS.values() for layer in group))

@@ -1,0 +1,454 @@
+"""The steps of the GPU benchmark other than the table, each run in a process of its own by `gpu_ops`.
+
+    python -m benchmarks.gpu_steps NAME --output part.json --seconds 60 [--quick]
+
+A step returns a dict for the results file; what it raises is recorded by `main` as its failure.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import ctypes
+import glob
+import io
+import json
+import os
+import platform
+import re
+import shutil
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+import traceback
+import xml.etree.ElementTree as ElementTree
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from functools import partial
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from benchmarks.harness import ROOT, write_json
+
+TAIL = 3000  # characters of a failed command's output that are kept
+
+
+class StepError(RuntimeError):
+    """A step that could not do its work, with what to read about it."""
+
+
+#: Process groups that this step has started and that may still run.
+GROUPS: set[int] = set()
+
+
+def stop(sign: int, frame: object) -> None:
+    """SIGTERM of this process ends what it has started, too."""
+    for group in GROUPS:
+        with suppress(ProcessLookupError):
+            os.killpg(group, signal.SIGKILL)
+    sys.exit(128 + sign)
+
+
+def command(
+    arguments: Sequence[str], seconds: float, environment: dict[str, str] | None = None, folder: Path = ROOT
+) -> subprocess.CompletedProcess[str]:
+    """Runs a command in a process group of its own; after `seconds` it gets SIGINT, then SIGKILL: returncode 124."""
+    process = subprocess.Popen(
+        arguments, cwd=folder, env={**os.environ, **(environment or {})}, text=True, errors="replace",
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True,
+    )  # fmt: skip
+    GROUPS.add(process.pid)
+    late, output = False, ""
+    for sign, patience in ((signal.SIGINT, max(seconds, 1.0)), (signal.SIGKILL, 5.0), (None, 10.0)):
+        try:
+            output, _ = process.communicate(timeout=patience)
+            break
+        except subprocess.TimeoutExpired:
+            late = True
+            if sign is not None:
+                os.killpg(process.pid, sign)
+    GROUPS.discard(process.pid)
+    return subprocess.CompletedProcess(arguments, 124 if late else process.returncode, output, "")
+
+
+def tool(name: str, *patterns: str) -> str:
+    """Path of a CUDA tool, from PATH or the usual places.
+
+    Raises:
+        StepError: it is not installed.
+    """
+    home = os.environ.get("CUDA_HOME", "/usr/local/cuda")
+    places = [shutil.which(name), f"{home}/bin/{name}", f"{home}/compute-sanitizer/{name}"]
+    places += [path for pattern in patterns for path in sorted(glob.glob(pattern), reverse=True)]
+    for place in places:
+        if place and os.access(place, os.X_OK) and os.path.isfile(place):
+            return place
+    raise StepError(f"{name} is not installed")
+
+
+def smi(fields: str) -> dict[str, str]:
+    """Fields of the first GPU from nvidia-smi; {} where it does not answer."""
+    done = command(["nvidia-smi", f"--query-gpu={fields}", "--format=csv,noheader", "-i", "0"], 15)
+    values = [value.strip() for value in done.stdout.strip().split(",")]
+    return dict(zip(fields.split(","), values, strict=False)) if done.returncode == 0 else {}
+
+
+def arch_of(capability: tuple[int, int]) -> str:
+    """TORCH_CUDA_ARCH_LIST for one GPU; Hopper's own instructions need the "a"."""
+    return f"{capability[0]}.{capability[1]}" + ("a" if capability == (9, 0) else "")
+
+
+# ---- steps ----
+
+
+def device(options: argparse.Namespace) -> dict[str, Any]:
+    """GPU, driver, libraries, clocks."""
+    import torch
+
+    if not torch.cuda.is_available():
+        raise StepError("torch sees no CUDA device")
+    p = torch.cuda.get_device_properties(0)
+    versions = dict.fromkeys(("torch", "triton", "numpy", "pytest", "hypothesis", "ninja", "setuptools"), "missing")
+    for name in versions:
+        with suppress(metadata.PackageNotFoundError):
+            versions[name] = metadata.version(name)
+    try:
+        nvcc = command([tool("nvcc"), "--version"], 15).stdout
+    except StepError:
+        nvcc = ""
+    release = re.search(r"release ([0-9.]+)", nvcc)
+    result = {
+        "gpu": p.name,
+        "capability": [p.major, p.minor],
+        "multiprocessors": p.multi_processor_count,
+        "memory_gib": round(p.total_memory / 2**30, 1),
+        "l2_mib": round(getattr(p, "L2_cache_size", 0) / 2**20, 1),
+        "smi": smi("driver_version,pstate,clocks.sm,clocks.mem,clocks.max.sm,power.limit,temperature.gpu"),
+        "cuda_of_torch": torch.version.cuda,
+        "cudnn": torch.backends.cudnn.version(),
+        "nvcc": release.group(1) if release else "not found",
+        "python": platform.python_version(),
+        "cores": os.cpu_count(),
+        "versions": versions,
+    }
+    print(f"{p.name}, driver {result['smi'].get('driver_version')}, torch {torch.__version__}, nvcc {result['nvcc']}")
+    return result
+
+
+PROBE = """
+import json, torch, replknet_ext
+from replknet_ext import _ext
+from benchmarks import harness
+kernel = torch._C._dispatch_has_kernel_for_dispatch_key("replknet_ext::dwconv2d", "CUDA")
+info = _ext.build_info()
+devices = json.loads(torch.ops.replknet_ext._cuda_devices()) if _ext.HAS_EXT else []
+print("PROBE" + json.dumps({"extension": _ext.HAS_EXT, "why_not": _ext.WHY_NOT, "info": info, "devices": devices,
+    "cuda_kernel": kernel, "cuda_ops": sorted(_ext.CUDA_OPS), "meta": harness.metadata()}))
+"""
+
+
+def probe() -> dict[str, Any]:
+    """What a fresh process finds of the extension."""
+    done = command([sys.executable, "-c", PROBE], 60)
+    for text in done.stdout.splitlines():
+        if text.startswith("PROBE"):
+            found: dict[str, Any] = json.loads(text.removeprefix("PROBE"))
+            found["meta"].pop("command")  # of the probe
+            return found
+    return {"extension": False, "why_not": done.stdout[-TAIL:]}
+
+
+def usable(found: dict[str, Any], arch: str) -> bool:
+    """Whether an extension with kernels for this GPU is installed and newer than its sources."""
+    if not found["extension"] or "dwconv2d" not in found["cuda_ops"]:
+        return False
+    if arch not in found["info"].get("cuda_archs", "").replace("+PTX", "").split(";"):
+        return False
+    built = max((path.stat().st_mtime for path in (ROOT / "replknet_ext").glob("_C*.so")), default=0.0)
+    sources = [path for path in (ROOT / "csrc").rglob("*") if path.is_file()]
+    return built > max(path.stat().st_mtime for path in [*sources, ROOT / "setup.py"])
+
+
+def build_folder() -> Path:
+    """Where to start setup.py: here, or beside links to the sources where setuptools is too old for pyproject.toml."""
+    if int(metadata.version("setuptools").split(".")[0]) >= 77:
+        return ROOT
+    folder = Path(tempfile.mkdtemp())
+    (ROOT / "build").mkdir(exist_ok=True)
+    for name in ("setup.py", "csrc", "replknet_ext", "build"):
+        (folder / name).symlink_to(ROOT / name)
+    return folder
+
+
+def build(options: argparse.Namespace) -> dict[str, Any]:
+    """Builds the extension in place for this GPU alone, unless a usable one is there."""
+    import torch
+
+    arch = arch_of(torch.cuda.get_device_capability())
+    found = probe()
+    if usable(found, arch):
+        print("a usable extension is installed")
+        return {"built": False, **found}
+    environment = {
+        "TORCH_CUDA_ARCH_LIST": arch,
+        "MAX_JOBS": str(os.cpu_count() or 1),
+        "REPLKNET_EXT_FORCE_CUDA": "1",
+        # A file holds dozens of kernels: let nvcc optimise them side by side.
+        "NVCC_APPEND_FLAGS": f"{os.environ.get('NVCC_APPEND_FLAGS', '')} --split-compile=0".strip(),
+    }
+    started = time.monotonic()
+    setup = [sys.executable, "setup.py", "build_ext", "--inplace"]
+    done = command(setup, options.seconds - 20, environment, build_folder())
+    seconds = round(time.monotonic() - started, 1)
+    if done.returncode:
+        late = f"out of time after {seconds} s; " if done.returncode == 124 else ""
+        raise StepError(f"{late}setup.py build_ext failed:\n{done.stdout[-TAIL:]}")
+    found = probe()
+    print(f"built for {arch} in {seconds} s; kernels: {', '.join(found.get('cuda_ops', [])) or 'none'}")
+    result = {"built": True, "arch": arch, "build_seconds": seconds, **found}
+    if not usable(found, arch):
+        result["failed"] = "the extension was built, but its CUDA kernels can't be used"
+    return result
+
+
+def smoke(options: argparse.Namespace) -> dict[str, Any]:
+    """All variants on small exact cases."""
+    done = command([sys.executable, "-m", "benchmarks.gpu_cases"], options.seconds - 3)
+    lines = done.stdout.strip().splitlines()
+    print(lines[-1] if lines else "no output")
+    if done.returncode:
+        raise StepError(f"exit status {done.returncode}\n{done.stdout[-TAIL:]}")
+    return {"summary": lines[-1]}
+
+
+def ceilings(options: argparse.Namespace) -> dict[str, Any]:
+    """Register-only tensor and FMA rates, copy bandwidth, bf16 matrix product, clocks under load."""
+    import torch
+
+    from benchmarks.gpu_table import timed
+
+    result: dict[str, Any] = {}
+    p = torch.cuda.get_device_properties(0)
+
+    def best(run: Callable[[], object], samples: int) -> float:
+        run()
+        return statistics.median(timed(run) for _ in range(samples))
+
+    size = min(1 << 31, p.total_memory // 8)
+    source = torch.empty(size // 4, dtype=torch.int32, device="cuda").random_()
+    target = torch.empty_like(source)
+    result["copy_tb_per_s"] = round(2 * size / best(partial(target.copy_, source), 15) * 1e-12, 3)
+    del source, target
+    a, b = (torch.randn(8192, 8192, device="cuda", dtype=torch.bfloat16) for _ in "ab")
+    seconds = best(lambda: torch.mm(a, b), 20)
+    result["bf16_gemm_tflops"] = round(2 * 8192**3 / seconds * 1e-12, 1)
+    for _ in range(int(2.0 / seconds)):  # two seconds of work, to read the clocks meanwhile
+        torch.mm(a, b)
+    result["clocks_in_gemm"] = smi("clocks.sm,clocks.mem,power.draw,temperature.gpu")
+    torch.cuda.synchronize()
+
+    folder = tempfile.mkdtemp()
+    library = f"{folder}/peak.so"
+    arch = arch_of((p.major, p.minor)).replace(".", "")
+    flags = ["-O3", "-std=c++17", f"-gencode=arch=compute_{arch},code=sm_{arch}", "-shared", "-Xcompiler", "-fPIC"]
+    done = command([tool("nvcc"), *flags, "-o", library, str(ROOT / "benchmarks/peak.cu")], 60)
+    if done.returncode:
+        return result | {"failed": f"peak.cu does not compile:\n{done.stdout[-TAIL:]}"}
+    peak = ctypes.CDLL(library).peak
+    peak.argtypes = [ctypes.c_int] * 3 + [ctypes.c_void_p] * 3
+    most = p.multi_processor_count * 8
+    out = torch.empty(most * 256, device="cuda")
+    cycles = torch.zeros(most, dtype=torch.int64, device="cuda")
+    rows = []
+    for kind, name, flop in ((0, "mma bf16", 64 * 4096), (1, "mma tf32", 64 * 2048), (2, "ffma", 256 * 16 * 2)):
+        for per_sm in (1, 2, 4):
+            blocks, rounds = p.multi_processor_count * per_sm, 16000 // per_sm
+
+            def launch(kind: int = kind, blocks: int = blocks, rounds: int = rounds) -> None:
+                stream = torch.cuda.current_stream().cuda_stream
+                error = peak(kind, blocks, rounds, out.data_ptr(), cycles.data_ptr(), stream)
+                if error:
+                    raise StepError(f"peak.cu: CUDA error {error}")
+
+            seconds = best(launch, 9)
+            ticks = float(cycles[:blocks].double().median())
+            rate = round(blocks * rounds * flop / seconds * 1e-12, 1)
+            row: dict[str, Any] = {"unit": name, "warps_per_sm": 8 * per_sm, "tflops": rate}
+            row["sm_ghz"] = round(ticks / seconds * 1e-9, 3)
+            if kind != 2:  # four tensor cores an SM
+                row["cycles_per_mma"] = round(ticks * 4 / (per_sm * rounds * 64), 3)
+            rows.append(row)
+    result["registers_only"] = rows
+    top = {name: max(row["tflops"] for row in rows if row["unit"] == name) for name in ("mma bf16", "mma tf32", "ffma")}
+    print(f"copy {result['copy_tb_per_s']} TB/s, bf16 gemm {result['bf16_gemm_tflops']} TFLOP/s, registers only {top}")
+    return result | {"registers_only_tflops": top}
+
+
+def tests(options: argparse.Namespace) -> dict[str, Any]:
+    """The GPU tests of the suite."""
+    report = f"{tempfile.mkdtemp()}/junit.xml"
+    marks = "gpu and not slow" if options.quick else "gpu"
+    arguments = [sys.executable, "-m", "pytest", "-m", marks, "-q", f"--junitxml={report}", "-p", "no:cacheprovider"]
+    arguments += ["--continue-on-collection-errors", "--maxfail=40", "--tb=short"]
+    try:
+        metadata.version("pytest-xdist")
+        arguments += ["-n", str(min(8, os.cpu_count() or 1))]
+    except metadata.PackageNotFoundError:
+        pass
+    done = command([*arguments, "tests"], options.seconds - 12)
+    lines = [text for text in done.stdout.strip().splitlines() if text.strip()]
+    result: dict[str, Any] = {"summary": lines[-1] if lines else "", "returncode": done.returncode}
+    if os.path.exists(report):
+        result |= junit(Path(report).read_text())
+    print(result["summary"])
+    if done.returncode:
+        late = "out of time; " if done.returncode == 124 else ""
+        result |= {"failed": f"{late}pytest exit status {done.returncode}", "tail": done.stdout[-TAIL:]}
+    return result
+
+
+def junit(text: str) -> dict[str, Any]:
+    """Counts, and the tests that failed with the first line of their messages."""
+    counts, wrong, skipped = {"tests": 0, "failures": 0, "errors": 0, "skipped": 0}, [], []
+    for suite in ElementTree.fromstring(text).iter("testsuite"):
+        for key in counts:
+            counts[key] += int(suite.get(key, 0))
+        for case in suite.iter("testcase"):
+            name = f"{case.get('classname')}::{case.get('name')}"
+            for kind in ("failure", "error"):
+                wrong += [f"{name}: {(bad.get('message') or '')[:300]}" for bad in case.findall(kind)]
+            skipped += [f"{name}: {skip.get('message')}" for skip in case.findall("skipped")]
+    return {**counts, "wrong": wrong[:40], "why_skipped": skipped[:20]}
+
+
+def sanitizer(options: argparse.Namespace) -> dict[str, Any]:
+    """memcheck, racecheck, initcheck and synccheck on the small cases, all at once."""
+    program = tool("compute-sanitizer")
+    names = ("memcheck", "racecheck") if options.quick else ("memcheck", "racecheck", "initcheck", "synccheck")
+    folder, started = tempfile.mkdtemp(), time.monotonic()
+    # Without torch's cache every tensor is an allocation of its own, and an access past its end is seen.
+    environment = {**os.environ, "PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
+
+    def start(name: str, filters: list[str]) -> subprocess.Popen[bytes]:
+        arguments = [program, "--tool", name, "--error-exitcode", "99", "--print-limit", "20", *filters]
+        with open(f"{folder}/{name}", "wb") as log:
+            process = subprocess.Popen(
+                [*arguments, sys.executable, "-m", "benchmarks.gpu_cases", "--sanitizer"],
+                cwd=ROOT, env=environment, stdout=log, stderr=subprocess.STDOUT, start_new_session=True,
+            )  # fmt: skip
+        GROUPS.add(process.pid)
+        return process
+
+    running = {name: start(name, ["--kernel-name", "kns=rt_fwd"]) for name in names}
+    result: dict[str, Any] = {}
+    retried: set[str] = set()
+    while running:
+        late = time.monotonic() - started > options.seconds - 8
+        for name, process in list(running.items()):
+            if process.poll() is None and not late:
+                continue
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
+            GROUPS.discard(process.pid)
+            text = Path(f"{folder}/{name}").read_text(errors="replace")
+            summaries = re.findall(r"(?:ERROR|RACECHECK) SUMMARY: .*", text)
+            if not summaries and not late and name not in retried:  # an option that this version does not know?
+                retried.add(name)
+                running[name] = start(name, [])
+                continue
+            done = re.findall(r"\d+ launches, \d+ wrong", text)
+            row: dict[str, Any] = {"returncode": process.returncode, "summary": [*summaries, *done]}
+            clean = process.returncode == 0 and bool(summaries) and bool(done)
+            row["clean"] = clean
+            row["only_our_kernels"] = name not in retried
+            if not clean:
+                row |= {"late": late, "head": text[:TAIL], "tail": text[-TAIL:]}
+            result[name] = row
+            del running[name]
+        time.sleep(0.2)
+    bad = [name for name in names if not result[name]["clean"]]
+    print(f"compute-sanitizer: {len(names) - len(bad)} of {len(names)} tools clean")
+    return result | ({"failed": f"not clean: {', '.join(bad)}"} if bad else {})
+
+
+SECTIONS = (
+    "SpeedOfLight", "ComputeWorkloadAnalysis", "MemoryWorkloadAnalysis", "MemoryWorkloadAnalysis_Tables", "Occupancy",
+    "LaunchStats", "SchedulerStats", "WarpStateStats",
+)  # fmt: skip
+METRICS = (
+    r"tensor|hmma|bank_conflict|occupancy|warps_active|registers|gpu__time_duration|throughput|issue_active|waves|"
+    r"shared_mem|launch__(grid|block)_size|issue_stalled.*per_warp_active|inst_executed\.sum$|cycles_active\.avg$"
+)
+
+
+def ncu(options: argparse.Namespace) -> dict[str, Any]:
+    """Hardware counters of the four main kernels; clocks are left as they are."""
+    program = tool("ncu", "/opt/nvidia/nsight-compute/*/ncu", "/usr/local/cuda*/nsight-compute*/ncu")
+    report = f"{tempfile.mkdtemp()}/report"
+    base = [program, "--clock-control", "none", "--target-processes", "all", "-k", "regex:rt_", "-f", "-o", report]
+    target = [sys.executable, "-m", "benchmarks.gpu_cases", "--profile"]
+    chosen = [option for section in SECTIONS for option in ("--section", section)]
+    started = time.monotonic()
+    done = command([*base, *chosen, *target], options.seconds - 12)
+    if done.returncode not in (0, 124) and time.monotonic() - started < options.seconds / 2:
+        first = done.stdout[-TAIL:]
+        done = command([*base, "--set", "full", *target], options.seconds / 2)
+        done.stdout = f"{first}\n--- with --set full ---\n{done.stdout}"
+    if not os.path.exists(f"{report}.ncu-rep"):
+        raise StepError(f"ncu wrote no report (exit status {done.returncode}):\n{done.stdout[-TAIL:]}")
+    text = command([program, "--import", f"{report}.ncu-rep", "--page", "raw", "--csv"], 30).stdout
+    kernels = counters(text)
+    for kernel in kernels:
+        print(f"{kernel['kernel'][:60]} {kernel.get('gpu__time_duration.sum', '')}")
+    return {"kernels": kernels} if kernels else {"failed": "no kernel was profiled", "tail": text[-TAIL:]}
+
+
+def counters(text: str) -> list[dict[str, Any]]:
+    """The metrics worth keeping of `ncu --page raw --csv`, a dict a kernel, each value with its unit."""
+    start = text.find('"ID"')
+    rows = list(csv.reader(io.StringIO(text[start:]))) if start >= 0 else []
+    if len(rows) < 3:
+        return []
+    kernels = []
+    for row in rows[2:]:
+        if len(row) != len(rows[0]):
+            continue
+        cells = dict(zip(rows[0], zip(row, rows[1], strict=True), strict=True))
+        kept = {
+            key: f"{value} {unit}".strip() for key, (value, unit) in cells.items() if re.search(METRICS, key) and value
+        }
+        kernels.append({"kernel": cells.get("Kernel Name", ("", ""))[0], **kept})
+    return kernels
+
+
+STEPS: dict[str, Callable[[argparse.Namespace], dict[str, Any]]] = {
+    step.__name__: step for step in (device, build, smoke, ceilings, tests, sanitizer, ncu)
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Command line."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu_steps", description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("step", choices=list(STEPS))
+    parser.add_argument("--output", type=Path, required=True)
+    parser.add_argument("--seconds", type=float, default=120.0)
+    parser.add_argument("--quick", action="store_true")
+    options = parser.parse_args(arguments)
+    signal.signal(signal.SIGTERM, stop)
+    try:
+        result = STEPS[options.step](options)
+    except StepError as error:
+        result = {"failed": str(error)}
+    except Exception:
+        result = {"failed": traceback.format_exc()[-TAIL:]}
+    write_json(options.output, result)
+    return int("failed" in result)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

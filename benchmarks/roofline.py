@@ -1,0 +1,187 @@
+"""Predicts the time of the CUDA kernels from counts: taps inside the image, bytes, tensor instructions.
+
+    python -m benchmarks.roofline            # table and benchmarks/results/predictions-h200.json
+    python -m benchmarks.roofline --check    # 1 if that file is not what the code predicts
+
+Nothing here is measured. Three bounds and one prediction a layer:
+
+* memory: input, output and filter moved once, at the copy bandwidth;
+* taps: multiply-adds of taps inside the image at the rate of a large bf16 matrix product;
+* mma: the tensor instructions that the register Toeplitz mapping cannot avoid, at the rate of mma.sync;
+* predicted: the launch planner's own model (csrc/cuda/rt_plan.cpp), which adds tiles, start-up and the last wave.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
+
+from benchmarks import gpu_plan
+from benchmarks.gpu_plan import ROOT, Limits
+from benchmarks.gpu_shapes import GOALS_US, PASSES, Layer, all_layers
+
+RESULT = ROOT / "benchmarks/results/predictions-h200.json"
+
+#: What the predictions stand on. Bandwidth and matrix rate were measured on an H200; mma.sync is reported at 63 to 65 %
+#: of wgmma on this chip; the clock is the boost clock of the datasheet.
+CEILINGS = {
+    "copy_bytes_per_s": 4.3e12,
+    "bf16_gemm_flop_per_s": 790e12,
+    "mma_sync_flop_per_s": 620e12,
+    "sm_clock_hz": 1.755e9,
+}
+MMA_FLOP = 2 * 16 * 8 * 16  # mma.sync.m16n8k16
+
+
+def taps(size: int, kernel: int) -> int:
+    """(output, tap) pairs along one axis of a "same" convolution whose tap lies inside the image."""
+    pad = kernel // 2
+    return sum(min(size, out - pad + kernel) - max(0, out - pad) for out in range(size))
+
+
+def clipped_flop(layer: Layer) -> int:
+    """Multiplications and additions of taps inside the image; the same for all three passes."""
+    return 2 * layer.n * layer.c * taps(layer.h, layer.kh) * taps(layer.w, layer.kw)
+
+
+def nominal_flop(layer: Layer) -> int:
+    """The same with the taps in the zero padding, as FLOP counters count."""
+    return 2 * layer.n * layer.c * layer.h * layer.w * layer.kh * layer.kw
+
+
+def least_bytes(layer: Layer, element: int = 2) -> int:
+    """Each input read once and the output written once; the same for all three passes."""
+    return element * layer.c * (2 * layer.n * layer.h * layer.w + layer.kh * layer.kw)
+
+
+def meetings(size: int, kernel: int, block: int, input_block: int, shift: int = 0) -> int:
+    """Pairs of an output block and an input block, along one axis, that share at least one tap inside the image.
+
+    Args:
+        size: of the axis.
+        kernel: taps, "same" padding.
+        block: outputs a block.
+        input_block: inputs a block.
+        shift: input blocks start at multiples of `input_block` minus this.
+    """
+    pad, count = kernel // 2, 0
+    for start in range(0, size, block):
+        first = max(0, start - pad)
+        last = min(size - 1, min(start + block, size) - 1 - pad + kernel - 1)
+        count += (last + shift) // input_block - (first + shift) // input_block + 1
+    return count
+
+
+def least_mmas(layer: Layer) -> int:
+    """Tensor instructions of the mapping: 2 x 8 outputs by 2 x 8 inputs by 8 images each, all with a useful tap.
+
+    Row groups stand in for images in a small batch, so no part of a group of 8 needs to be idle.
+    """
+    rows = min(meetings(layer.h, layer.kh, 2, 2, shift) for shift in (0, 1))
+    return -(-layer.n * layer.c * rows * meetings(layer.w, layer.kw, 8, 8) // 8)
+
+
+def microseconds(seconds: float) -> float:
+    """For people and files: three significant digits."""
+    return float(f"{seconds * 1e6:.3g}")
+
+
+def predict(
+    layer: Layer, pass_: str = "fwd", dtype: str = "bfloat16", limits: Limits = gpu_plan.H200
+) -> dict[str, Any]:
+    """Bounds and prediction of one layer and pass; `pass_` bwd_weight has bounds only, as it has no kernel yet."""
+    flop, bytes_ = clipped_flop(layer), least_bytes(layer)
+    row: dict[str, Any] = {
+        "layer": layer.name,
+        **asdict(layer),
+        "pass": pass_,
+        "dtype": dtype,
+        "clipped_gflop": float(f"{flop * 1e-9:.4g}"),
+        "inside_the_image": round(flop / nominal_flop(layer), 3),
+        "megabytes": float(f"{bytes_ * 1e-6:.4g}"),
+        "memory_us": microseconds(bytes_ / CEILINGS["copy_bytes_per_s"]),
+        "taps_us": microseconds(flop / CEILINGS["bf16_gemm_flop_per_s"]),
+    }
+    if pass_ == "bwd_weight":
+        return row
+    mmas = least_mmas(layer)
+    plan = gpu_plan.plan(layer, pass_, dtype, limits)
+    row |= {
+        "least_mmas": mmas,
+        "mma_us": microseconds(mmas * MMA_FLOP / CEILINGS["mma_sync_flop_per_s"]),
+        "variant": plan.name,
+        "row_groups": plan.row_groups,
+        "warps": plan.warps,
+        "shared_bytes": plan.shared_bytes,
+        "blocks": plan.blocks,
+        "blocks_per_sm": plan.blocks_per_sm,
+        "mmas": float(f"{plan.mmas:.4g}"),
+        "predicted_us": cycles_us(plan.cycles),
+        "variants_us": {p.name: cycles_us(p.cycles) for p in gpu_plan.supported(layer, pass_, dtype, limits).values()},
+    }
+    if layer in GOALS_US:
+        row["goal_us"] = GOALS_US[layer]
+    return row
+
+
+def cycles_us(cycles: float) -> float:
+    """The planner's cycles as microseconds at the stated clock."""
+    return microseconds(cycles / CEILINGS["sm_clock_hz"])
+
+
+def predictions() -> dict[str, Any]:
+    """What the JSON file holds; the same on every machine."""
+    rows = [predict(layer, pass_) for layer in all_layers() for pass_ in PASSES[:2]]
+    return {
+        "kind": "PREDICTION: from a model, nothing in this file was measured",
+        "device": "NVIDIA H200",
+        "limits": asdict(gpu_plan.H200),
+        "ceilings": CEILINGS,
+        "rows": rows,
+    }
+
+
+def table(rows: Sequence[dict[str, Any]]) -> str:
+    """The forward rows as plain text, under 100 columns."""
+    lines = [
+        "PREDICTION for an H200, bf16, microseconds; nothing here was measured. bwd_input is predicted the same.",
+        f"{'layer':<22} {'GFLOP':>6} {'inside':>6} | {'memory':>6} {'taps':>6} {'mma':>6} |"
+        f" {'predicted':>9} {'goal':>5}  variant",
+    ]
+    for row in rows:
+        if row["pass"] != "fwd":
+            continue
+        goal = f"{row['goal_us']:g}" if "goal_us" in row else ""
+        lines.append(
+            f"{row['layer']:<22} {row['clipped_gflop']:>6.3g} {row['inside_the_image']:>6.0%} | {row['memory_us']:>6g} "
+            f"{row['taps_us']:>6g} {row['mma_us']:>6g} | {row['predicted_us']:>9g} {goal:>5}  {row['variant']}"
+        )
+    return "\n".join(lines)
+
+
+def render(payload: dict[str, Any]) -> str:
+    """The file's text."""
+    return json.dumps(payload, indent=1) + "\n"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Command line; with --check, 1 if the stored file is out of date."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.roofline", description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--check", action="store_true", help="write nothing, fail if the stored file is out of date")
+    options = parser.parse_args(arguments)
+    payload = predictions()
+    print(table(payload["rows"]))
+    if options.check:
+        return int(not RESULT.exists() or RESULT.read_text() != render(payload))
+    RESULT.parent.mkdir(parents=True, exist_ok=True)
+    RESULT.write_text(render(payload))
+    print(f"wrote {RESULT.relative_to(ROOT)}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

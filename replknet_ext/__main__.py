@@ -1,0 +1,5 @@
+"""``python -m replknet_ext``."""
+
+from .cli import main
+
+main()

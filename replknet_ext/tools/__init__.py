@@ -1,0 +1,1 @@
+"""What the command line does; one module a command. Imported by `replknet_ext.cli` alone, never by the library."""

@@ -1,0 +1,277 @@
+"""``replknet-ext doctor``: what is installed, which backend runs what, and why the others do not.
+
+`collect` gathers plain data, for ``--json`` and bug reports; `render` shows it. Nothing here raises for what it finds.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from dataclasses import replace
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from .. import __version__, _env, _ext, settings
+from ..backends import PASSES, Problem, reasons, select
+from ..checks import Geometry
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+#: Packages that parts of this one, its tests or its benchmarks can use.
+PACKAGES = ("triton", "torchvision", "timm", "rich", "typer", "pytest")
+
+#: What the CUDA kernels of this release leave to torch.
+CUDA_NOTES = (
+    "float32 and float64 CUDA tensors go to torch's convolution in this release: the kernels take float16 and bfloat16",
+    "the weight gradient (bwd_weight) of CUDA tensors goes to torch's convolution in this release, for every dtype",
+    "stride or dilation other than 1 and channel multipliers go to torch's convolution on every device",
+)
+
+
+def _same(n: int, c: int, size: int, kernel: int, dtype: torch.dtype, device: str, stride: int = 1) -> Problem:
+    pad = kernel // 2
+    geometry = Geometry((stride, stride), (pad, pad, pad, pad), (1, 1))
+    return Problem((n, c, size, size), (c, 1, kernel, kernel), True, geometry, dtype, device)
+
+
+#: Calls that users make, by the name they have in the table.
+TYPICAL: dict[str, Problem] = {
+    "CUDA bfloat16, 31x31": _same(64, 128, 56, 31, torch.bfloat16, "cuda"),
+    "CUDA float16, 13x13": _same(64, 1024, 7, 13, torch.float16, "cuda"),
+    "CUDA float32, 31x31": _same(64, 128, 56, 31, torch.float32, "cuda"),
+    "CUDA bfloat16, stride 2": _same(64, 128, 56, 5, torch.bfloat16, "cuda", stride=2),
+    "CPU float32, 31x31": _same(8, 128, 56, 31, torch.float32, "cpu"),
+    "CPU bfloat16, 7x7": _same(8, 96, 56, 7, torch.bfloat16, "cpu"),
+}
+
+
+def collect() -> dict[str, Any]:
+    """Everything that ``doctor`` tells, as JSON knows it."""
+    return {
+        "versions": _versions(),
+        "extension": _extension(),
+        "gpus": _gpus(),
+        "backends": [_backends(name, problem) for name, problem in TYPICAL.items()],
+        "cuda_plans": _cuda_plans(),
+        "settings": {
+            "algorithm": settings.get_algorithm(),
+            "float32_precision": settings.get_float32_precision(),
+            "cpu_threads": torch.get_num_threads(),
+        },
+        "environment": [
+            {"name": _env.PREFIX + name, "value": _env.get(name), "meaning": meaning}
+            for name, meaning in _env.VARIABLES.items()
+        ],
+        "notes": list(CUDA_NOTES),
+    }
+
+
+def _versions() -> dict[str, str | None]:
+    found: dict[str, str | None] = {
+        "replknet_ext": __version__,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "torch's CUDA": torch.version.cuda,
+        "cuDNN": str(torch.backends.cudnn.version()) if torch.backends.cudnn.is_available() else None,
+        "system": f"{platform.system()} {platform.machine()}, {os.cpu_count()} processors",
+    }
+    found.update(dict.fromkeys(PACKAGES))
+    for name in PACKAGES:
+        with suppress(metadata.PackageNotFoundError):
+            found[name] = metadata.version(name)
+    return found
+
+
+def _extension() -> dict[str, Any]:
+    info = _ext.build_info()
+    path = next(iter(sorted(Path(_ext.__file__).parent.glob("_C*.so"))), None)
+    return {
+        "loaded": _ext.HAS_EXT,
+        "why_not": _ext.WHY_NOT,
+        "path": str(path) if path else None,
+        "cpu_isa": _ext.cpu_isa(),
+        "compiler": info.get("compiler"),
+        "torch_target": info.get("torch_target"),
+        "cuda_toolkit": info.get("cuda_toolkit") or None,
+        "cuda_archs": [arch for arch in info.get("cuda_archs", "").split(";") if arch],
+        "cuda_ops": sorted(info.get("cuda_ops", [])),
+    }
+
+
+def _gpus() -> list[dict[str, Any]]:
+    """GPUs that torch sees, with what the extension's own CUDA runtime knows of them."""
+    limits: list[dict[str, Any]] = []
+    if _ext.HAS_EXT:
+        try:
+            limits = json.loads(torch.ops.replknet_ext._cuda_devices())
+        except (RuntimeError, AttributeError, ValueError):
+            limits = []
+    gpus = []
+    for index in range(torch.cuda.device_count() if torch.cuda.is_available() else 0):
+        p = torch.cuda.get_device_properties(index)
+        known = limits[index] if index < len(limits) else {}
+        gpus.append({"name": p.name, "capability": f"{p.major}.{p.minor}", **known, "kernels": _kernels_for(p)})
+    return gpus
+
+
+def _kernels_for(properties: Any) -> str:
+    """Whether this build holds code for a GPU, in words."""
+    if (properties.major, properties.minor) < (8, 0):
+        return "none: the kernels need compute capability 8.0"
+    archs = _extension()["cuda_archs"]
+    exact = f"{properties.major}.{properties.minor}"
+    if any(arch.removesuffix("+PTX").rstrip("af") == exact for arch in archs):
+        return "built for it"
+    for arch in archs:
+        number = arch.removesuffix("+PTX")
+        major, minor = (int(part) for part in number.rstrip("af").split("."))
+        if number[-1].isdigit() and major == properties.major and minor <= properties.minor:
+            return f"runs those of {number}"
+        if arch.endswith("+PTX") and (major, minor) <= (properties.major, properties.minor):
+            return f"compiled by the driver from {number}"
+    return f"none: this build has {', '.join(archs)}" if archs else "none: built without CUDA"
+
+
+def _backends(name: str, problem: Problem) -> dict[str, Any]:
+    """Which backend `depthwise_conv2d` takes for a problem, pass by pass, and what the others say."""
+    chosen = select(problem).name
+    why = {pass_: reasons(replace(problem, pass_=pass_)) for pass_ in PASSES}
+    # A backend that lacks a backward pass leaves that one to torch.
+    runs = {pass_: chosen if pass_ == "fwd" or why[pass_][chosen] is None else "torch" for pass_ in PASSES}
+    return {"problem": name, "runs": runs, "reasons": why}
+
+
+def _cuda_plans() -> list[dict[str, Any]]:
+    """The kernel variants that the RepLKNet-31B layers get, on the first GPU or, without one, on an H200."""
+    gpus = _gpus()
+    if gpus and "shared_per_sm" in gpus[0]:
+        device = gpus[0]["name"]
+        limits = [gpus[0][key] for key in ("capability", "multiprocessors", "shared_per_block", "shared_per_sm")]
+    else:
+        device, limits = "H200 (no GPU here)", [90, 132, 227 << 10, 228 << 10]
+    plans = []
+    for channels, size, kernel in ((128, 56, 31), (256, 28, 29), (512, 14, 27), (1024, 7, 13)):
+        sizes = [64, channels, size, size, kernel, kernel, size, size, kernel // 2, kernel // 2]
+        try:
+            plan = json.loads(torch.ops.replknet_ext._cuda_plan(sizes, "bfloat16", limits, -1))
+        except (RuntimeError, AttributeError, ValueError):  # no extension, or one without CUDA
+            return []
+        layer = f"{channels} channels {size}x{size}, kernel {kernel}"
+        plans.append({"device": device, "layer": layer, **plan})
+    return plans
+
+
+# ---- for people ----
+
+
+def render(report: dict[str, Any], console: Console) -> None:
+    """Print a report; made for 80 columns and more."""
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    def table(title: str, *columns: str) -> Table:
+        result = Table(
+            title=title, title_justify="left", title_style="bold cyan", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0),
+            pad_edge=False,
+        )  # fmt: skip
+        for column in columns:
+            result.add_column(column, overflow="fold")
+        return result
+
+    def pairs(title: str, rows: Iterable[tuple[str, object]]) -> None:
+        grid = Table.grid(padding=(0, 2, 0, 0))
+        for key, value in rows:
+            shown = Text("not found", style="dim") if value is None else Text(str(value), overflow="fold")
+            grid.add_row(Text(f" {key}", style="bold"), shown)
+        console.print(Text(title, style="bold cyan"))
+        console.print(grid)
+        console.print()
+
+    pairs("Versions", report["versions"].items())
+
+    extension = report["extension"]
+    state = "loaded" if extension["loaded"] else f"NOT loaded: {extension['why_not']}"
+    rows: list[tuple[str, object]] = [("state", state)]
+    if extension["loaded"]:
+        toolkit = f"{extension['cuda_toolkit']}, for {', '.join(extension['cuda_archs'])}"
+        rows += [
+            ("file", extension["path"]),
+            ("CPU kernels for", extension["cpu_isa"]),
+            ("compiler", extension["compiler"]),
+            ("needs torch", f"{extension['torch_target']} or later"),
+            ("CUDA toolkit", toolkit if extension["cuda_toolkit"] else "none: built without CUDA kernels"),
+            ("CUDA kernels", ", ".join(extension["cuda_ops"]) or "none"),
+        ]
+    pairs("Compiled extension", rows)
+
+    gpus = [(f"GPU {i}", f"{g['name']}, compute capability {g['capability']}; kernels: {g['kernels']}")
+            for i, g in enumerate(report["gpus"])]  # fmt: skip
+    pairs("GPUs", gpus or [("none", "torch sees no CUDA device" if torch.version.cuda else "this torch has no CUDA")])
+
+    result = table('Who runs what (backend="auto")', "problem", *PASSES)
+    for row in report["backends"]:
+        styled = [Text(name, style="yellow" if name == "torch" else "green") for name in row["runs"].values()]
+        result.add_row(row["problem"], *styled)
+    console.print(result)
+
+    result = table("Why the others do not", "backend", "reason", "for")
+    for (backend, reason), problems in _grouped(report["backends"]).items():
+        result.add_row(
+            Text(backend, style="bold"), reason, ", ".join(problems), style="dim" if backend == "triton" else ""
+        )
+    console.print(result)
+
+    if report["cuda_plans"]:
+        result = table(
+            f"CUDA kernel variants, {report['cuda_plans'][0]['device']}, batch 64", "layer", "variant", "blocks"
+        )
+        for plan in report["cuda_plans"]:
+            result.add_row(plan["layer"], plan.get("name", plan.get("unsupported")), str(plan.get("blocks", "")))
+        console.print(result)
+
+    pairs("Settings", ((key.replace("_", " "), value) for key, value in report["settings"].items()))
+
+    result = table("Environment variables", "name", "value", "meaning")
+    for variable in report["environment"]:
+        value = variable["value"]
+        result.add_row(
+            variable["name"], Text(value, style="bold") if value else Text("-", style="dim"), variable["meaning"]
+        )
+    console.print(result)
+
+    for note in report["notes"]:
+        console.print(Text.assemble(("note: ", "bold yellow"), note))
+
+
+def _grouped(rows: Sequence[dict[str, Any]]) -> dict[tuple[str, str], list[str]]:
+    """(backend, reason) -> the problems it holds for; a device that does not fit is left out, as nobody wonders."""
+    found: dict[tuple[str, str], list[str]] = {}
+    for row in rows:
+        device = row["problem"].split()[0].lower()
+        for why in row["reasons"].values():
+            for backend, reason in why.items():
+                other_device = backend in ("cpu", "cuda") and backend != device
+                if reason is None or other_device:
+                    continue
+                problems = found.setdefault((backend, reason), [])
+                if row["problem"] not in problems:
+                    problems.append(row["problem"])
+    return {key: _together(problems, [row["problem"] for row in rows]) for key, problems in found.items()}
+
+
+def _together(problems: list[str], known: list[str]) -> list[str]:
+    """The problems, or one name for all of them or all of a device."""
+    if problems == known:
+        return ["everything"]
+    for device in ("CUDA", "CPU"):
+        if problems == [name for name in known if name.startswith(device)]:
+            return [f"everything on {device}"]
+    return problems

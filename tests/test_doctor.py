@@ -1,0 +1,125 @@
+"""`replknet-ext doctor`: runs anywhere, fits the terminal, says what goes to torch and why."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+import replknet_ext
+from replknet_ext import _env, _ext
+from replknet_ext.backends import BACKENDS, PASSES
+from replknet_ext.tools import doctor
+
+pytest.importorskip("rich")
+pytest.importorskip("typer")
+
+
+def run(*arguments: str, columns: int = 100, prelude: str = "") -> subprocess.CompletedProcess[str]:
+    """The command line in a process of its own, after some lines of Python."""
+    program = f"import sys, runpy\n{prelude}\nsys.argv = {['replknet-ext', *arguments]!r}\n"
+    program += "runpy.run_module('replknet_ext', run_name='__main__')"
+    environment = {**os.environ, "COLUMNS": str(columns), "NO_COLOR": "1"}
+    return subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=environment, timeout=120)
+
+
+@pytest.fixture(scope="module")
+def report() -> dict[str, Any]:
+    return doctor.collect()
+
+
+@pytest.mark.parametrize("columns", [80, 120])
+def test_it_fits_the_terminal(columns: int) -> None:
+    done = run("doctor", columns=columns)
+    assert done.returncode == 0, done.stderr
+    assert max(len(text) for text in done.stdout.splitlines()) <= columns
+    words = " ".join(done.stdout.split())
+    assert replknet_ext.__version__ in words
+    assert "…" not in words, "something was cut off"
+    for name in _env.VARIABLES:
+        assert _env.PREFIX + name in words
+    assert "float32 and float64 CUDA tensors go to torch" in words
+    assert "weight gradient (bwd_weight) of CUDA tensors goes to torch" in words
+
+
+def test_json_is_the_report() -> None:
+    done = run("doctor", "--json")
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert found["versions"]["replknet_ext"] == replknet_ext.__version__
+    assert found["extension"]["loaded"] == _ext.HAS_EXT
+    assert [row["problem"] for row in found["backends"]] == list(doctor.TYPICAL)
+
+
+def test_every_backend_answers_for_every_pass(report: dict[str, Any]) -> None:
+    for row in report["backends"]:
+        assert list(row["runs"]) == list(PASSES)
+        for pass_, reasons in row["reasons"].items():
+            assert list(reasons) == list(BACKENDS)
+            assert reasons[row["runs"][pass_]] is None, "the one that runs it has no reason not to"
+
+
+def test_what_goes_to_torch(report: dict[str, Any]) -> None:
+    runs = {row["problem"]: row["runs"] for row in report["backends"]}
+    assert set(runs["CUDA float32, 31x31"].values()) == {"torch"}
+    assert set(runs["CUDA bfloat16, stride 2"].values()) == {"torch"}
+    assert runs["CUDA bfloat16, 31x31"]["bwd_weight"] == "torch"
+    if _ext.HAS_EXT:
+        assert set(runs["CPU float32, 31x31"].values()) == {"cpu"}
+    if "dwconv2d" in _ext.CUDA_OPS:
+        assert runs["CUDA bfloat16, 31x31"]["fwd"] == runs["CUDA float16, 13x13"]["bwd_input"] == "cuda"
+        assert len(report["cuda_plans"]) == 4
+        assert all(plan["name"].startswith("rt_") for plan in report["cuda_plans"])
+
+
+def test_set_variables_are_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("REPLKNET_EXT_SKIP_CUDA", "1")
+    values = {row["name"]: row["value"] for row in doctor.collect()["environment"]}
+    assert values["REPLKNET_EXT_SKIP_CUDA"] == "1"
+
+
+def test_without_the_extension() -> None:
+    done = run("doctor", prelude="sys.modules['replknet_ext._C'] = None")
+    assert done.returncode == 0, done.stderr
+    words = " ".join(done.stdout.split())
+    assert "NOT loaded" in words
+    assert "everything on CPU" in words
+
+
+@pytest.mark.parametrize("package", ["typer", "rich"])
+def test_a_missing_package_is_named(package: str) -> None:
+    done = run("doctor", prelude=f"sys.modules[{package!r}] = None")
+    assert done.returncode == 1
+    assert done.stderr.strip() == f"the command line needs {package}: pip install 'replknet_ext[cli]'"
+
+
+def test_help_and_a_wrong_command() -> None:
+    done = run("--help")
+    assert done.returncode == 0
+    assert "doctor" in done.stdout
+    assert run("docter").returncode == 2
+
+
+@pytest.mark.parametrize(
+    ("capability", "archs", "words"),
+    [
+        ((9, 0), ["8.0", "9.0a"], "built for it"),
+        ((8, 6), ["8.0", "9.0a"], "runs those of 8.0"),
+        ((9, 0), ["8.0"], "none: this build has 8.0"),
+        ((10, 0), ["9.0a"], "none: this build has 9.0a"),
+        ((12, 1), ["9.0a", "12.0+PTX"], "runs those of 12.0"),
+        ((13, 0), ["9.0a", "12.0+PTX"], "compiled by the driver from 12.0"),
+        ((7, 5), ["8.0"], "none: the kernels need compute capability 8.0"),
+        ((9, 0), [], "none: built without CUDA"),
+    ],
+)
+def test_architectures(
+    capability: tuple[int, int], archs: list[str], words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(doctor, "_extension", lambda: {"cuda_archs": archs})
+    assert doctor._kernels_for(SimpleNamespace(major=capability[0], minor=capability[1])) == words

@@ -1,0 +1,107 @@
+"""The performance model: its counts against brute force, its stored predictions against the code."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import shutil
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from benchmarks import gpu_plan, roofline
+from benchmarks.gpu_shapes import GOALS_US, GROUPS, K7, K14, K28, K56, LARGE, MAIN, Layer, all_layers
+
+needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="the launch planner needs g++")
+SIZES = [(size, kernel) for size in (1, 2, 5, 7, 8, 9, 14, 23) for kernel in (1, 3, 7, 13, 31)]
+
+
+@pytest.mark.parametrize(("size", "kernel"), SIZES)
+def test_taps_are_those_inside_the_image(size: int, kernel: int) -> None:
+    counted = F.conv1d(torch.ones(1, 1, size), torch.ones(1, 1, kernel), padding=kernel // 2).sum()
+    assert roofline.taps(size, kernel) == int(counted)
+
+
+@pytest.mark.parametrize(("size", "kernel"), SIZES)
+def test_meetings_by_brute_force(size: int, kernel: int) -> None:
+    for block, input_block, shift in ((2, 2, 0), (2, 2, 1), (8, 8, 0), (8, 4, 0), (16, 8, 0)):
+        met = {
+            (out // block, (out - kernel // 2 + tap + shift) // input_block)
+            for out, tap in itertools.product(range(size), range(kernel))
+            if 0 <= out - kernel // 2 + tap < size
+        }
+        assert roofline.meetings(size, kernel, block, input_block, shift) == len(met)
+
+
+def test_counts_of_a_layer_by_hand() -> None:
+    layer = Layer(n=8, c=3, h=2, w=8, kh=3, kw=3)
+    assert roofline.clipped_flop(layer) == 2 * 8 * 3 * (2 + 2) * (8 * 3 - 2)
+    assert roofline.nominal_flop(layer) == 2 * 8 * 3 * 16 * 9
+    assert roofline.least_bytes(layer) == 2 * (2 * 8 * 3 * 16 + 3 * 9)
+    assert roofline.least_mmas(layer) == 3  # 2 x 8 outputs by 2 x 8 inputs by 8 images: one a channel
+    assert layer.name == "N8 C3 2x8 K3"
+
+
+def test_useful_share_of_the_mapping() -> None:
+    """Known from an exact integer simulation of the mapping."""
+    for layer, share in ((K56, 0.77), (K14, 0.77), (K7, 0.59), (LARGE, 0.76)):
+        useful = roofline.clipped_flop(layer) / (roofline.least_mmas(layer) * roofline.MMA_FLOP)
+        assert useful == pytest.approx(share, abs=0.01)
+
+
+@needs_compiler
+def test_the_planner_issues_what_it_must_and_not_much_more() -> None:
+    for layer in MAIN:
+        mmas, least = gpu_plan.plan(layer).mmas, roofline.least_mmas(layer)
+        assert least <= mmas <= 1.35 * least, layer.name
+    for layer in all_layers():
+        assert gpu_plan.plan(layer).mmas >= 0.99 * roofline.least_mmas(layer), layer.name
+
+
+@needs_compiler
+def test_the_planner_chooses_its_own_fastest() -> None:
+    for layer in all_layers():
+        plans = gpu_plan.supported(layer, "fwd", "bfloat16")
+        fastest = min(plans.values(), key=lambda plan: plan.cycles)
+        chosen = gpu_plan.plan(layer)
+        assert chosen.cycles == fastest.cycles, layer.name
+        assert chosen.shared_bytes <= gpu_plan.H200.shared_per_block
+        for number, plan in plans.items():
+            assert (plan.variant, plan.name) == (number, gpu_plan.variants()[number])
+
+
+@needs_compiler
+def test_reasons_of_the_planner() -> None:
+    number = gpu_plan.variants().index(gpu_plan.plan(K56).name)
+    with pytest.raises(gpu_plan.PlanError, match="width"):
+        gpu_plan.plan(K28, variant=number)
+    with pytest.raises(gpu_plan.PlanError, match=r"8\.0"):
+        gpu_plan.plan(K28, limits=gpu_plan.Limits(75, 40, 64 << 10, 64 << 10))
+    with pytest.raises(gpu_plan.PlanError, match="bwd_weight"):
+        gpu_plan.plan(K28, "bwd_weight")
+
+
+@needs_compiler
+def test_predictions_stay_above_their_bounds() -> None:
+    rows = roofline.predictions()["rows"]
+    assert len(rows) == 2 * len(all_layers()) == 2 * len({layer for group in GROUPS.values() for layer in group})
+    assert {layer.name for layer in GOALS_US} <= {row["layer"] for row in rows}
+    for row in rows:
+        assert row["predicted_us"] >= max(row["memory_us"], row["taps_us"]) * 0.95, row["layer"]
+        assert row["predicted_us"] == min(row["variants_us"].values())
+
+
+@needs_compiler
+def test_stored_predictions_are_those_of_the_code(capsys: pytest.CaptureFixture[str]) -> None:
+    assert roofline.main(["--check"]) == 0, "run: python -m benchmarks.roofline"
+    printed = capsys.readouterr().out
+    assert printed.startswith("PREDICTION")
+    assert max(map(len, printed.splitlines())) <= 110
+    assert json.loads(roofline.RESULT.read_text())["kind"].startswith("PREDICTION")
+
+
+@needs_compiler
+def test_check_can_fail(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(roofline.CEILINGS, "copy_bytes_per_s", 1e12)
+    assert roofline.main(["--check"]) == 1
