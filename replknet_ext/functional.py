@@ -46,6 +46,10 @@ def depthwise_conv2d(
     do not cover (stride or dilation other than 1, channel multipliers, devices without kernels) goes to torch with
     the same result; `explain` tells. Under autocast the operands are cast as autocast casts those of conv2d.
 
+    An output whose receptive field holds an Inf or NaN is non-finite, as in conv2d. On CPU no other output is. The CUDA
+    tensor-core kernels (float16, bfloat16) also multiply neighbours by zero, so a NaN can reach up to 2 rows and 14
+    columns further for the "same" padding of the papers' networks; other images and channels are never touched.
+
     Args:
         input: (N, C, H, W) or unbatched (C, H, W); float32, float64, bfloat16 or float16. N may be 0.
         weight: (C * multiplier, 1, Kh, Kw), dtype and device of input.

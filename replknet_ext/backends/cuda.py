@@ -39,6 +39,19 @@ class CudaBackend:
         return run(input, weight, bias, geometry.padding, activation, precision, algorithm, -1)  # type: ignore[no-any-return]
 
 
+def missing_architecture(capability: int, archs: str) -> str | None:
+    """Why a build for ``archs`` ("8.0;9.0a;12.0+PTX") has no code for a GPU of ``capability`` (90 is 9.0), or None."""
+    for arch in archs.split(";"):
+        number = arch.removesuffix("+PTX")
+        built = int(number.rstrip("af").replace(".", ""))
+        portable = number[-1].isdigit()  # 9.0a code runs on 9.0 and nowhere else
+        same_family = built // 10 == capability // 10
+        if built == capability or (portable and built <= capability and (same_family or arch.endswith("+PTX"))):
+            return None
+    version = f"{capability // 10}.{capability % 10}"
+    return f"built for {archs}, not for compute capability {version}: build with TORCH_CUDA_ARCH_LIST={version}"
+
+
 def _refused_by_planner(problem: Problem) -> str | None:
     """Why no kernel runs this forward problem on the current device, or None."""
     if torch.compiler.is_compiling():  # Dynamo can't trace the query; the op hands to torch what it does not cover
@@ -46,9 +59,13 @@ def _refused_by_planner(problem: Problem) -> str | None:
     devices = _ext.cuda_devices()
     if not devices:  # asked about a GPU on a machine that has none
         return None
+    limits = devices[torch.cuda.current_device()]
+    missing = missing_architecture(limits["capability"], _ext.build_info()["cuda_archs"])
+    if missing is not None:
+        return missing
     n, c, h, w = problem.input_shape
     kh, kw = problem.weight_shape[2:]
     top, bottom, left, right = problem.geometry.padding
     sizes = (n, c, h, w, kh, kw, h + top + bottom - kh + 1, w + left + right - kw + 1, top, left)
-    reason: str | None = _ext.cuda_plan(sizes, problem.dtype, devices[torch.cuda.current_device()]).get("unsupported")
+    reason: str | None = _ext.cuda_plan(sizes, problem.dtype, limits).get("unsupported")
     return reason
