@@ -19,6 +19,7 @@ from .settings import (
 )
 
 from . import models  # isort: skip  # the upper rows of the package import what stands above
+from .models import reparameterize
 from .modules import DepthwiseConv2dLarge
 from .patch import ReplaceReport, replace_depthwise, restore
 
@@ -36,6 +37,7 @@ __all__ = [
     "get_algorithm",
     "get_float32_precision",
     "models",
+    "reparameterize",
     "replace_depthwise",
     "restore",
     "set_algorithm",
