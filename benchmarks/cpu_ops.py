@@ -26,7 +26,7 @@ from rich.table import Table
 from torch import Tensor, nn
 
 import replknet_ext
-from benchmarks import harness
+from benchmarks import harness, shapes
 from benchmarks.harness import BenchmarkError, Candidate
 
 PASSES = ("fwd", "bwd_input", "bwd_weight")
@@ -55,7 +55,7 @@ class Layer:
         return 2e-9 * batch * self.channels * taps**2
 
 
-REPLKNET_31B = (Layer(128, 56, 31), Layer(256, 28, 29), Layer(512, 14, 27), Layer(1024, 7, 13))
+REPLKNET_31B = tuple(Layer(layer.c, layer.h, layer.kh) for layer in shapes.MAIN)
 
 
 @dataclass(frozen=True)

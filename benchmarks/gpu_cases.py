@@ -20,8 +20,8 @@ from torch import Tensor
 
 import replknet_ext
 from benchmarks.gpu_plan import supported
-from benchmarks.gpu_shapes import MAIN, Layer
 from benchmarks.gpu_table import DTYPES, device_limits
+from benchmarks.shapes import MAIN, Layer
 
 #: Plane widths and kernels that between them need every variant; few rows, so that they stay small.
 CASES = [

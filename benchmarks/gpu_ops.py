@@ -25,8 +25,8 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import gpu_plan, roofline
-from benchmarks.gpu_shapes import GROUPS, PASSES
 from benchmarks.harness import RESULTS, ROOT, BenchmarkError, write_json
+from benchmarks.shapes import GROUPS, PASSES
 
 LIMIT, QUICK_LIMIT = 455.0, 160.0  # seconds of the whole run
 LEAST = 8.0  # a step is not started with less time left

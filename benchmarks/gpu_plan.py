@@ -18,7 +18,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from benchmarks.gpu_shapes import Layer
+from benchmarks.shapes import Layer
 
 ROOT = Path(__file__).resolve().parent.parent
 CSRC = ROOT / "csrc"

@@ -21,7 +21,7 @@ from torch import Tensor
 from torch._C._autograd import DeviceType
 
 from benchmarks.gpu_plan import PlanError, PlannerUnavailableError, supported
-from benchmarks.gpu_shapes import Layer
+from benchmarks.shapes import Layer
 
 #: Of kernel names. What is neither ours nor PyTorch's own is cuDNN's: its kernels have no common name.
 OURS, NATIVE = r"\brt_\w*kernel|replknet_ext", r"conv_depthwise2d"

@@ -24,8 +24,8 @@ from torch import Tensor
 
 from benchmarks import gpu_plan, gpu_routes, roofline
 from benchmarks.gpu_routes import Route, Tensors, kernels_of, our_routes, reference, their_routes, whose
-from benchmarks.gpu_shapes import GOALS_US, GROUPS, PASSES, Layer
 from benchmarks.harness import Timing, require_close, write_json
+from benchmarks.shapes import GOALS_US, GROUPS, PASSES, Layer
 
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 ERROR_LIMIT = {"bfloat16": 1e-2, "float16": 2e-3}  # half of it is the rounding of the result alone

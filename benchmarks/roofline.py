@@ -22,7 +22,7 @@ from typing import Any
 
 from benchmarks import gpu_plan
 from benchmarks.gpu_plan import ROOT, Limits
-from benchmarks.gpu_shapes import GOALS_US, PASSES, Layer, all_layers
+from benchmarks.shapes import GOALS_US, PASSES, Layer, all_layers
 
 RESULT = ROOT / "benchmarks/results/predictions-h200.json"
 

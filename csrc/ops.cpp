@@ -25,11 +25,16 @@ namespace {
 
 std::string cpu_isa() { return cpu::isa().name; }
 
-// JSON: what this binary holds. Read by replknet_ext._ext.
+// JSON: what this binary holds. Read by replknet_ext._ext. A variant's number is its place in the list.
 std::string build_info() {
+  std::string variants;
+#ifdef REPLKNET_EXT_WITH_CUDA
+  for (int i = 0; i < cuda::fwd_variant_count(); i++)
+    variants += (i ? ", \"" : "\"") + std::string(cuda::fwd_variant_name(i)) + "\"";
+#endif
   return std::string("{\"torch_target\": \"2.11\", \"compiler\": \"") + __VERSION__ + "\", \"cuda_toolkit\": \"" +
          REPLKNET_EXT_CUDA_TOOLKIT + "\", \"cuda_archs\": \"" + REPLKNET_EXT_CUDA_ARCHS + "\", \"cuda_ops\": [" +
-         REPLKNET_EXT_CUDA_OPS + "]}";
+         REPLKNET_EXT_CUDA_OPS + "], \"cuda_variants\": [" + variants + "]}";
 }
 
 // JSON: the GPUs that the CUDA runtime in this binary sees, with what decides which kernels they can run.

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import astuple, dataclass, replace
 
 import reference
 import torch
 from torch import Tensor
+
+from benchmarks.shapes import stages
+from replknet_ext.models import ARCHS
 
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 HALVES = (torch.bfloat16, torch.float16)
@@ -53,15 +56,16 @@ def _stages(name: str, channels: tuple[int, ...], size: int, kernels: tuple[tupl
     ]
 
 
-def _square(*kernels: int) -> tuple[tuple[int, int], ...]:
-    return tuple((k, k) for k in kernels)
+def _replknet(name: str, arch: str, pixels: int) -> list[Case]:
+    """The large-kernel layers of a RepLKNet."""
+    return [same(f"{name}-{x.kh}x{x.kw}-s{i}", *astuple(x)) for i, x in enumerate(stages(2, ARCHS[arch], pixels), 1)]
 
 
 #: Layers of published networks at their published resolutions.
 LAYERS: list[Case] = [
-    *_stages("replknet31b-224", (128, 256, 512, 1024), 56, _square(31, 29, 27, 13)),
-    *_stages("replknet31l-384", (192, 384, 768, 1536), 96, _square(31, 29, 27, 13)),
-    *_stages("replknetxl-320", (256, 512, 1024, 2048), 80, _square(27, 27, 27, 13)),
+    *_replknet("replknet31b-224", "31B", 224),
+    *_replknet("replknet31l-384", "31L", 384),
+    *_replknet("replknetxl-320", "XL", 320),
     *_stages("slak-t-tall", (124, 249, 499, 998), 56, ((51, 5), (49, 5), (47, 5), (13, 5))),
     *_stages("slak-t-wide", (124, 249, 499, 998), 56, ((5, 51), (5, 49), (5, 47), (5, 13))),
     same("replknet31b-small-branch", 2, 128, 56, 56, 5, 5),

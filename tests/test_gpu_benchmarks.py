@@ -19,8 +19,8 @@ import torch.nn.functional as F
 
 from benchmarks import gpu_cases, gpu_ops, gpu_plan, gpu_routes, gpu_steps, gpu_table, roofline
 from benchmarks.gpu_ops import Step
-from benchmarks.gpu_shapes import GROUPS, MAIN, PASSES, Layer
 from benchmarks.harness import ROOT
+from benchmarks.shapes import GROUPS, MAIN, PASSES, Layer
 
 TINY = Layer(3, 4, 9, 10, 5, 5)
 NATIVE_KERNEL = "at::native::(anonymous namespace)::conv_depthwise2d_forward_kernel<31, float>"

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 
 from benchmarks import gpu_plan, roofline
-from benchmarks.gpu_shapes import GOALS_US, GROUPS, K7, K14, K28, K56, LARGE, MAIN, Layer, all_layers
+from benchmarks.shapes import GOALS_US, GROUPS, K7, K14, K28, K56, LARGE, MAIN, Layer, all_layers
 
 needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="the launch planner needs g++")
 SIZES = [(size, kernel) for size in (1, 2, 5, 7, 8, 9, 14, 23) for kernel in (1, 3, 7, 13, 31)]

@@ -39,17 +39,23 @@ class CudaBackend:
         return run(input, weight, bias, geometry.padding, activation, precision, algorithm, -1)  # type: ignore[no-any-return]
 
 
-def missing_architecture(capability: int, archs: str) -> str | None:
-    """Why a build for ``archs`` ("8.0;9.0a;12.0+PTX") has no code for a GPU of ``capability`` (90 is 9.0), or None."""
-    for arch in archs.split(";"):
+def architecture_for(capability: int, archs: str) -> str | None:
+    """The code that a GPU of ``capability`` (90 is 9.0) runs of a build for ``archs`` ("8.0;9.0a;12.0+PTX"), or None.
+
+    9.0a runs on 9.0 only, 8.0 on every 8.x; of +PTX the driver makes code for any later GPU.
+    """
+    best: str | None = None
+    for arch in filter(None, archs.split(";")):
         number = arch.removesuffix("+PTX")
         built = int(number.rstrip("af").replace(".", ""))
-        portable = number[-1].isdigit()  # 9.0a code runs on 9.0 and nowhere else
-        same_family = built // 10 == capability // 10
-        if built == capability or (portable and built <= capability and (same_family or arch.endswith("+PTX"))):
-            return None
-    version = f"{capability // 10}.{capability % 10}"
-    return f"built for {archs}, not for compute capability {version}: build with TORCH_CUDA_ARCH_LIST={version}"
+        if built == capability:
+            return number
+        portable = number[-1].isdigit() and built < capability
+        if portable and built // 10 == capability // 10:
+            best = number
+        elif portable and arch.endswith("+PTX") and best is None:
+            best = arch
+    return best
 
 
 def _refused_by_planner(problem: Problem) -> str | None:
@@ -60,9 +66,10 @@ def _refused_by_planner(problem: Problem) -> str | None:
     if not devices:  # asked about a GPU on a machine that has none
         return None
     limits = devices[torch.cuda.current_device()]
-    missing = missing_architecture(limits["capability"], _ext.build_info()["cuda_archs"])
-    if missing is not None:
-        return missing
+    archs = _ext.build_info()["cuda_archs"]
+    if architecture_for(limits["capability"], archs) is None:
+        version = f"{limits['capability'] // 10}.{limits['capability'] % 10}"
+        return f"built for {archs}, not for compute capability {version}: build with TORCH_CUDA_ARCH_LIST={version}"
     n, c, h, w = problem.input_shape
     kh, kw = problem.weight_shape[2:]
     top, bottom, left, right = problem.geometry.padding

@@ -19,6 +19,7 @@ import torch
 
 from .. import __version__, _env, _ext, settings
 from ..backends import PASSES, Problem, reasons, select
+from ..backends.cuda import architecture_for
 from ..checks import Geometry
 
 if TYPE_CHECKING:
@@ -102,6 +103,7 @@ def _extension() -> dict[str, Any]:
         "cuda_toolkit": info.get("cuda_toolkit") or None,
         "cuda_archs": [arch for arch in info.get("cuda_archs", "").split(";") if arch],
         "cuda_ops": sorted(info.get("cuda_ops", [])),
+        "cuda_variants": info.get("cuda_variants", []),
     }
 
 
@@ -125,18 +127,15 @@ def _kernels_for(properties: Any) -> str:
     """Whether this build holds code for a GPU, in words."""
     if (properties.major, properties.minor) < (8, 0):
         return "none: the kernels need compute capability 8.0"
-    archs = _extension()["cuda_archs"]
-    exact = f"{properties.major}.{properties.minor}"
-    if any(arch.removesuffix("+PTX").rstrip("af") == exact for arch in archs):
-        return "built for it"
-    for arch in archs:
-        number = arch.removesuffix("+PTX")
-        major, minor = (int(part) for part in number.rstrip("af").split("."))
-        if number[-1].isdigit() and major == properties.major and minor <= properties.minor:
-            return f"runs those of {number}"
-        if arch.endswith("+PTX") and (major, minor) <= (properties.major, properties.minor):
-            return f"compiled by the driver from {number}"
-    return f"none: this build has {', '.join(archs)}" if archs else "none: built without CUDA"
+    archs = ";".join(_extension()["cuda_archs"])
+    capability = 10 * properties.major + properties.minor
+    code = architecture_for(capability, archs)
+    if code is None:
+        return f"none: this build has {archs}" if archs else "none: built without CUDA"
+    if code.endswith("+PTX"):
+        return f"compiled by the driver from {code.removesuffix('+PTX')}"
+    exact = code.rstrip("af") == f"{properties.major}.{properties.minor}"
+    return "built for it" if exact else f"runs those of {code}"
 
 
 def _backends(name: str, problem: Problem) -> dict[str, Any]:
@@ -209,6 +208,7 @@ def render(report: dict[str, Any], console: Console) -> None:
             ("needs torch", f"{extension['torch_target']} or later"),
             ("CUDA toolkit", toolkit if extension["cuda_toolkit"] else "none: built without CUDA kernels"),
             ("CUDA kernels", ", ".join(extension["cuda_ops"]) or "none"),
+            ("CUDA variants", ", ".join(extension["cuda_variants"]) or "none"),
         ]
     pairs("Compiled extension", rows)
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from replknet_ext.models import ARCHS, RepLKNetConfig
+
 PASSES = ("fwd", "bwd_input", "bwd_weight")
 
 
@@ -34,12 +36,13 @@ def square(n: int, c: int, size: int, kernel: int) -> Layer:
     return Layer(n, c, size, size, kernel, kernel)
 
 
-def stages(n: int, channels: int, size: int, kernels: tuple[int, ...]) -> list[Layer]:
-    """The layers of a network's four stages: planes halve and channels double from one to the next."""
-    return [square(n, channels << i, size >> i, kernel) for i, kernel in enumerate(kernels)]
+def stages(n: int, arch: RepLKNetConfig, pixels: int) -> list[Layer]:
+    """The large-kernel layers of a network's stages for square images of `pixels`."""
+    rows = zip(arch.channels, arch.reductions, arch.large_kernel_sizes, strict=True)
+    return [square(n, int(c * arch.dw_ratio), pixels // reduction, k) for c, reduction, k in rows]
 
 
-K56, K28, K14, K7 = MAIN = tuple(stages(64, 128, 56, (31, 29, 27, 13)))
+K56, K28, K14, K7 = MAIN = tuple(stages(64, ARCHS["31B"], 224))
 LARGE = square(64, 128, 96, 31)
 SMALL_KERNEL = square(64, 128, 56, 7)
 
@@ -48,10 +51,10 @@ GROUPS: dict[str, list[Layer]] = {
     "main": list(MAIN),
     "large and small": [LARGE, SMALL_KERNEL],
     "small batches": [square(1, 128, 56, 31), square(8, 128, 56, 31), square(20, 128, 56, 31)],
-    "31B at 384": stages(64, 128, 96, (31, 29, 27, 13))[1:],
-    "XL at 384": stages(16, 384, 96, (27, 27, 27, 13)),
+    "31B at 384": stages(64, ARCHS["31B"], 384)[1:],
+    "XL at 384": stages(16, ARCHS["XL"], 384),
     "stripes": [Layer(64, 124, 56, 56, 51, 5), Layer(64, 124, 56, 56, 5, 51)],
-    "XL at 320": stages(16, 384, 80, (27, 27, 27, 13)),
+    "XL at 320": stages(16, ARCHS["XL"], 320),
 }
 
 #: Microseconds in bf16 with a cold L2 that the design set as goals for an H200, fwd and bwd_input.
