@@ -17,12 +17,6 @@ settings.register_profile("explore", max_examples=5000, **_common)
 settings.load_profile("ci")
 
 
-def pytest_configure(config: pytest.Config) -> None:
-    """Declare the markers."""
-    config.addinivalue_line("markers", "gpu: needs a CUDA device; skipped without one")
-    config.addinivalue_line("markers", "slow: takes more than about five seconds")
-
-
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Skip gpu tests where there is no GPU, and say so."""
     if torch.cuda.is_available():
