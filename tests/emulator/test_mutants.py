@@ -10,6 +10,7 @@ from pathlib import Path
 from types import ModuleType
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # when run as a program
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import emulator_build
 import emulator_harness as harness
