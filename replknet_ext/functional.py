@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function_variadic
 
 from . import _ext, autograd, checks, settings
-from .backends import NAMES, PASSES, Backend, Problem, reasons, select
+from .backends import NAMES, Backend, Problem, by_pass, select
 from .checks import Geometry
 from .ops import autocast_enabled, autocast_operands
 
@@ -220,10 +220,8 @@ def explain(
     problem = _problem(input, weight, bias, stride, padding, dilation, activation, algorithm, precision)
     checks.name("backend", backend, NAMES)
     chosen = select(problem, backend)
-    why = {pass_: reasons(replace(problem, pass_=pass_)) for pass_ in PASSES}
-    # The forward's backend decides for the backward passes too; a raw op without a kernel there runs on torch.
-    by_pass = {p: chosen.name if p == "fwd" or why[p][chosen.name] is None else "torch" for p in PASSES}
-    return Explanation(problem, by_pass, why, _notes(problem, chosen))
+    runs, why = by_pass(problem, chosen.name)
+    return Explanation(problem, runs, why, _notes(problem, chosen))
 
 
 def _notes(problem: Problem, chosen: Backend) -> tuple[str, ...]:

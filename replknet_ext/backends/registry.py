@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from .base import Backend, Problem
+from dataclasses import replace
+
+from .base import PASSES, Backend, Problem
 from .cpu import CpuBackend
 from .cuda import CudaBackend
 from .torch import TorchBackend
@@ -39,3 +41,12 @@ def select(problem: Problem, name: str = "auto") -> Backend:
 def reasons(problem: Problem) -> dict[str, str | None]:
     """For every backend, in order: None if it can run ``problem``, else why not."""
     return {name: backend.supports(problem) for name, backend in BACKENDS.items()}
+
+
+def by_pass(problem: Problem, chosen: str) -> tuple[dict[str, str], dict[str, dict[str, str | None]]]:
+    """Which backend runs each pass when ``chosen`` runs the forward, and the `reasons` of each pass.
+
+    The forward's backend decides for the backward passes too; one that it has no kernel for runs on torch.
+    """
+    why = {pass_: reasons(replace(problem, pass_=pass_)) for pass_ in PASSES}
+    return {p: chosen if p == "fwd" or why[p][chosen] is None else "torch" for p in PASSES}, why

@@ -5,12 +5,10 @@
 
 from __future__ import annotations
 
-import json
 import os
 import platform
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
-from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,15 +16,19 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from .. import __version__, _env, _ext, settings
-from ..backends import PASSES, Problem, reasons, select
+from ..backends import PASSES, Problem, by_pass, select
 from ..backends.cuda import architecture_for
 from ..checks import Geometry
+from ..models import ARCHS
 
 if TYPE_CHECKING:
     from rich.console import Console
 
 #: Packages that parts of this one, its tests or its benchmarks can use.
 PACKAGES = ("triton", "torchvision", "timm", "rich", "typer", "pytest")
+
+#: Limits of an H200, as `_ext.cuda_devices` gives those of a GPU.
+H200 = {"capability": 90, "multiprocessors": 132, "shared_per_block": 227 << 10, "shared_per_sm": 228 << 10}
 
 #: What the CUDA kernels of this release leave to torch.
 CUDA_NOTES = (
@@ -109,17 +111,13 @@ def _extension() -> dict[str, Any]:
 
 def _gpus() -> list[dict[str, Any]]:
     """GPUs that torch sees, with what the extension's own CUDA runtime knows of them."""
-    limits: list[dict[str, Any]] = []
-    if _ext.HAS_EXT:
-        try:
-            limits = json.loads(torch.ops.replknet_ext._cuda_devices())
-        except (RuntimeError, AttributeError, ValueError):
-            limits = []
+    limits = _ext.cuda_devices()
     gpus = []
     for index in range(torch.cuda.device_count() if torch.cuda.is_available() else 0):
         p = torch.cuda.get_device_properties(index)
-        known = limits[index] if index < len(limits) else {}
-        gpus.append({"name": p.name, "capability": f"{p.major}.{p.minor}", **known, "kernels": _kernels_for(p)})
+        known = limits[index] if index < len(limits) else None
+        capability = f"{p.major}.{p.minor}"
+        gpus.append({"name": p.name, "capability": capability, "kernels": _kernels_for(p), "limits": known})
     return gpus
 
 
@@ -141,27 +139,25 @@ def _kernels_for(properties: Any) -> str:
 def _backends(name: str, problem: Problem) -> dict[str, Any]:
     """Which backend `depthwise_conv2d` takes for a problem, pass by pass, and what the others say."""
     chosen = select(problem).name
-    why = {pass_: reasons(replace(problem, pass_=pass_)) for pass_ in PASSES}
-    # A backend that lacks a backward pass leaves that one to torch.
-    runs = {pass_: chosen if pass_ == "fwd" or why[pass_][chosen] is None else "torch" for pass_ in PASSES}
+    runs, why = by_pass(problem, chosen)
     return {"problem": name, "runs": runs, "reasons": why}
 
 
 def _cuda_plans() -> list[dict[str, Any]]:
     """The kernel variants that the RepLKNet-31B layers get, on the first GPU or, without one, on an H200."""
+    if not _ext.CUDA_OPS:
+        return []
     gpus = _gpus()
-    if gpus and "shared_per_sm" in gpus[0]:
-        device = gpus[0]["name"]
-        limits = [gpus[0][key] for key in ("capability", "multiprocessors", "shared_per_block", "shared_per_sm")]
+    if gpus and gpus[0]["limits"]:
+        device, limits = gpus[0]["name"], gpus[0]["limits"]
     else:
-        device, limits = "H200 (no GPU here)", [90, 132, 227 << 10, 228 << 10]
+        device, limits = "H200 (no GPU here)", H200
+    arch = ARCHS["31B"]
     plans = []
-    for channels, size, kernel in ((128, 56, 31), (256, 28, 29), (512, 14, 27), (1024, 7, 13)):
-        sizes = [64, channels, size, size, kernel, kernel, size, size, kernel // 2, kernel // 2]
-        try:
-            plan = json.loads(torch.ops.replknet_ext._cuda_plan(sizes, "bfloat16", limits, -1))
-        except (RuntimeError, AttributeError, ValueError):  # no extension, or one without CUDA
-            return []
+    for channels, reduction, kernel in zip(arch.channels, arch.reductions, arch.large_kernel_sizes, strict=True):
+        size = 224 // reduction
+        sizes = (64, channels, size, size, kernel, kernel, size, size, kernel // 2, kernel // 2)
+        plan = _ext.cuda_plan(sizes, torch.bfloat16, limits)
         layer = f"{channels} channels {size}x{size}, kernel {kernel}"
         plans.append({"device": device, "layer": layer, **plan})
     return plans
