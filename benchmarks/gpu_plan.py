@@ -1,7 +1,7 @@
 """The CUDA backend's own launch planner, asked from Python without a GPU or the extension.
 
-`csrc/cuda/rt_plan.cpp` is plain C++: it is compiled here with a few lines of C around it and called through ctypes. So
-predictions come from the very code that chooses a variant at run time.
+The planners and their dispatcher (`csrc/cuda/*.cpp`) are plain C++: they are compiled here with a few lines of C around
+them and called through ctypes. So predictions come from the very code that chooses a variant at run time.
 """
 
 from __future__ import annotations
@@ -24,30 +24,36 @@ ROOT = Path(__file__).resolve().parent.parent
 CSRC = ROOT / "csrc"
 
 SHIM = r"""
-#include "cuda/rt_plan.h"
-#include "cuda/rt_variants.h"
+#include "cuda/dwconv2d_cuda.h"
 
 using namespace replknet_ext;
 
-extern "C" int variant_count() { return cuda::kRtFwdCount; }
-extern "C" const char* variant_name(int i) { return cuda::kRtFwd[i].name; }
+static Pass pass_of(int bwd_weight) { return bwd_weight ? Pass::bwd_weight : Pass::fwd; }
+extern "C" int variant_count(int bwd_weight) { return cuda::variant_count(pass_of(bwd_weight)); }
+extern "C" const char* variant_name(int bwd_weight, int i) { return cuda::variant_name(pass_of(bwd_weight), i); }
 
-// s: n c h w kh kw ho wo pad_top pad_left; l: the four numbers of DeviceLimits. Null, or why there is no plan.
-extern "C" const char* plan(const int64_t* s, int bf16, int flip, const int* l, int variant, int64_t* out,
-                            double* cost) {
+// s: n c h w kh kw ho wo pad_top pad_left; how: dtype, channels_last, flip, bwd_weight, precision, algorithm as the enums
+// have them; l: the four numbers of DeviceLimits. Null, or why there is no plan.
+extern "C" const char* plan(const int64_t* s, const int* how, const int* l, int variant, int64_t* out, double* cost) {
   const Problem p{s[0], s[1], s[2], s[3], s[4], s[5], s[6], s[7], s[8], s[9],
-                  bf16 ? DType::bf16 : DType::f16, false, flip != 0, Activation::none};
-  cuda::RtPlan r;
-  if (const char* why = cuda::plan_rt_fwd(p, {l[0], l[1], l[2], l[3]}, variant, &r)) return why;
-  const cuda::LaunchPlan& q = r.plan;
-  const int64_t numbers[] = {q.variant, q.row_groups, q.block_pairs, q.block_chunks,  q.block_groups, q.passes,
-                             q.warps,   q.shared_bytes, q.blocks_per_sm, q.blocks};
+                  static_cast<DType>(how[0]), how[1] != 0, how[2] != 0, Activation::none, pass_of(how[3]),
+                  static_cast<Precision>(how[4]), static_cast<Algorithm>(how[5])};
+  cuda::LaunchPlan q{};
+  if (const char* why = cuda::plan(p, {l[0], l[1], l[2], l[3]}, variant, &q)) return why;
+  const int64_t numbers[] = {q.variant, q.row_groups, q.block_pairs, q.block_chunks, q.block_groups, q.passes,
+                             q.warps, q.shared_bytes, q.blocks_per_sm, q.blocks, q.workspace_bytes};
   for (int64_t v : numbers) *out++ = v;
   cost[0] = q.mmas;
   cost[1] = q.cycles;
   return nullptr;
 }
 """
+
+
+#: In the order of the enums of csrc/dwconv.h.
+DTYPES = ("float64", "float32", "float16", "bfloat16")
+PRECISIONS = ("ieee", "tf32", "bf16x3")
+ALGORITHMS = ("auto", "direct", "fft")
 
 
 class PlanError(ValueError):
@@ -85,6 +91,7 @@ class Plan:
     shared_bytes: int
     blocks_per_sm: int
     blocks: int
+    workspace_bytes: int
     name: str
     mmas: float
     cycles: float
@@ -95,7 +102,8 @@ def _library() -> ctypes.CDLL:
     compiler = os.environ.get("CXX") or shutil.which("g++") or shutil.which("c++")
     if compiler is None:
         raise PlannerUnavailableError("the launch planner needs a C++ compiler: g++ was not found")
-    sources = [CSRC / "dwconv.h", *sorted((CSRC / "cuda").glob("*.h")), CSRC / "cuda/rt_plan.cpp"]
+    code = sorted((CSRC / "cuda").glob("*.cpp"))
+    sources = [CSRC / "dwconv.h", *sorted((CSRC / "cuda").glob("*.h")), *code]
     content = "\0".join([SHIM, compiler, *(path.read_text() for path in sources)])
     key = hashlib.sha256(content.encode()).hexdigest()[:16]
     target = ROOT / f"build/planner/{key}.so"
@@ -110,7 +118,7 @@ def _library() -> ctypes.CDLL:
             # No contraction to fused multiply-adds: every compiler must get the same numbers.
             command = [compiler, "-std=c++17", "-O2", "-ffp-contract=off", "-shared", "-fPIC", f"-I{CSRC}"]
             done = subprocess.run(
-                [*command, "-o", str(built), str(shim), str(CSRC / "cuda/rt_plan.cpp")], capture_output=True, text=True
+                [*command, "-o", str(built), str(shim), *map(str, code)], capture_output=True, text=True
             )
             if done.returncode:
                 raise PlannerUnavailableError(f"the launch planner does not compile:\n{done.stderr[-3000:]}")
@@ -120,48 +128,63 @@ def _library() -> ctypes.CDLL:
     return library
 
 
-@lru_cache(maxsize=1)
-def variants() -> list[str]:
-    """Names of the forward variants; a variant's number is its place."""
-    library = _library()
-    return [library.variant_name(i).decode() for i in range(library.variant_count())]
+@lru_cache(maxsize=2)
+def variants(pass_: str = "fwd") -> list[str]:
+    """Names of the variants of a pass; a variant's number is its place."""
+    library, which = _library(), int(pass_ == "bwd_weight")
+    return [library.variant_name(which, i).decode() for i in range(library.variant_count(which))]
 
 
-def plan(layer: Layer, pass_: str = "fwd", dtype: str = "bfloat16", limits: Limits = H200, variant: int = -1) -> Plan:
+def plan(
+    layer: Layer,
+    pass_: str = "fwd",
+    dtype: str = "bfloat16",
+    limits: Limits = H200,
+    variant: int = -1,
+    *,
+    channels_last: bool = False,
+    precision: str = "ieee",
+    algorithm: str = "auto",
+) -> Plan:
     """The plan of a pass.
 
     Args:
         layer: the shapes.
-        pass_: "fwd" or "bwd_input".
-        dtype: "bfloat16" or "float16".
+        pass_: "fwd", "bwd_input" or "bwd_weight".
+        dtype: "float64", "float32", "float16" or "bfloat16".
         limits: the GPU.
         variant: a number, or -1 for the planner's choice.
+        channels_last: the memory format.
+        precision, algorithm: as in the public function.
 
     Raises:
         PlanError: the variant can't run this layer; the message is the planner's reason.
         PlannerUnavailableError: no C++ compiler.
     """
-    if pass_ not in ("fwd", "bwd_input"):
-        raise PlanError(f"there is no CUDA kernel for {pass_} yet")
     library = _library()
     pad_top, pad_left = layer.padding
     if pass_ == "bwd_input":  # the forward kernel on the gradient, filter rotated and pads mirrored
         pad_top, pad_left = layer.kh - 1 - pad_top, layer.kw - 1 - pad_left
     sizes = (layer.n, layer.c, layer.h, layer.w, layer.kh, layer.kw, layer.h, layer.w, pad_top, pad_left)
-    numbers, cost = (ctypes.c_int64 * 10)(), (ctypes.c_double * 2)()
+    how = (DTYPES.index(dtype), int(channels_last), int(pass_ == "bwd_input"), int(pass_ == "bwd_weight"),
+           PRECISIONS.index(precision), ALGORITHMS.index(algorithm))  # fmt: skip
+    numbers, cost = (ctypes.c_int64 * 11)(), (ctypes.c_double * 2)()
     device = (ctypes.c_int * 4)(limits.capability, limits.sms, limits.shared_per_block, limits.shared_per_sm)
-    bf16, flip = int(dtype == "bfloat16"), int(pass_ == "bwd_input")
-    why = library.plan((ctypes.c_int64 * 10)(*sizes), bf16, flip, device, variant, numbers, cost)
+    why = library.plan((ctypes.c_int64 * 10)(*sizes), (ctypes.c_int * 6)(*how), device, variant, numbers, cost)
     if why is not None:
         raise PlanError(why.decode())
-    fields: list[Any] = [*numbers, variants()[numbers[0]], *cost]
+    fields: list[Any] = [*numbers, variants(pass_)[numbers[0]], *cost]
     return Plan(*fields)
 
 
-def supported(layer: Layer, pass_: str, dtype: str, limits: Limits = H200) -> dict[int, Plan]:
+def supported(
+    layer: Layer, pass_: str, dtype: str, limits: Limits = H200, *, channels_last: bool = False, precision: str = "ieee"
+) -> dict[int, Plan]:
     """Plans of every variant that runs a pass, by number."""
     plans = {}
-    for variant in range(len(variants())):
+    for variant in range(len(variants(pass_))):
         with suppress(PlanError):
-            plans[variant] = plan(layer, pass_, dtype, limits, variant)
+            plans[variant] = plan(
+                layer, pass_, dtype, limits, variant, channels_last=channels_last, precision=precision
+            )
     return plans

@@ -8,7 +8,7 @@ Nothing here is measured. Three bounds and one prediction a layer:
 * memory: input, output and filter moved once, at the copy bandwidth;
 * taps: multiply-adds of taps inside the image at the rate of a large bf16 matrix product;
 * mma: the tensor instructions that the register Toeplitz mapping cannot avoid, at the rate of mma.sync;
-* predicted: the launch planner's own model (csrc/cuda/rt_plan.cpp), which adds tiles, start-up and the last wave.
+* predicted: the launch planner's own model (csrc/cuda/rt_fwd_plan.cpp), which adds tiles, start-up and the last wave.
 """
 
 from __future__ import annotations

@@ -53,7 +53,7 @@ Problem as_nchw(Problem p) {
 // Whether the kernels run this problem on this device; a named variant that can't is an error, never another one.
 bool covered(const Problem& p, int32_t device, int64_t variant) {
   if (p.n == 0) return true;
-  const char* why = cuda::fwd_supports(as_nchw(p), limits_of(device), static_cast<int>(variant));
+  const char* why = cuda::supports(as_nchw(p), limits_of(device), static_cast<int>(variant));
   STD_TORCH_CHECK(why == nullptr || variant == -1, "variant ", variant, " can't run this: ", why);
   return why == nullptr;
 }
@@ -67,9 +67,10 @@ Tensor run_fwd(const Problem& p, const Tensor& input, const Tensor& weight, cons
   if (bias.has_value()) b = torch::stable::contiguous(*bias);
   Tensor y = p.channels_last ? empty_like(input, {p.n, p.c, p.ho, p.wo}, MemoryFormat::Contiguous) : output;
   const int32_t device = input.get_device_index();
-  const int error = cuda::launch_fwd(as_nchw(p), x.const_data_ptr(), w.const_data_ptr(),
-                                     b.has_value() ? b->const_data_ptr() : nullptr, y.mutable_data_ptr(),
-                                     static_cast<int>(variant), limits_of(device), current_stream(device));
+  cuda::Tensors t{x.const_data_ptr(), w.const_data_ptr(), b.has_value() ? b->const_data_ptr() : nullptr};
+  t.out = y.mutable_data_ptr();
+  const int error =
+      cuda::launch(as_nchw(p), t, limits_of(device), static_cast<int>(variant), current_stream(device));
   STD_TORCH_CHECK(error == 0, "CUDA launch failed: ", cuda::error_message(error));
   if (p.channels_last) torch::stable::copy_(output, y);
   return output;
@@ -110,7 +111,7 @@ std::string cuda_plan(std::vector<int64_t> sizes, std::string dtype, std::vector
   const cuda::DeviceLimits device{static_cast<int>(limits[0]), static_cast<int>(limits[1]), static_cast<int>(limits[2]),
                                   static_cast<int>(limits[3])};
   cuda::LaunchPlan plan{};
-  if (const char* why = cuda::plan_fwd(p, device, static_cast<int>(variant), &plan))
+  if (const char* why = cuda::plan(p, device, static_cast<int>(variant), &plan))
     return std::string("{\"unsupported\": \"") + why + "\"}";
   return std::string("{\"variant\": ") + std::to_string(plan.variant) + ", \"name\": \"" + plan.name +
          "\", \"warps\": " + std::to_string(plan.warps) + ", \"shared_bytes\": " + std::to_string(plan.shared_bytes) +

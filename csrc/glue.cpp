@@ -38,14 +38,29 @@ void check_weight(const Tensor& weight, int64_t channels) {
   STD_TORCH_CHECK(weight.size(0) == channels && weight.size(1) == 1, "weight must have shape (", channels,
                   ", 1, kh, kw): one filter for each channel");
 }
+}  // namespace
+
+Precision precision_of(const std::string& name) {
+  return name == "tf32" ? Precision::tf32 : name == "bf16x3" ? Precision::bf16x3 : Precision::ieee;
+}
+Algorithm algorithm_of(const std::string& name) {
+  return name == "direct" ? Algorithm::direct : name == "fft" ? Algorithm::fft : Algorithm::automatic;
+}
+
+namespace {
 void check_options(const Options& options) {
   STD_TORCH_CHECK(options.padding.size() == 4, "padding must be (top, bottom, left, right), got ", options.padding.size(),
                   " values");
   const std::string& precision = options.precision;
   STD_TORCH_CHECK(precision == "ieee" || precision == "tf32" || precision == "bf16x3",
                   "precision must be 'ieee', 'tf32' or 'bf16x3', got '", precision, "'");
-  STD_TORCH_CHECK(options.algorithm == "auto" || options.algorithm == "direct",
-                  "algorithm must be 'auto' or 'direct', got '", options.algorithm, "'");
+  const std::string& algorithm = options.algorithm;
+  STD_TORCH_CHECK(algorithm == "auto" || algorithm == "direct" || algorithm == "fft",
+                  "algorithm must be 'auto', 'direct' or 'fft', got '", algorithm, "'");
+}
+void set_options(Problem* p, const Options& options) {
+  p->precision = precision_of(options.precision);
+  p->algorithm = algorithm_of(options.algorithm);
 }
 Activation activation_of(const std::string& name) {
   if (name == "relu") return Activation::relu;
@@ -77,6 +92,7 @@ Problem fwd_problem(const Tensor& input, const Tensor& weight, const std::option
             pad[2], dtype, is_channels_last(input), false, activation_of(activation)};
   p.ho = p.h + pad[0] + pad[1] - p.kh + 1;
   p.wo = p.w + pad[2] + pad[3] - p.kw + 1;
+  set_options(&p, options);
   check_sizes(p);
   return p;
 }
@@ -92,6 +108,7 @@ Problem bwd_input_problem(const Tensor& grad_output, const Tensor& weight, const
             is_channels_last(grad_output), true, Activation::none};
   p.ho = p.h + p.kh - 1 - pad[0] - pad[1];
   p.wo = p.w + p.kw - 1 - pad[2] - pad[3];
+  set_options(&p, options);
   check_sizes(p);
   return p;
 }
@@ -107,6 +124,8 @@ Problem bwd_weight_problem(const Tensor& grad_output, const Tensor& input, const
             pad[0], pad[2], dtype, is_channels_last(input), false, Activation::none};
   p.kh = p.h + pad[0] + pad[1] - p.ho + 1;
   p.kw = p.w + pad[2] + pad[3] - p.wo + 1;
+  p.pass = Pass::bwd_weight;
+  set_options(&p, options);
   check_sizes(p);
   return p;
 }

@@ -32,6 +32,10 @@ Problem fwd_problem(const Tensor& input, const Tensor& weight, const std::option
 Problem bwd_input_problem(const Tensor& grad_output, const Tensor& weight, const Options& options);
 Problem bwd_weight_problem(const Tensor& grad_output, const Tensor& input, const Options& options);
 
+// By their names in the ops, which check_options has seen.
+Precision precision_of(const std::string& name);
+Algorithm algorithm_of(const std::string& name);
+
 inline MemoryFormat memory_format(const Problem& p) {
   return p.channels_last ? MemoryFormat::ChannelsLast : MemoryFormat::Contiguous;
 }

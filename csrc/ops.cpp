@@ -29,8 +29,8 @@ std::string cpu_isa() { return cpu::isa().name; }
 std::string build_info() {
   std::string variants;
 #ifdef REPLKNET_EXT_WITH_CUDA
-  for (int i = 0; i < cuda::fwd_variant_count(); i++)
-    variants += (i ? ", \"" : "\"") + std::string(cuda::fwd_variant_name(i)) + "\"";
+  for (int i = 0; i < cuda::variant_count(Pass::fwd); i++)
+    variants += (i ? ", \"" : "\"") + std::string(cuda::variant_name(Pass::fwd, i)) + "\"";
 #endif
   return std::string("{\"torch_target\": \"2.11\", \"compiler\": \"") + __VERSION__ + "\", \"cuda_toolkit\": \"" +
          REPLKNET_EXT_CUDA_TOOLKIT + "\", \"cuda_archs\": \"" + REPLKNET_EXT_CUDA_ARCHS + "\", \"cuda_ops\": [" +

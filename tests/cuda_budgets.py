@@ -109,7 +109,7 @@ def nvcc_version(nvcc: str) -> str:
 
 def variant_names() -> dict[tuple[int, ...], str]:
     """Template arguments (offsets, pairs, groups, chunks, whole, rotate) of every line of the variants table."""
-    text = (CUDA / "rt_variants.h").read_text()
+    text = (CUDA / "rt_fwd_variants.h").read_text()
     rows = re.findall(r'X\("(\w+)",\s*(\d+), (\d+), (\d+), (\d+),\s*(true|false),\s*(true|false),', text)
     return {(*map(int, row[1:5]), int(row[5] == "true"), int(row[6] == "true")): row[0] for row in rows}
 

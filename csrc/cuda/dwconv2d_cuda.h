@@ -16,7 +16,7 @@ struct DeviceLimits {
 // Reads a device's limits; 0 or a CUDA error code. Costs microseconds: keep the result.
 int device_limits(int device, DeviceLimits* limits);
 
-// How a launch would go; for explain(), tests and predictions.
+// How a launch would go; for explain(), tests and predictions. A family fills in what it has.
 struct LaunchPlan {
   int variant;
   const char* name;
@@ -30,24 +30,38 @@ struct LaunchPlan {
   double cycles;               // the model's cycles of the busiest SM: a prediction, used to choose
   // How far beyond the outputs that see it an Inf or NaN of the input can turn outputs into NaN. 14 columns at most
   // where the kernel's chunk offsets are those of the filter ("same" padding of every K of the papers: 8 to 14).
+  // -1: anywhere in the plane.
   int spill_rows, spill_columns;
+  int64_t workspace_bytes = 0;  // device memory that the caller lends, 256-byte aligned
+  const char* family = "";
 };
 
-int fwd_variant_count();
-const char* fwd_variant_name(int variant);
+// Variants of a pass over all families: a variant's number is its place here.
+int variant_count(Pass pass);
+const char* variant_name(Pass pass, int variant);
 
 // Why a variant (-1: every variant) can't run a problem on a device; null if it can.
-const char* fwd_supports(const Problem& p, const DeviceLimits& limits, int variant);
+const char* supports(const Problem& p, const DeviceLimits& limits, int variant);
 
-// The plan for a problem with 16-byte aligned tensors; variant -1: the best one. Returns null or the reason why not.
-const char* plan_fwd(const Problem& p, const DeviceLimits& limits, int variant, LaunchPlan* plan);
+// The plan for a problem with 16-byte aligned tensors; variant -1: the fastest by the model. Null or the reason why not.
+const char* plan(const Problem& p, const DeviceLimits& limits, int variant, LaunchPlan* plan);
 
-// y = act(conv(x, w) + bias) on a CUDA stream, bias may be null. With p.flip it is bwd_input. Reads and writes device
-// memory of the current device, contiguous NCHW; allocates nothing and never synchronises. Returns 0, kUnsupported
-// (fwd_supports says why) or a CUDA error; error_message turns either into words.
+// Device memory of the current device, dense in the problem's memory format, filters and their gradients [c][kh][kw].
+struct Tensors {
+  const void* x;                  // input
+  const void* w = nullptr;        // fwd: the filter
+  const void* bias = nullptr;     // fwd: [c] or null
+  const void* grad = nullptr;     // bwd_weight: gradient of the output
+  void* out = nullptr;            // fwd: the output; bwd_weight: the filter's gradient, in the problem's dtype
+  void* grad_bias = nullptr;      // bwd_weight: [c] in the problem's dtype, or null
+  void* workspace = nullptr;      // of plan's size
+};
+
+// fwd: out = act(conv(x, w) + bias); with p.flip it is bwd_input. bwd_weight: out and grad_bias from grad and x.
+// Launches on a CUDA stream; allocates nothing and never synchronises. Returns 0, kUnsupported (supports says why) or a
+// CUDA error; error_message turns either into words. The same bits on every run.
 constexpr int kUnsupported = -1;
-int launch_fwd(const Problem& p, const void* x, const void* w, const void* bias, void* y, int variant,
-               const DeviceLimits& limits, void* stream);
+int launch(const Problem& p, const Tensors& tensors, const DeviceLimits& limits, int variant, void* stream);
 const char* error_message(int error);
 
 }  // namespace replknet_ext::cuda

@@ -12,8 +12,8 @@
 // beyond those that see it into NaN: up to 2 rows and, for the "same" padding of the papers' filters, 8 to 14 columns
 // (LaunchPlan::spill_rows and spill_columns); never another image or channel.
 #pragma once
-#include "rt_tile.cuh"
-#include "rt_variants.h"
+#include "rt_fwd_tile.cuh"
+#include "rt_fwd_variants.h"
 
 namespace replknet_ext::cuda {
 

@@ -1,6 +1,6 @@
 // The kernels behind the variants table; one file a dtype, so that they compile side by side.
 #pragma once
-#include "rt_args.h"
+#include "rt_fwd_args.h"
 
 namespace replknet_ext::cuda {
 

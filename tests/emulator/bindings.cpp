@@ -3,6 +3,7 @@
 #include <pybind11/stl.h>
 
 #include <array>
+#include <map>
 #include <optional>
 
 #include "dwconv2d_cuda.h"
@@ -21,13 +22,16 @@ namespace {
 Problem to_problem(const py::dict& d) {
   const auto size = [&](const char* key) { return d[key].cast<int64_t>(); };
   const auto dtype = d["dtype"].cast<std::string>(), activation = d["activation"].cast<std::string>();
-  using replknet_ext::Activation;
-  using replknet_ext::DType;
+  const auto precision = d["precision"].cast<std::string>(), algorithm = d["algorithm"].cast<std::string>();
+  using namespace replknet_ext;
   return {size("n"), size("c"), size("h"), size("w"), size("kh"), size("kw"), size("ho"), size("wo"), size("pad_top"),
           size("pad_left"),
           dtype == "float16" ? DType::f16 : dtype == "bfloat16" ? DType::bf16 : dtype == "float32" ? DType::f32 : DType::f64,
           d["channels_last"].cast<bool>(), d["flip"].cast<bool>(),
-          activation == "relu" ? Activation::relu : activation == "gelu" ? Activation::gelu : Activation::none};
+          activation == "relu" ? Activation::relu : activation == "gelu" ? Activation::gelu : Activation::none,
+          d["pass"].cast<std::string>() == "bwd_weight" ? Pass::bwd_weight : Pass::fwd,
+          precision == "tf32" ? Precision::tf32 : precision == "bf16x3" ? Precision::bf16x3 : Precision::ieee,
+          algorithm == "direct" ? Algorithm::direct : algorithm == "fft" ? Algorithm::fft : Algorithm::automatic};
 }
 
 rc::DeviceLimits to_limits(const std::array<int, 4>& v) { return {v[0], v[1], v[2], v[3]}; }
@@ -37,32 +41,39 @@ T* pointer(uint64_t address) {
   return reinterpret_cast<T*>(address);
 }
 
-std::string fwd(const py::dict& problem, uint64_t x, uint64_t w, uint64_t bias, uint64_t y, int variant,
-                const std::array<int, 4>& limits) {
-  const int e = rc::launch_fwd(to_problem(problem), pointer<void>(x), pointer<void>(w), pointer<void>(bias),
-                               pointer<void>(y), variant, to_limits(limits), nullptr);
+// tensors: the fields of Tensors that are there, by name, as addresses
+std::string launch(const py::dict& problem, const std::map<std::string, uint64_t>& tensors, int variant,
+                   const std::array<int, 4>& limits) {
+  const auto at = [&](const char* name) {
+    const auto found = tensors.find(name);
+    return pointer<void>(found == tensors.end() ? 0 : found->second);
+  };
+  const rc::Tensors t{at("x"), at("w"), at("bias"), at("grad"), at("out"), at("grad_bias"), at("workspace")};
+  const int e = rc::launch(to_problem(problem), t, to_limits(limits), variant, nullptr);
   return e ? rc::error_message(e) : "";
 }
 
 py::dict plan(const py::dict& problem, const std::array<int, 4>& limits, int variant) {
   rc::LaunchPlan p;
-  if (const char* why = rc::plan_fwd(to_problem(problem), to_limits(limits), variant, &p)) throw py::value_error(why);
+  if (const char* why = rc::plan(to_problem(problem), to_limits(limits), variant, &p)) throw py::value_error(why);
   using namespace py::literals;
   return py::dict("variant"_a = p.variant, "name"_a = p.name, "row_groups"_a = p.row_groups,
                   "block_pairs"_a = p.block_pairs, "block_chunks"_a = p.block_chunks, "block_groups"_a = p.block_groups,
                   "passes"_a = p.passes, "warps"_a = p.warps, "shared_bytes"_a = p.shared_bytes,
                   "blocks_per_sm"_a = p.blocks_per_sm, "blocks"_a = p.blocks, "mmas"_a = p.mmas, "cycles"_a = p.cycles,
-                  "spill_rows"_a = p.spill_rows, "spill_columns"_a = p.spill_columns);
+                  "spill_rows"_a = p.spill_rows, "spill_columns"_a = p.spill_columns,
+                  "workspace_bytes"_a = p.workspace_bytes, "family"_a = p.family);
 }
 
 std::optional<std::string> supports(const py::dict& problem, const std::array<int, 4>& limits, int variant) {
-  const char* why = rc::fwd_supports(to_problem(problem), to_limits(limits), variant);
+  const char* why = rc::supports(to_problem(problem), to_limits(limits), variant);
   return why ? std::optional<std::string>(why) : std::nullopt;
 }
 
-std::vector<std::string> variants() {
+std::vector<std::string> variants(const std::string& pass) {
   std::vector<std::string> names;
-  for (int i = 0; i < rc::fwd_variant_count(); ++i) names.emplace_back(rc::fwd_variant_name(i));
+  const auto p = pass == "bwd_weight" ? replknet_ext::Pass::bwd_weight : replknet_ext::Pass::fwd;
+  for (int i = 0; i < rc::variant_count(p); ++i) names.emplace_back(rc::variant_name(p, i));
   return names;
 }
 
@@ -101,10 +112,10 @@ void watch(const std::string& name, uint64_t address, size_t bytes, size_t guard
 
 PYBIND11_MODULE(EMULATOR_MODULE, m) {
   m.attr("race_check") = emu::instrumented;
-  m.def("fwd", &fwd);
+  m.def("launch", &launch);
   m.def("plan", &plan);
   m.def("supports", &supports);
-  m.def("variants", &variants);
+  m.def("variants", &variants, py::arg("pass_") = "fwd");
   m.def("planted", [](const std::string& bug, uint64_t x, uint64_t y) -> std::string {
     for (int i = 0; planted_name(i); ++i)
       if (bug == planted_name(i)) return launch_planted(i, pointer<void>(x), pointer<void>(y)) ? emu::last_error : "";

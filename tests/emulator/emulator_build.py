@@ -20,7 +20,6 @@ HERE = Path(__file__).resolve().parent
 CUDA = HERE.parents[1] / "csrc" / "cuda"
 BUILD = HERE / "_build"
 RUNTIME = ("scheduler.cpp", "fragments.cpp", "checks.cpp")
-KERNELS = ("dwconv2d_cuda.cu", "rt_fwd_f16.cu", "rt_fwd_bf16.cu")
 INSTRUMENT = "-fsanitize=thread --param tsan-instrument-func-entry-exit=0"
 
 
@@ -63,9 +62,9 @@ def ninja_text(build: Path, cuda: Path = CUDA) -> str:
 
     # only what comes from `cuda` differs between build folders
     shared = [compile_(HERE / name, "host", "-O2") for name in RUNTIME]
-    shared.append(compile_(cuda / "rt_plan.cpp", "host", "-O2", build))
+    shared.extend(compile_(path, "host", "-O2", build) for path in sorted(cuda.glob("*.cpp")))
     for module, more in (("plain", "-O2"), ("race", f"-O1 {INSTRUMENT}")):
-        objects = [compile_(cuda / name, module, more, build) for name in KERNELS]
+        objects = [compile_(path, module, more, build) for path in sorted(cuda.glob("*.cu"))]
         objects.append(compile_(HERE / "planted.cu", module, more))
         name = f"emulator_{module}"
         objects.append(compile_(HERE / "bindings.cpp", module, f"-O1 {python} -DEMULATOR_MODULE={name}"))

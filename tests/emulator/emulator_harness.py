@@ -37,6 +37,10 @@ class Case:
     shift: int = 0
     variant: int = -1
     limits: tuple[int, int, int, int] = H200
+    pass_: str = "fwd"  # or bwd_weight; bwd_input is fwd with flip
+    channels_last: bool = False
+    precision: str = "ieee"
+    algorithm: str = "auto"
 
     @property
     def kernel(self) -> tuple[int, int]:
@@ -56,8 +60,9 @@ class Case:
         """Fields of csrc/dwconv.h's Problem."""
         (kh, kw), (ho, wo), pad = self.kernel, self.out, self.padding
         return dict(n=self.n, c=self.c, h=self.h, w=self.w, kh=kh, kw=kw, ho=ho, wo=wo, pad_top=pad[0],
-                    pad_left=pad[2], dtype=self.dtype, channels_last=False, flip=self.flip,
-                    activation=self.activation)  # fmt: skip
+                    pad_left=pad[2], dtype=self.dtype, channels_last=self.channels_last, flip=self.flip,
+                    activation=self.activation, precision=self.precision, algorithm=self.algorithm,
+                    **{"pass": self.pass_})  # fmt: skip
 
     def but(self, **changes: Any) -> Case:
         return replace(self, **changes)
@@ -68,43 +73,71 @@ def from_table(case: table.Case, **changes: Any) -> Case:
     return Case(case.n, case.c, case.h, case.w, (case.kh, case.kw), case.padding).but(**changes)
 
 
-def exact_inputs(case: Case, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
-    """Small integers whose sums every step represents exactly: |y| <= 256 holds for bf16 by sparse filters."""
+Inputs = dict[str, torch.Tensor]  # fields of csrc/cuda/dwconv2d_cuda.h's Tensors
+
+
+def exact_inputs(case: Case, seed: int = 0) -> Inputs:
+    """Small integers, sparse enough that every sum is exact in the case's dtype: |sum| <= 256 holds in bf16."""
+    g = torch.Generator().manual_seed(seed)
+    dtype = getattr(torch, case.dtype)
+
+    def integers(*size: int, most: int, terms: int = 1) -> torch.Tensor:
+        keep = torch.rand(*size, generator=g) < min(1.0, 100 / max(1, terms))
+        return (torch.randint(-most, most + 1, size, generator=g) * keep).to(dtype)
+
+    kh, kw = case.kernel
+    inputs = {"x": integers(case.n, case.c, case.h, case.w, most=2)}
+    if case.pass_ == "bwd_weight":
+        ho, wo = case.out
+        inputs["grad"] = integers(case.n, case.c, ho, wo, most=1, terms=case.n * ho * wo)
+        return inputs
+    inputs["w"] = integers(case.c, kh, kw, most=1, terms=kh * kw)
+    if case.bias:
+        inputs["bias"] = integers(case.c, most=9)
+    return inputs
+
+
+def random_inputs(case: Case, seed: int = 0) -> Inputs:
+    """Normal data; filters, or output gradients in bwd_weight, scaled so that results are about 1."""
     g = torch.Generator().manual_seed(seed)
     kh, kw = case.kernel
+    ho, wo = case.out
     dtype = getattr(torch, case.dtype)
-    x = torch.randint(-2, 3, (case.n, case.c, case.h, case.w), generator=g).to(dtype)
-    density = min(1.0, 100 / (kh * kw))
-    keep = torch.rand(case.c, kh, kw, generator=g) < density
-    w = (torch.randint(-1, 2, (case.c, kh, kw), generator=g) * keep).to(dtype)
-    return x, w, torch.randint(-9, 10, (case.c,), generator=g).to(dtype) if case.bias else None
+    inputs = {"x": torch.randn(case.n, case.c, case.h, case.w, generator=g).to(dtype)}
+    if case.pass_ == "bwd_weight":
+        inputs["grad"] = (torch.randn(case.n, case.c, ho, wo, generator=g) / max(1, case.n * ho * wo) ** 0.5).to(dtype)
+        return inputs
+    inputs["w"] = (torch.randn(case.c, kh, kw, generator=g) / (kh * kw) ** 0.5).to(dtype)
+    if case.bias:
+        inputs["bias"] = torch.randn(case.c, generator=g).to(dtype)
+    return inputs
 
 
-def random_inputs(case: Case, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
-    """Normal data; filters scaled so that outputs are about 1."""
-    g = torch.Generator().manual_seed(seed)
-    kh, kw = case.kernel
-    dtype = getattr(torch, case.dtype)
-    x = torch.randn(case.n, case.c, case.h, case.w, generator=g).to(dtype)
-    w = (torch.randn(case.c, kh, kw, generator=g) / (kh * kw) ** 0.5).to(dtype)
-    return x, w, torch.randn(case.c, generator=g).to(dtype) if case.bias else None
-
-
-def reference(case: Case, x: torch.Tensor, w: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-    """The same convolution by the float64 oracle."""
-    w = (w.flip(-1, -2) if case.flip else w)[:, None]
-    return oracle.fwd(x, w, bias, case.padding, case.activation)
+def reference(case: Case, inputs: Inputs) -> dict[str, torch.Tensor]:
+    """ "out", and "grad_bias" of bwd_weight with bias, by the float64 oracle."""
+    if case.pass_ == "bwd_weight":
+        want = {"out": oracle.bwd_weight(inputs["grad"], inputs["x"], case.padding)[:, 0]}
+        if case.bias:
+            want["grad_bias"] = inputs["grad"].double().sum((0, 2, 3))
+        return want
+    w = (inputs["w"].flip(-1, -2) if case.flip else inputs["w"])[:, None]
+    return {"out": oracle.fwd(inputs["x"], w, inputs.get("bias"), case.padding, case.activation)}
 
 
 class Guarded:
-    """A tensor between zones of NaN, `shift` elements off a 64-byte boundary."""
+    """A copy of a tensor between zones of NaN, `shift` elements off a 256-byte boundary, in a memory format."""
 
-    def __init__(self, like: torch.Tensor, shift: int, fill: bool = True) -> None:
-        n = like.numel()
-        self.storage = torch.full((n + 2 * GUARD + 64,), float("nan"), dtype=like.dtype)
-        start = GUARD + (-(self.storage.data_ptr() // 2 + GUARD)) % 32 + shift
+    def __init__(self, like: torch.Tensor, shift: int = 0, fill: bool = True, channels_last: bool = False) -> None:
+        n, size = like.numel(), like.element_size()
+        self.storage = torch.full((n + 2 * GUARD + 256 // size,), float("nan"), dtype=like.dtype)
+        start = GUARD + (-(self.storage.data_ptr() // size + GUARD)) % (256 // size) + shift
         self.begin, self.end = start, start + n
-        self.tensor = self.storage[start : start + n].view(like.shape)
+        flat = self.storage[start : start + n]
+        if channels_last and like.dim() == 4:
+            batch, channels, height, width = like.shape
+            self.tensor = flat.view(batch, height, width, channels).permute(0, 3, 1, 2)
+        else:
+            self.tensor = flat.view(like.shape)
         if fill:
             self.tensor.copy_(like)
 
@@ -113,38 +146,52 @@ class Guarded:
         return bool(before.isnan().all() and after.isnan().all())
 
 
-def run(emulator: ModuleType, case: Case, x: torch.Tensor, w: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-    """Runs a case into a NaN-poisoned output.
+def run(emulator: ModuleType, case: Case, inputs: Inputs) -> dict[str, torch.Tensor]:
+    """Runs a case into NaN-poisoned outputs and workspace; returns what `reference` returns, in the case's dtype.
 
     Raises:
-        AssertionError: the emulator's first finding, or a write outside the output.
+        AssertionError: the emulator's first finding, or a write outside the outputs.
     """
     ho, wo = case.out
-    tensors = {"input": Guarded(x, case.shift), "weight": Guarded(w, 0)}
-    if bias is not None:
-        tensors["bias"] = Guarded(bias, 0)
-    out = Guarded(torch.empty(case.n, case.c, ho, wo, dtype=x.dtype), case.shift, fill=False)
+    dtype = getattr(torch, case.dtype)
+    tensors = {
+        name: Guarded(t, case.shift if name in ("x", "grad") else 0, channels_last=case.channels_last)
+        for name, t in inputs.items()
+    }
+    weight = case.pass_ == "bwd_weight"
+    size = (case.c, *case.kernel) if weight else (case.n, case.c, ho, wo)
+    shift = 0 if weight else case.shift
+    outputs = {"out": Guarded(torch.empty(size, dtype=dtype), shift, fill=False, channels_last=case.channels_last)}
+    if weight and case.bias:
+        outputs["grad_bias"] = Guarded(torch.empty(case.c, dtype=dtype), fill=False)
+    scratch = {}
+    if bytes_ := emulator.plan(case.problem(), case.limits, case.variant)["workspace_bytes"]:
+        scratch["workspace"] = Guarded(torch.empty(-(-bytes_ // 4)), fill=False)
+    everything = {**tensors, **outputs, **scratch}
     try:
-        for name, t in {**tensors, "output": out}.items():
-            emulator.watch(name, t.tensor.data_ptr(), 2 * t.tensor.numel(), 2 * GUARD, name == "output")
-        address = {name: t.tensor.data_ptr() for name, t in tensors.items()}
-        error = emulator.fwd(case.problem(), address["input"], address["weight"], address.get("bias", 0),
-                             out.tensor.data_ptr(), case.variant, case.limits)  # fmt: skip
+        for name, t in everything.items():
+            item = t.tensor.element_size()
+            writable = name in outputs or name in scratch
+            emulator.watch(name, t.tensor.data_ptr(), item * t.tensor.numel(), item * GUARD, writable)
+        address = {name: t.tensor.data_ptr() for name, t in everything.items()}
+        error = emulator.launch(case.problem(), address, case.variant, case.limits)
     finally:
         emulator.unwatch()
     assert not error, f"{case}: {error}"
-    assert out.intact(), f"{case}: wrote outside the output"
-    return out.tensor
+    for name, t in {**outputs, **scratch}.items():
+        assert t.intact(), f"{case}: wrote outside {name}"
+    return {name: t.tensor for name, t in outputs.items()}
 
 
-def check_exact(emulator: ModuleType, case: Case, seed: int = 0) -> torch.Tensor:
+def check_exact(emulator: ModuleType, case: Case, seed: int = 0) -> dict[str, torch.Tensor]:
     """Integer data: bit-equal to float64."""
     inputs = exact_inputs(case, seed)
-    got, want = run(emulator, case, *inputs), reference(case, *inputs)
-    limit = 256 if case.dtype == "bfloat16" else 2048
-    assert want.numel() == 0 or want.abs().max() <= limit, "the case is not exact: make its filter sparser"
-    wrong = int((got.double() != want).sum())
-    assert torch.equal(got.double(), want), f"{case}: {wrong} of {want.numel()} outputs are wrong"
+    got, want = run(emulator, case, inputs), reference(case, inputs)
+    limit = {"bfloat16": 256, "float16": 2048, "float32": 1 << 24, "float64": 1 << 53}[case.dtype]
+    for name, exact in want.items():
+        assert exact.numel() == 0 or exact.abs().max() <= limit, "the case is not exact: make it sparser"
+        wrong = int((got[name].double() != exact).sum())
+        assert torch.equal(got[name].double(), exact), f"{case}: {wrong} of {exact.numel()} in {name} are wrong"
     return got
 
 

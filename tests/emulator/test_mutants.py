@@ -28,43 +28,47 @@ MUTANTS = {
     "no wait for the input": ("rt_fwd.cuh", "    ptx::cp_async_wait<0>();\n", ""),
     "no barrier between filter parts": ("rt_fwd.cuh", "    if (pass > 0) __syncthreads();", "    "),
     "transpose read too early": (
-        "rt_tile.cuh",
+        "rt_fwd_tile.cuh",
         "column * 2) = ptx::from_float<kBf16>(activate(acc[c][e] + bias, a.activation));\n  __syncwarp();\n",
         "column * 2) = ptx::from_float<kBf16>(activate(acc[c][e] + bias, a.activation));\n",
     ),
     "transpose overwritten too early": (
-        "rt_tile.cuh",
+        "rt_fwd_tile.cuh",
         "  __syncwarp();\n#pragma unroll\n  for (int c = 0; c < kChunks; ++c)",
         "#pragma unroll\n  for (int c = 0; c < kChunks; ++c)",
     ),
     "warps share a scratch": ("rt_fwd.cuh", "scratch + warp * transpose_bytes(kChunks)", "scratch"),
-    "quad order": ("rt_tile.cuh", "make_uint4(here, before, after, here)", "make_uint4(here, after, before, here)"),
-    "filter not flipped along x": ("rt_tile.cuh", "row[a.flip ? a.kw - 1 - kx : kx]", "row[kx]"),
-    "row groups start too low": ("rt_plan.cpp", "-(slots - 1) * pairs, ceil_div(h", "-(slots - 2) * pairs, ceil_div(h"),
+    "quad order": ("rt_fwd_tile.cuh", "make_uint4(here, before, after, here)", "make_uint4(here, after, before, here)"),
+    "filter not flipped along x": ("rt_fwd_tile.cuh", "row[a.flip ? a.kw - 1 - kx : kx]", "row[kx]"),
+    "row groups start too low": (
+        "rt_fwd_plan.cpp",
+        "-(slots - 1) * pairs, ceil_div(h",
+        "-(slots - 2) * pairs, ceil_div(h",
+    ),
     "rotation off by one": (
         "rt_fwd.cuh",
         "t.multiply(i, v[(u - i + kPairs) % kPairs]);\n        }",
         "t.multiply(i, v[u]);\n        }",
     ),
     "last filter row lost": (
-        "rt_plan.cpp",
+        "rt_fwd_plan.cpp",
         "const int rows = (kh - r.ky0) / 2 + 1;",
         "const int rows = (kh - r.ky0) / 2;",
     ),
-    "plane one pair too small": ("rt_plan.cpp", "t.pairs + t.pass_rows - 1);", "t.pairs + t.pass_rows - 2);"),
-    "odd rows keep a neighbour": ("rt_tile.cuh", "e + 1 < columns;", "e + 1 <= columns;"),
+    "plane one pair too small": ("rt_fwd_plan.cpp", "t.pairs + t.pass_rows - 1);", "t.pairs + t.pass_rows - 2);"),
+    "odd rows keep a neighbour": ("rt_fwd_tile.cuh", "e + 1 < columns;", "e + 1 <= columns;"),
     "half a row too many": (
-        "rt_tile.cuh",
+        "rt_fwd_tile.cuh",
         "if (e < columns) *reinterpret_cast<uint32_t*>(dst + e)",
         "*reinterpret_cast<uint32_t*>(dst + e)",
     ),
     "bias after the activation": (
-        "rt_tile.cuh",
+        "rt_fwd_tile.cuh",
         "activate(acc[c][e] + bias, a.activation)",
         "activate(acc[c][e], a.activation) + bias",
     ),
     "channels share a filter": (
-        "rt_tile.cuh",
+        "rt_fwd_tile.cuh",
         "static_cast<size_t>(channel) * a.kh * a.kw",
         "static_cast<size_t>(0) * a.kh * a.kw",
     ),
@@ -87,7 +91,7 @@ def sources(folder: Path, mutant: tuple[str, str, str] | None) -> Path:
     """A copy of csrc with few variants and at most one bug; returns its cuda folder."""
     shutil.copytree(emulator_build.CUDA.parent, folder / "csrc", ignore=shutil.ignore_patterns("cpu"))
     cuda = folder / "csrc" / "cuda"
-    table = cuda / "rt_variants.h"
+    table = cuda / "rt_fwd_variants.h"
     head, rest = table.read_text().split("#define RT_FWD_VARIANTS(X)", 1)
     lines, tail = rest.split("\nnamespace", 1)
     rows = [line.split("/*")[0].rstrip(" \\") for line in lines.split("\n") if 'X("' in line]

@@ -1,14 +1,15 @@
-#include "rt_plan.h"
+#include "rt_fwd_plan.h"
 
 #include <algorithm>
-#include <cstring>
 
-#include "rt_variants.h"
+#include "family.h"
+#include "plan_cache.h"
+#include "rt_fwd_variants.h"
 
 namespace replknet_ext::cuda {
 namespace {
 
-// The tile sizes of rt_tile.cuh, which this file must not include: it is compiled without CUDA.
+// The tile sizes of rt_fwd_tile.cuh, which this file must not include: it is compiled without CUDA.
 int transpose_bytes(int chunks) { return 8 * (2 * chunks + 1) * 16; }
 int filter_bytes(int table_rows, int offsets) {
   return 2 * (2 * table_rows + 1) * (8 * offsets + (offsets == 7 ? 24 : 8)) * 2;
@@ -76,13 +77,11 @@ Columns meet_columns(const Problem& p) {
 }
 
 const char* refuse(const Problem& p, const DeviceLimits& limits) {
-  constexpr int64_t kMost = 1 << 28;  // leaves room for sums of a few sizes in 32 bits
+  if (p.pass != Pass::fwd) return "only fwd and bwd_input";
+  if (p.algorithm == Algorithm::fft) return "computes directly, not by FFT";
   if (p.dtype != DType::f16 && p.dtype != DType::bf16) return "only float16 and bfloat16 run on tensor cores here";
   if (p.channels_last) return "channels_last tensors are not supported";
   if (limits.capability < 80) return "needs a GPU of compute capability 8.0 or newer";
-  if (p.c < 1 || p.h < 1 || p.w < 1 || p.kh < 1 || p.kw < 1 || p.ho < 1 || p.wo < 1 || p.n < 0) return "empty sizes";
-  for (int64_t v : {p.n, p.c, p.h, p.w, p.kh, p.kw, p.ho, p.wo, std::abs(p.pad_top), std::abs(p.pad_left)})
-    if (v > kMost) return "a size is beyond 2^28";
   return nullptr;
 }
 
@@ -235,7 +234,6 @@ bool plan_variant(const Problem& p, const DeviceLimits& limits, int variant, con
 
 const char* make_plan(const Problem& p, const DeviceLimits& limits, int variant, RtPlan* plan) {
   if (const char* why = refuse(p, limits)) return why;
-  if (variant < -1 || variant >= kRtFwdCount) return "there is no variant of that number";
   const Columns columns = meet_columns(p);
   if (variant >= 0 && !fits_width(kRtFwd[variant], columns)) return "the variant is for planes of another width";
   Rows rows[4];
@@ -256,44 +254,24 @@ const char* make_plan(const Problem& p, const DeviceLimits& limits, int variant,
   return found ? nullptr : "the variant needs more shared memory than a block of this device has";
 }
 
-struct Key {
-  Problem p;
-  DeviceLimits limits;
-  int variant;
-};
-
-bool same(const Key& a, const Key& b) {
-  const Problem &x = a.p, &y = b.p;
-  return a.variant == b.variant && x.n == y.n && x.c == y.c && x.h == y.h && x.w == y.w && x.kh == y.kh &&
-         x.kw == y.kw && x.ho == y.ho && x.wo == y.wo && x.pad_top == y.pad_top && x.pad_left == y.pad_left &&
-         x.dtype == y.dtype && x.channels_last == y.channels_last && x.flip == y.flip &&
-         x.activation == y.activation && a.limits.capability == b.limits.capability && a.limits.sms == b.limits.sms &&
-         a.limits.shared_per_block == b.limits.shared_per_block && a.limits.shared_per_sm == b.limits.shared_per_sm;
-}
 }  // namespace
 
 const char* plan_rt_fwd(const Problem& p, const DeviceLimits& limits, int variant, RtPlan* plan) {
-  struct Entry {
-    bool used = false;
-    Key key;
-    RtPlan plan;
-  };
-  constexpr int kEntries = 64;
-  thread_local Entry cache[kEntries];
-  uint64_t hash = static_cast<uint64_t>(variant) + 0x9e3779b97f4a7c15ull;
-  for (int64_t v : {p.n, p.c, p.h, p.w, p.kh, p.kw, p.pad_top, p.pad_left, static_cast<int64_t>(p.flip)})
-    hash = (hash ^ static_cast<uint64_t>(v)) * 0x100000001b3ull;
-  Entry& e = cache[(hash >> 32) % kEntries];
-  const Key key{p, limits, variant};
-  if (e.used && same(e.key, key)) {
-    *plan = e.plan;
-    return nullptr;
-  }
-  if (const char* why = make_plan(p, limits, variant, plan)) return why;
-  e.used = true;
-  e.key = key;
-  e.plan = *plan;
-  return nullptr;
+  return cached_plan<RtPlan, struct RtFwd>(p, limits, variant, plan,
+                                           [&](RtPlan* out) { return make_plan(p, limits, variant, out); });
 }
+
+namespace {
+int count(Pass pass) { return pass == Pass::fwd ? kRtFwdCount : 0; }
+const char* name_of(Pass, int variant) { return kRtFwd[variant].name; }
+const char* plan_family(const Problem& p, const DeviceLimits& limits, int variant, LaunchPlan* out) {
+  RtPlan found;
+  const char* why = plan_rt_fwd(p, limits, variant, &found);
+  if (!why) *out = found.plan;
+  return why;
+}
+}  // namespace
+
+const Family rt_fwd_family{"rt_fwd", count, name_of, plan_family};
 
 }  // namespace replknet_ext::cuda

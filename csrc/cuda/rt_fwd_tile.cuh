@@ -1,7 +1,7 @@
 // Tile loaders and stores of the RT kernels: input rows, weight fragments, output rows.
 #pragma once
 #include "ptx.cuh"
-#include "rt_args.h"
+#include "rt_fwd_args.h"
 
 namespace replknet_ext::cuda {
 

@@ -1,0 +1,104 @@
+// The table of families and the choice between them. Host code without CUDA.
+#include <cstdlib>
+#include <initializer_list>
+
+#include "family.h"
+#include "plan_cache.h"
+
+namespace replknet_ext {
+
+bool operator==(const Problem& a, const Problem& b) {
+  return a.n == b.n && a.c == b.c && a.h == b.h && a.w == b.w && a.kh == b.kh && a.kw == b.kw && a.ho == b.ho &&
+         a.wo == b.wo && a.pad_top == b.pad_top && a.pad_left == b.pad_left && a.dtype == b.dtype &&
+         a.channels_last == b.channels_last && a.flip == b.flip && a.activation == b.activation && a.pass == b.pass &&
+         a.precision == b.precision && a.algorithm == b.algorithm;
+}
+
+namespace cuda {
+namespace {
+
+#define REPLKNET_EXT_ENTRY(name) &name##_family,
+constexpr const Family* kFamilies[] = {REPLKNET_EXT_FAMILIES(REPLKNET_EXT_ENTRY)};
+#undef REPLKNET_EXT_ENTRY
+constexpr int kFamilyCount = sizeof kFamilies / sizeof *kFamilies;
+
+// The family of a variant's number, or -1, and the number of the family's first variant.
+int family_of(Pass pass, int variant, int* first) {
+  *first = 0;
+  for (int f = 0; f < kFamilyCount; ++f) {
+    const int count = kFamilies[f]->count(pass);
+    if (variant < *first + count) return f;
+    *first += count;
+  }
+  return -1;
+}
+
+const char* refuse(const Problem& p) {
+  constexpr int64_t kMost = 1 << 28;  // leaves room for sums of a few sizes in 32 bits
+  if (p.c < 1 || p.h < 1 || p.w < 1 || p.kh < 1 || p.kw < 1 || p.ho < 1 || p.wo < 1 || p.n < 0) return "empty sizes";
+  for (int64_t v : {p.n, p.c, p.h, p.w, p.kh, p.kw, p.ho, p.wo, std::abs(p.pad_top), std::abs(p.pad_left)})
+    if (v > kMost) return "a size is beyond 2^28";
+  return nullptr;
+}
+
+const char* make_choice(const Problem& p, const DeviceLimits& limits, int variant, Choice* best) {
+  if (const char* why = refuse(p)) return why;
+  if (variant < -1 || variant >= variant_count(p.pass)) return "there is no variant of that number";
+  if (variant >= 0) {
+    best->family = family_of(p.pass, variant, &best->first);
+    return kFamilies[best->family]->plan(p, limits, variant - best->first, &best->plan);
+  }
+  const char* reason = "no family of kernels has this pass";
+  bool found = false;
+  int first = 0;
+  for (int f = 0; f < kFamilyCount; ++f) {
+    Choice c{f, first, {}};
+    const int count = kFamilies[f]->count(p.pass);
+    first += count;
+    if (count == 0) continue;
+    if (const char* why = kFamilies[f]->plan(p, limits, -1, &c.plan)) {
+      reason = why;  // of the last family that has the pass
+      continue;
+    }
+    if (!found || c.plan.cycles < best->plan.cycles) *best = c;
+    found = true;
+  }
+  return found ? nullptr : reason;
+}
+
+}  // namespace
+
+const char* choose(const Problem& p, const DeviceLimits& limits, int variant, Choice* choice) {
+  return cached_plan<Choice, struct Dispatch>(p, limits, variant, choice, [&](Choice* c) {
+    const char* why = make_choice(p, limits, variant, c);
+    if (!why) c->plan.variant += c->first, c->plan.family = kFamilies[c->family]->name;
+    return why;
+  });
+}
+
+int variant_count(Pass pass) {
+  int n = 0;
+  for (const Family* f : kFamilies) n += f->count(pass);
+  return n;
+}
+
+const char* variant_name(Pass pass, int variant) {
+  int first;
+  const int f = variant < 0 ? -1 : family_of(pass, variant, &first);
+  return f < 0 ? nullptr : kFamilies[f]->variant_name(pass, variant - first);
+}
+
+const char* supports(const Problem& p, const DeviceLimits& limits, int variant) {
+  Choice choice;
+  return choose(p, limits, variant, &choice);
+}
+
+const char* plan(const Problem& p, const DeviceLimits& limits, int variant, LaunchPlan* out) {
+  Choice choice;
+  const char* why = choose(p, limits, variant, &choice);
+  if (!why) *out = choice.plan;
+  return why;
+}
+
+}  // namespace cuda
+}  // namespace replknet_ext

@@ -1,0 +1,43 @@
+#include "family.h"
+#include "ptx.cuh"
+
+namespace replknet_ext::cuda {
+
+int device_limits(int device, DeviceLimits* limits) {
+#ifdef __CUDACC__
+  int major = 0, minor = 0;
+  const struct {
+    int* to;
+    cudaDeviceAttr what;
+  } wanted[] = {{&major, cudaDevAttrComputeCapabilityMajor},
+                {&minor, cudaDevAttrComputeCapabilityMinor},
+                {&limits->sms, cudaDevAttrMultiProcessorCount},
+                {&limits->shared_per_block, cudaDevAttrMaxSharedMemoryPerBlockOptin},
+                {&limits->shared_per_sm, cudaDevAttrMaxSharedMemoryPerMultiprocessor}};
+  for (const auto& w : wanted)
+    if (const cudaError_t e = cudaDeviceGetAttribute(w.to, w.what, device); e != cudaSuccess) {
+      cudaGetLastError();
+      return e;
+    }
+  limits->capability = 10 * major + minor;
+#else
+  (void)device;
+  *limits = {90, 132, 227 << 10, 228 << 10};
+#endif
+  return 0;
+}
+
+int launch(const Problem& p, const Tensors& tensors, const DeviceLimits& limits, int variant, void* stream) {
+#define REPLKNET_EXT_ENTRY(name) launch_##name,
+  static constexpr decltype(&launch_rt_fwd) launchers[] = {REPLKNET_EXT_FAMILIES(REPLKNET_EXT_ENTRY)};
+#undef REPLKNET_EXT_ENTRY
+  Choice choice;
+  if (choose(p, limits, variant, &choice)) return kUnsupported;
+  return launchers[choice.family](p, tensors, limits, choice.plan.variant - choice.first, stream);
+}
+
+const char* error_message(int error) {
+  return error == kUnsupported ? "no CUDA kernel of this package runs this problem on this device" : launch_message(error);
+}
+
+}  // namespace replknet_ext::cuda
