@@ -72,7 +72,10 @@ $(VENV)/.torch: $(VENV)/.choice
 	@$(PIP) install --quiet --progress-bar off "$(TORCH)" "setuptools>=77" wheel ninja
 	@touch $@
 
+# The constraint keeps that torch: the newest torchvision, which timm asks for, would bring a newer one.
 $(VENV)/.ready: $(VENV)/.torch $(SOURCES)
 	@echo "building replknet_ext and installing what demo, tests and lint need"
-	@REPLKNET_EXT_SKIP_CUDA=$(NO_CUDA) $(PIP) install --quiet --progress-bar off --no-build-isolation --editable ".[dev]"
+	@$(BIN)/python -c "from importlib.metadata import version; print('torch==' + version('torch'))" > $(VENV)/.constraint
+	@REPLKNET_EXT_SKIP_CUDA=$(NO_CUDA) $(PIP) install --quiet --progress-bar off --no-build-isolation \
+	  --constraint $(VENV)/.constraint --editable ".[dev]"
 	@touch $@
