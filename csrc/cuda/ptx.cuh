@@ -110,6 +110,49 @@ PTX void mma(float (&d)[4], uint4 a, const uint32_t* b) {
 #endif
 }
 
+// d += a * b with tf32 operands in 32-bit registers: a 16x8 by rows, b 8x8 by columns, sums in fp32
+PTX void mma_tf32(float (&d)[4], uint4 a, const uint32_t* b) {
+#ifdef __CUDACC__
+  asm("mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};\n"
+      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+      : "r"(a.x), "r"(a.y), "r"(a.z), "r"(a.w), "r"(b[0]), "r"(b[1]));
+#else
+  const uint32_t quad[4] = {a.x, a.y, a.z, a.w};
+  emu::mma_tf32(d, quad, b);
+#endif
+}
+
+// The nearest tf32 (8 exponent and 10 fraction bits), ties away from zero; the product ignores the 13 bits below.
+PTX uint32_t to_tf32(float f) {
+#ifdef __CUDACC__
+  uint32_t u;
+  asm("cvt.rna.tf32.f32 %0, %1;\n" : "=r"(u) : "f"(f));
+  return u;
+#else
+  return emu::float_to_tf32(f);
+#endif
+}
+
+PTX float as_float(uint32_t u) {
+#ifdef __CUDACC__
+  return __uint_as_float(u);
+#else
+  float f;
+  __builtin_memcpy(&f, &u, 4);
+  return f;
+#endif
+}
+
+PTX uint32_t as_bits(float f) {
+#ifdef __CUDACC__
+  return __float_as_uint(f);
+#else
+  uint32_t u;
+  __builtin_memcpy(&u, &f, 4);
+  return u;
+#endif
+}
+
 // The low word of (high:low) >> bits
 PTX uint32_t funnel_shift_right(uint32_t low, uint32_t high, int bits) {
 #ifdef __CUDACC__
