@@ -25,6 +25,7 @@ struct RtArgs {
   // staged kernels only
   int channels_last;         // else NCHW
   int block_channels;        // channels a block has in shared memory at once
+  int load_once;             // input of every part of the filter is loaded together
   int turns;                 // tiles of block_groups that a block computes one after the other
 };
 

@@ -25,6 +25,7 @@ int filter_bytes(bool is_float, int table_rows, int offsets) {
 struct Tile {
   int pairs, chunks, groups, pass_rows;
   int channels = 1, turns = 1;  // of staged kernels
+  bool load_once = false;       // the input serves every part of the filter
 };
 
 class Candidate {
@@ -39,7 +40,8 @@ class Candidate {
     const int items = ceil_div(t.pairs, v.pairs) * columns_ * (t.groups / v.groups);
     rounds_ = ceil_div(items, v.warps);
     warps_ = ceil_div(items, rounds_);
-    int64_t units = static_cast<int64_t>(std::min(r.q_end - r.q_first, t.pairs + t.pass_rows - 1)) * in_chunks_;
+    in_pairs_ = std::min(r.q_end - r.q_first, t.pairs + (t.load_once ? r.table_rows : t.pass_rows) - 1);
+    int64_t units = static_cast<int64_t>(in_pairs_) * in_chunks_;
     // outputs take the place of the input
     if (staged_) units = std::max<int64_t>(units, static_cast<int64_t>(t.pairs) * columns_ * v.chunks);
     plane_ = units * unit_bytes();
@@ -52,9 +54,10 @@ class Candidate {
     const int64_t tiles = static_cast<int64_t>(ceil_div(r_.pairs, t_.pairs)) * ceil_div(c_.out, t_.chunks);
     if (p_.c * tiles > 0x7fffffff) return false;  // the grid's first axis
     if (shared_ > limits_.shared_per_block || (staged_ && rounds_ > 1)) return false;
+    if (t_.load_once) return passes_along_ == 1;
     if (passes_down_ * passes_along_ == 1) return true;
-    // a filter in parts keeps a warp's sums in registers: one item a warp, one channel
-    return !v_.whole && rounds_ == 1 && t_.channels * t_.turns == 1;
+    // a filter in parts keeps a warp's sums in registers: one item a warp
+    return !v_.whole && rounds_ == 1;
   }
 
   void fill(int variant, RtPlan* out) const {
@@ -85,15 +88,16 @@ class Candidate {
     const double together = std::max(tensor / busy(warps_ * std::min<int>(resident, static_cast<int>(rounds))), shared);
     const int passes = passes_down_ * passes_along_;
     const double tiles = t_.groups * static_cast<double>(t_.channels);
-    const double bytes = tiles * static_cast<double>(in_bytes()) * passes +
+    const double bytes = tiles * in_pairs_ * in_chunks_ * unit_bytes() * (t_.load_once ? 1 : passes) +
                          tiles * unit_bytes() * t_.pairs * columns_ * v_.chunks;
-    const double start = kStartCycles * passes + kChannelCycles * (t_.channels - 1) +
+    const double start = kStartCycles * (t_.load_once ? 1 : passes) +
+                         kChannelCycles * (t_.load_once ? t_.channels * passes - 1 : 0) +
                          kTableCycles * r_.table_rows * v_.offsets * halves() * passes_along_ * t_.channels;
     const double move = std::max(bytes / kGlobalBytes, bytes * sector_waste() / kL2Bytes);
     const double fill = start + move;
     const double overlapped = std::max(together + kExposed * fill, move);
     double cycles = resident >= 2 ? (rounds - 1) * overlapped + alone + fill : rounds * (alone + fill);
-    // further turns of a block need no fragments; a resident neighbour hides their loads as it hides a start
+    // further turns of a block need no new fragments; a resident neighbour hides their loads as it hides a start
     const double turn = resident >= 2 ? std::max(together + kExposed * move, move) : alone + move;
     cycles += rounds * (t_.turns - 1) * turn;
 
@@ -112,6 +116,7 @@ class Candidate {
     a.pass_rows = t_.pass_rows, a.passes_down = passes_down_, a.passes_along = passes_along_;
     a.in_chunks = in_chunks_, a.plane = static_cast<int>(plane_);
     a.channels_last = p_.channels_last, a.block_channels = t_.channels, a.turns = t_.turns;
+    a.load_once = t_.load_once;
     out->groups = groups;
     out->plan = {variant,   v_.name, 1 << r_.split_log2,       t_.pairs, a.block_chunks,
                  t_.groups, passes,  warps_,                   static_cast<int>(shared_),
@@ -129,9 +134,6 @@ class Candidate {
   int halves() const { return is_float_ ? 2 : 1; }
   int unit_bytes() const { return 256 * halves(); }  // of a row pair and a chunk of 8 slots
   int64_t fragment_row_bytes() const { return static_cast<int64_t>(v_.offsets) * halves() * 512; }
-  int64_t in_bytes() const {
-    return static_cast<int64_t>(std::min(r_.q_end - r_.q_first, t_.pairs + t_.pass_rows - 1)) * in_chunks_ * unit_bytes();
-  }
   // Bytes of the sectors of a channels_last tensor that pass for each byte wanted: an access has the largest power of 2
   // of channels, up to block_channels, that their number is a multiple of.
   double sector_waste() const {
@@ -147,7 +149,7 @@ class Candidate {
   const Columns& c_;
   Tile t_;
   bool staged_, is_float_;
-  int columns_, in_chunks_, passes_down_, passes_along_, rounds_, warps_;
+  int columns_, in_pairs_, in_chunks_, passes_down_, passes_along_, rounds_, warps_;
   int64_t plane_, shared_;
 };
 
@@ -190,17 +192,22 @@ bool plan_variant(const Problem& p, const DeviceLimits& limits, int variant, con
     if (!found || plan.plan.cycles < best->plan.cycles) *best = plan;
     return found = true;
   };
-  const int most_channels = p.channels_last ? 8 : 1, most_turns = v.kind == RtKind::plain ? 1 : 8;
+  const int most_channels = p.channels_last ? 8 : 1;
   for (int i = 0; i < row_count; ++i) {
     const Rows& r = rows[i];
     const int64_t groups = ((p.n << r.split_log2) + 7) / 8;
     each_split(r.pairs, v.pairs, [&](int pairs) {
       each_split(v.whole ? v.chunks : c.out, v.chunks, [&](int chunks) {
         for (int g = v.groups; g == v.groups || (g <= 16 && g < 2 * groups); g *= 2) {
+          if (v.kind == RtKind::plain) {
+            consider(r, {pairs, chunks, g, r.table_rows});
+            continue;
+          }
           for (int channels = 1; channels <= most_channels && channels < 2 * p.c; channels *= 2)
-            consider(r, {pairs, chunks, g, r.table_rows, channels});
-          for (int turns = 2; turns <= most_turns && g * turns < 2 * groups; turns *= 2)
-            consider(r, {pairs, chunks, g, r.table_rows, 1, turns});
+            for (int parts = 1; parts <= 4; parts *= 2)
+              if (consider(r, {pairs, chunks, g, ceil_div(r.table_rows, parts), channels, 1, true})) break;
+          for (int turns = 2; p.dtype == DType::f32 && turns <= 8 && g * turns < 2 * groups; turns *= 2)
+            consider(r, {pairs, chunks, g, r.table_rows, 1, turns, true});
         }
         if (v.whole || ceil_div(pairs, v.pairs) * ceil_div(chunks, v.chunks) > v.warps) return;
         for (int part = ceil_div(r.table_rows, 2); part >= 1; part /= 2)  // as few parts as fit

@@ -44,7 +44,7 @@ struct RtFloatWarp {
   }
 };
 
-template <RtMode kMode, int kOffsets, int kPairs, int kChunks, bool kWhole, bool kRotate, int kWarps, int kBlocks,
+template <RtMode kMode, int kOffsets, int kPairs, int kChunks, bool kWhole, int kWarps, int kBlocks,
           int kBlocksElsewhere>
 __global__ void __launch_bounds__(kWarps * 32, kSm90 ? kBlocks : kBlocksElsewhere)
     rt_staged_kernel(const __grid_constant__ RtArgs a) {
@@ -63,8 +63,8 @@ __global__ void __launch_bounds__(kWarps * 32, kSm90 ? kBlocks : kBlocksElsewher
   const int rows = ceil_div(pairs, kPairs);
 
   uint4* table = reinterpret_cast<uint4*>(smem);
-  unsigned char* input = smem + a.pass_rows * kQuads * 512;
-  unsigned char* filter = input + a.block_channels * a.block_groups * a.plane;
+  const int input_at = a.pass_rows * kQuads * 512;  // offsets and not pointers, to save registers
+  const int filter_at = input_at + a.block_channels * a.block_groups * a.plane;
 
   // the warp's item
   const bool works = warp < rows * columns * a.block_groups;
@@ -74,69 +74,80 @@ __global__ void __launch_bounds__(kWarps * 32, kSm90 ? kBlocks : kBlocksElsewher
                      RtWarp<kMode == RtMode::bf16, kOffsets, kPairs, 1, kChunks, kWhole>>
       t;
 
-  // Parts of the filter one after the other (one channel, sums stay in registers), or channels.
-  const int passes = kWhole ? 1 : a.passes_down * a.passes_along, steps = passes > 1 ? passes : channels;
+  // One channel after the other, each by parts of the filter; sums stay in registers. Input of all parts and channels
+  // is loaded at once, or of one channel part by part.
+  const int passes = a.passes_down * a.passes_along, steps = passes * channels;
+  const int turns = Element::kFloat ? a.turns : 1;
   int k0, table_rows, shift, d_first, q_low, q_high;
-  auto begin = [&](int step) {
-    const int pass = passes > 1 ? step : 0;
-    k0 = kWhole ? 0 : pass / a.passes_along * a.pass_rows, table_rows = min(a.pass_rows, a.table_rows - k0);
+  auto begin = [&](int pass) {
+    k0 = (kWhole ? pass : pass / a.passes_along) * a.pass_rows, table_rows = min(a.pass_rows, a.table_rows - k0);
     shift = a.shift - k0, d_first = kWhole ? -(kOffsets / 2) : a.d_first + pass % a.passes_along * kOffsets;
-    q_low = max(a.q_first, pair0 - shift);
-    q_high = min(a.q_end - 1, pair0 + pairs - 1 - shift + table_rows - 1);
+    const int from = a.load_once ? a.shift : shift, to = a.load_once ? a.table_rows : table_rows;
+    q_low = max(a.q_first, pair0 - from);
+    q_high = min(a.q_end - 1, pair0 + pairs - 1 - from + to - 1);
+  };
+  auto load = [&](auto access, int first_group) {
+    load_tiles<kMode, kWhole ? kChunks : 0, decltype(access)>(
+        smem + input_at, a, channel0, channels, first_group, q_low, max(0, q_high - q_low + 1),
+        kWhole ? 0 : chunk0 + d_first, columns * kChunks + kOffsets - 1);
   };
   auto stage_filter = [&](int channel) {
-    const int ky = a.ky0 + 2 * k0 - 1, kx = 8 * d_first - 7 + a.pad_left, height = 2 * table_rows + 1;
-    if constexpr (Element::kFloat)
-      load_float_filter<kOffsets>(reinterpret_cast<float*>(filter), a, channel, ky, kx, height);
-    else load_filter<kOffsets>(reinterpret_cast<uint16_t*>(filter), a, channel, ky, kx, height);
+    load_staged_filter<kMode, kOffsets>(reinterpret_cast<Type*>(smem + filter_at), a, channel, a.ky0 + 2 * k0 - 1,
+                                        8 * d_first - 7 + a.pad_left, 2 * table_rows + 1);
   };
 
 #pragma unroll 1
-  for (int turn = 0; turn < a.turns; ++turn) {
-    const int first_group = a.group0 + (blockIdx.y * a.turns + turn) * a.block_groups;
+  for (int turn = 0; turn < turns; ++turn) {
+    const int first_group = a.group0 + (blockIdx.y * turns + turn) * a.block_groups;
     if (first_group * 8 >= a.n << a.split_log2) break;
     if (turn > 0) __syncthreads();  // the outputs before have been stored
+    begin(0);
+    with_access<kMode>(a, a.in_vec, [&](auto access) { load(access, first_group); });
 #pragma unroll 1
     for (int step = 0; step < steps; ++step) {
-      begin(step);
-      if (step == 0 || passes > 1)
-        with_access<kMode>(a, a.in_vec, [&](auto vec, auto last) {
-          load_tiles<kMode, kWhole ? kChunks : 0, decltype(vec)::value, decltype(last)::value>(
-              input, a, channel0, channels, first_group, q_low, max(0, q_high - q_low + 1),
-              kWhole ? 0 : chunk0 + d_first, columns * kChunks + kOffsets - 1);
-        });
-      const int member = passes > 1 ? 0 : step;
+      const int member = step / passes, pass = step - member * passes;
+      begin(pass);
+      if constexpr (!kWhole) {  // one element at a time: sums are in registers, and such filters are rare
+        if (step > 0 && !a.load_once) load(RtAccess<RtAlong::none, Element::kBytes>(), first_group);
+      }
       if (turn == 0 || steps > 1) {
-        stage_filter(channel0 + member);
-        __syncthreads();
+        if (step == 0) {
+          stage_filter(channel0);
+          __syncthreads();
+        }
         if constexpr (Element::kFloat)
-          build_float_table<kMode, kOffsets>(table, reinterpret_cast<float*>(filter), table_rows);
-        else build_table<kOffsets>(table, reinterpret_cast<uint16_t*>(filter), table_rows);
+          build_float_table<kMode, kOffsets>(table, reinterpret_cast<float*>(smem + filter_at), table_rows);
+        else build_table<kOffsets>(table, reinterpret_cast<uint16_t*>(smem + filter_at), table_rows);
       }
       __syncthreads();
+      if (step + 1 < steps) {  // the next filter while other warps multiply
+        begin(pass + 1 < passes ? pass + 1 : 0);
+        stage_filter(channel0 + (pass + 1 < passes ? member : member + 1));
+        begin(pass);
+      }
       if (works) {
         const int q = max(q_low, j - shift), q_last = min(q_high, j + own_pairs - 1 - shift + table_rows - 1);
-        if (step == 0 || passes == 1) t.clear();
-        sum_pairs<kRotate, kQuads, kPairs>(
+        if (pass == 0) t.clear();
+        sum_pairs<false, kQuads, kPairs>(
             t, table + (q - j + shift) * kQuads * 32 + lane,
-            input + (member * a.block_groups + group) * a.plane +
+            smem + input_at + (member * a.block_groups + group) * a.plane +
                 ((q - q_low) * stride + column * kChunks) * Element::kUnit + lane * 16,
             q, q_last, shift - j, table_rows, own_pairs, stride * Element::kUnit, 0);
       }
-      __syncthreads();  // nobody needs the table, the filter or this channel's input any more
-      if (!works || (passes > 1 && step + 1 < passes)) continue;
+      __syncthreads();  // nobody needs the table or this channel's input any more, the next filter is there
+      if (!works || pass + 1 < passes) continue;
       const float bias = a.bias ? Element::to_float(reinterpret_cast<const Type*>(a.bias)[channel0 + member]) : 0.f;
 #pragma unroll
       for (int i = 0; i < kPairs; ++i)
         if (i < own_pairs)
-          stage_pair<kMode, kChunks>(input + (member * a.block_groups + group) * a.plane +
+          stage_pair<kMode, kChunks>(smem + input_at + (member * a.block_groups + group) * a.plane +
                                          ((pair + i) * columns + column) * kChunks * Element::kUnit,
                                      t.acc[0][i], bias, a.activation);
     }
     __syncthreads();
-    with_access<kMode>(a, a.out_vec, [&](auto vec, auto last) {
-      store_tiles<kMode, decltype(vec)::value, decltype(last)::value>(
-          input, a, channel0, channels, first_group, pair0, pairs, chunk0, chunks, columns * kChunks);
+    with_access<kMode>(a, a.out_vec, [&](auto access) {
+      store_tiles<kMode, decltype(access)>(smem + input_at, a, channel0, channels, first_group, pair0, pairs, chunk0,
+                                           chunks, columns * kChunks);
     });
   }
 }

@@ -81,10 +81,10 @@ struct RtPiece {
   // Column e is pitch elements from column e - 1; columns that do not exist (from `columns` on) are zeros.
   __device__ __forceinline__ void read_pixels(const typename Element::Type* from, int64_t pitch, int columns) {
 #pragma unroll
-    for (int e = 0; e < 8; ++e) {
+    for (int e = 0; e < 8; ++e, from += pitch) {
 #pragma unroll
       for (int i = 0; i < kWords; ++i) v[e][i] = 0;
-      if (e < columns) read_words<kColumn>(v[e], from + e * pitch);
+      if (e < columns) read_words<kColumn>(v[e], from);
     }
   }
   // Columns that are neighbours, kVec bytes at a time.
@@ -143,8 +143,8 @@ struct RtPiece {
   }
   __device__ __forceinline__ void write_pixels(typename Element::Type* to, int64_t pitch, int columns) const {
 #pragma unroll
-    for (int e = 0; e < 8; ++e)
-      if (e < columns) write_words<kColumn>(to + e * pitch, v[e]);
+    for (int e = 0; e < 8; ++e, to += pitch)
+      if (e < columns) write_words<kColumn>(to, v[e]);
   }
   template <int kVec>
   __device__ __forceinline__ void write_row(float* to, int columns) const {
@@ -155,6 +155,23 @@ struct RtPiece {
       for (int i = 0; i < kVec / 4; ++i) u[i] = v[e + i][0];
       if (e < columns) write_words<kVec>(to + e, u);
     }
+  }
+};
+
+// An access of kBytes: neighbouring columns of an NCHW row, neighbouring channels of a channels_last pixel, or one
+// element of either.
+enum class RtAlong { row, pixel, none };
+
+template <RtAlong kAlong_, int kBytes_>
+struct RtAccess {
+  static constexpr RtAlong kAlong = kAlong_;
+  static constexpr int kBytes = kBytes_;
+  template <RtMode kMode>
+  __host__ __device__ static constexpr int channels() {
+    return kAlong == RtAlong::row ? 1 : kBytes / RtElement<kMode>::kBytes;
+  }
+  static __device__ __forceinline__ bool channels_last(const RtArgs& a) {
+    return kAlong == RtAlong::none ? a.channels_last : kAlong == RtAlong::pixel;
   }
 };
 
@@ -176,31 +193,35 @@ __device__ __forceinline__ RtPlace<T> place(T* tensor, const RtArgs& a, bool las
 }
 
 // Input pairs [q_low, q_low + pairs) x chunks [chunk_low, chunk_low + chunks) of every channel and group, zeros outside
-// the image, as [channel][group][pair][chunk] tiles. kVec: bytes of an access, along channels or along a row.
-template <RtMode kMode, int kChunks, int kVec, bool kLast>
+// the image, as [channel][group][pair][chunk] tiles.
+template <RtMode kMode, int kChunks, class Access>
 __device__ __forceinline__ void load_tiles(unsigned char* smem, const RtArgs& a, int channel0, int channels,
                                            int first_group, int q_low, int pairs, int chunk_low, int chunks_) {
   using Element = RtElement<kMode>;
-  using Piece = RtPiece<kMode, kLast ? kVec / Element::kBytes : 1>;
-  constexpr int kCount = kLast ? kVec / Element::kBytes : 1;
+  constexpr int kCount = Access::template channels<kMode>();
+  using Piece = RtPiece<kMode, kCount>;
   constexpr int kBatch = Piece::kWords == 1 ? 2 : 1;  // pieces in flight: their loads leave before the first is stored
   const int chunks = kChunks ? kChunks : chunks_, stride = kChunks ? kChunks : a.in_chunks;
   const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, warps = blockDim.x >> 5, slot = lane & 7;
   const auto* x = reinterpret_cast<const typename Element::Type*>(a.x);
+#pragma unroll 1
   for (int g = 0; g < a.block_groups; ++g) {
     const int s = (first_group + g) * 8 + slot, image = s >> a.split_log2;
     const int top = (s - (image << a.split_log2)) * a.split_rows + 2 * q_low - a.row_offset;
+#pragma unroll 1
     for (int member = 0; member < channels; member += kCount) {
       unsigned char* to = smem + (member * a.block_groups + g) * a.plane + slot * 16;
+#pragma unroll 1
       for (int u0 = warp * 4 + (lane >> 3); u0 < 2 * pairs * chunks; u0 += kBatch * warps * 4) {
         Piece piece[kBatch];
 #pragma unroll
         for (int b = 0; b < kBatch; ++b) {
           const int u = u0 + b * warps * 4, r = u / chunks, c = u - r * chunks;
-          const auto from = place(x, a, kLast, image, channel0 + member, top + r, (chunk_low + c) * 8, a.h, a.width);
+          const auto from = place(x, a, Access::channels_last(a), image, channel0 + member, top + r,
+                                  (chunk_low + c) * 8, a.h, a.width);
           const int columns = r < 2 * pairs ? from.columns : 0;
-          if constexpr (kLast) piece[b].read_pixels(from.p, from.pitch, columns);
-          else piece[b].template read_row<kVec>(from.p, columns);
+          if constexpr (Access::kAlong == RtAlong::row) piece[b].template read_row<Access::kBytes>(from.p, columns);
+          else piece[b].read_pixels(from.p, from.pitch, columns);
         }
 #pragma unroll
         for (int b = 0; b < kBatch; ++b) {
@@ -214,66 +235,67 @@ __device__ __forceinline__ void load_tiles(unsigned char* smem, const RtArgs& a,
 }
 
 // The block's outputs from where the warps have staged them, tiles of [channel][group][pair][chunk].
-template <RtMode kMode, int kVec, bool kLast>
+template <RtMode kMode, class Access>
 __device__ __forceinline__ void store_tiles(const unsigned char* smem, const RtArgs& a, int channel0, int channels,
                                             int first_group, int pair0, int pairs, int chunk0, int chunks, int stride) {
   using Element = RtElement<kMode>;
-  constexpr int kCount = kLast ? kVec / Element::kBytes : 1;
+  constexpr int kCount = Access::template channels<kMode>();
   const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, warps = blockDim.x >> 5, slot = lane & 7;
   auto* y = reinterpret_cast<typename Element::Type*>(a.y);
+#pragma unroll 1
   for (int g = 0; g < a.block_groups; ++g) {
     const int s = (first_group + g) * 8 + slot, image = s >> a.split_log2;
     const int top = (s - (image << a.split_log2)) * a.split_rows + 2 * pair0;
+#pragma unroll 1
     for (int member = 0; member < channels; member += kCount) {
       const unsigned char* from = smem + (member * a.block_groups + g) * a.plane + slot * 16;
+#pragma unroll 1
       for (int u = warp * 4 + (lane >> 3); u < 2 * pairs * chunks; u += warps * 4) {
         const int r = u / chunks, c = u - r * chunks;
-        const auto to = place(y, a, kLast, image, channel0 + member, top + r, (chunk0 + c) * 8, a.ho, a.wo);
+        const auto to = place(y, a, Access::channels_last(a), image, channel0 + member, top + r, (chunk0 + c) * 8,
+                              a.ho, a.wo);
         if (to.columns <= 0) continue;
         RtPiece<kMode, kCount> piece;
         piece.take(from + ((r >> 1) * stride + c) * Element::kUnit + (r & 1) * 128, a.block_groups * a.plane);
-        if constexpr (kLast) piece.write_pixels(to.p, to.pitch, to.columns);
-        else piece.template write_row<kVec>(to.p, to.columns);
+        if constexpr (Access::kAlong == RtAlong::row) piece.template write_row<Access::kBytes>(to.p, to.columns);
+        else piece.write_pixels(to.p, to.pitch, to.columns);
       }
     }
   }
 }
 
-// Calls use(kVec, kLast) as compile-time constants. 16-bit staged kernels serve channels_last only.
+// Calls use(access) with the access that suits a tensor. 16-bit staged kernels serve channels_last only.
 template <RtMode kMode, class Use>
-__device__ __forceinline__ void with_access(const RtArgs& a, int vec, const Use& use) {
-  using True = std::true_type;
-  using False = std::false_type;
-  if constexpr (RtElement<kMode>::kFloat) {
-    if (a.channels_last) {
-      if (vec == 16) use(std::integral_constant<int, 16>(), True());
-      else if (vec == 8) use(std::integral_constant<int, 8>(), True());
-      else use(std::integral_constant<int, 4>(), True());
-    } else {
-      if (vec == 16) use(std::integral_constant<int, 16>(), False());
-      else if (vec == 8) use(std::integral_constant<int, 8>(), False());
-      else use(std::integral_constant<int, 4>(), False());
+__device__ __forceinline__ void with_access(const RtArgs& a, int bytes, const Use& use) {
+  if (bytes == RtElement<kMode>::kBytes) {
+    use(RtAccess<RtAlong::none, RtElement<kMode>::kBytes>());
+  } else if (RtElement<kMode>::kFloat && !a.channels_last) {
+    if constexpr (RtElement<kMode>::kFloat) {
+      if (bytes == 16) use(RtAccess<RtAlong::row, 16>());
+      else use(RtAccess<RtAlong::row, 8>());
     }
   } else {
-    if (vec == 16) use(std::integral_constant<int, 16>(), True());
-    else if (vec == 8) use(std::integral_constant<int, 8>(), True());
-    else if (vec == 4) use(std::integral_constant<int, 4>(), True());
-    else use(std::integral_constant<int, 2>(), True());
+    if (bytes == 16) use(RtAccess<RtAlong::pixel, 16>());
+    else if (RtElement<kMode>::kFloat || bytes == 8) use(RtAccess<RtAlong::pixel, 8>());
+    else if constexpr (!RtElement<kMode>::kFloat) use(RtAccess<RtAlong::pixel, 4>());
   }
 }
 
-// Filter rows ky_first ... of one channel with zeros around them, in float32.
-template <int kOffsets>
-__device__ __forceinline__ void load_float_filter(float* to, const RtArgs& a, int channel, int ky_first, int kx_first,
-                                                  int rows) {
-  constexpr int kWidth = staged_filter_width(kOffsets);
-  const float* w = reinterpret_cast<const float*>(a.w) + static_cast<size_t>(channel) * a.kh * a.kw;
-#pragma unroll 4
+// Filter rows ky_first ... of one channel with zeros around them; 16-bit elements twice, as load_filter does.
+template <RtMode kMode, int kOffsets>
+__device__ __forceinline__ void load_staged_filter(typename RtElement<kMode>::Type* to, const RtArgs& a, int channel,
+                                                   int ky_first, int kx_first, int rows) {
+  using Type = typename RtElement<kMode>::Type;
+  constexpr int kWidth = RtElement<kMode>::kFloat ? staged_filter_width(kOffsets) : filter_width(kOffsets);
+  const Type* w = reinterpret_cast<const Type*>(a.w) + static_cast<size_t>(channel) * a.kh * a.kw;
+#pragma unroll 2
   for (int i = threadIdx.x; i < rows * kWidth; i += blockDim.x) {
-    const int r = i / kWidth, ky = ky_first + r, kx = kx_first + i - r * kWidth;
-    const bool inside = static_cast<unsigned>(ky) < static_cast<unsigned>(a.kh) &&
-                        static_cast<unsigned>(kx) < static_cast<unsigned>(a.kw);
-    to[i] = inside ? w[static_cast<int64_t>(a.flip ? a.kh - 1 - ky : ky) * a.kw + (a.flip ? a.kw - 1 - kx : kx)] : 0.f;
+    const int r = i / kWidth, j = i - r * kWidth, ky = ky_first + r, kx = kx_first + j;
+    Type v = 0;
+    if (static_cast<unsigned>(ky) < static_cast<unsigned>(a.kh) && static_cast<unsigned>(kx) < static_cast<unsigned>(a.kw))
+      v = w[static_cast<int64_t>(a.flip ? a.kh - 1 - ky : ky) * a.kw + (a.flip ? a.kw - 1 - kx : kx)];
+    to[i] = v;
+    if (!RtElement<kMode>::kFloat && j > 0) to[rows * kWidth + i - 1] = v;
   }
 }
 
@@ -285,6 +307,7 @@ __device__ __forceinline__ void build_float_table(uint4* table, const float* fil
   constexpr int kWidth = staged_filter_width(kOffsets);
   const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, warps = blockDim.x >> 5;
   const int j = (kMode == RtMode::tf32 ? lane & 3 : 2 * (lane & 3)) - (lane >> 2) + 7;
+#pragma unroll 1
   for (int i = warp; i < table_rows * kOffsets; i += warps) {
     const int k = i / kOffsets, d = i - k * kOffsets;
     const float* f = filter + 2 * k * kWidth + 8 * d + j;

@@ -60,12 +60,12 @@ struct RtTable {
 constexpr RtTable rt_table() {
 #define RT_ROW(name, offsets, pairs, groups, chunks, whole, rotate, warps, blocks, blocks_elsewhere) \
   {name, RtKind::plain, 0, offsets, pairs, groups, chunks, whole, rotate, warps, blocks, blocks_elsewhere},
-#define RT_HALF(name, offsets, pairs, chunks, whole, rotate, warps, blocks, blocks_elsewhere) \
-  {name "_cl", RtKind::half, 0, offsets, pairs, 1, chunks, whole, rotate, warps, blocks, blocks_elsewhere},
-#define RT_TF32(name, offsets, pairs, chunks, whole, rotate, warps, blocks, blocks_elsewhere) \
-  {name "_tf32", RtKind::tf32, 0, offsets, pairs, 1, chunks, whole, rotate, warps, blocks, blocks_elsewhere},
-#define RT_BF16X3(name, offsets, pairs, chunks, whole, rotate, warps, blocks, blocks_elsewhere) \
-  {name "_bf16x3", RtKind::bf16x3, 0, offsets, pairs, 1, chunks, whole, rotate, warps, blocks, blocks_elsewhere},
+#define RT_HALF(name, offsets, pairs, chunks, whole, warps, blocks, blocks_elsewhere) \
+  {name "_cl", RtKind::half, 0, offsets, pairs, 1, chunks, whole, false, warps, blocks, blocks_elsewhere},
+#define RT_TF32(name, offsets, pairs, chunks, whole, warps, blocks, blocks_elsewhere) \
+  {name "_tf32", RtKind::tf32, 0, offsets, pairs, 1, chunks, whole, false, warps, blocks, blocks_elsewhere},
+#define RT_BF16X3(name, offsets, pairs, chunks, whole, warps, blocks, blocks_elsewhere) \
+  {name "_bf16x3", RtKind::bf16x3, 0, offsets, pairs, 1, chunks, whole, false, warps, blocks, blocks_elsewhere},
   RtTable t{{RT_FWD_VARIANTS(RT_ROW) RT_STAGED_HALF_VARIANTS(RT_HALF) RT_STAGED_FLOAT_VARIANTS(RT_TF32)
                  RT_STAGED_FLOAT_VARIANTS(RT_BF16X3)}};
 #undef RT_ROW
