@@ -50,6 +50,15 @@ PTX void cp_async_wait() {
 #endif
 }
 
+// Asks for the 128-byte line at p to be brought into the L2 cache; only a hint.
+PTX void prefetch_l2(const void* p) {
+#ifdef __CUDACC__
+  asm volatile("prefetch.global.L2 [%0];\n" ::"l"(p));
+#else
+  (void)p;
+#endif
+}
+
 // 16 bytes of shared memory. Plain C++ on the device; a wrapper so that the emulator sees one access, not four.
 PTX uint4 load_shared(const uint4* p) {
 #ifdef __CUDACC__

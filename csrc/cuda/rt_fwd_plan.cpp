@@ -97,8 +97,10 @@ class Candidate {
     const double fill = start + move;
     const double overlapped = std::max(together + kExposed * fill, move);
     double cycles = resident >= 2 ? (rounds - 1) * overlapped + alone + fill : rounds * (alone + fill);
-    // further turns of a block need no new fragments; a resident neighbour hides their loads as it hides a start
-    const double turn = resident >= 2 ? std::max(together + kExposed * move, move) : alone + move;
+    // Further turns of a block need no new fragments, and their NCHW input has come to the L2 cache meanwhile. A resident
+    // neighbour hides their loads as it hides a start.
+    const double again = bytes * sector_waste() / kL2Bytes;
+    const double turn = resident >= 2 ? std::max(together + kExposed * again, move) : alone + (p_.channels_last ? move : again);
     cycles += rounds * (t_.turns - 1) * turn;
 
     out->args = {};

@@ -120,6 +120,10 @@ __global__ void __launch_bounds__(kWarps * 32, kSm90 ? kBlocks : kBlocksElsewher
         else build_table<kOffsets>(table, reinterpret_cast<uint16_t*>(smem + filter_at), table_rows);
       }
       __syncthreads();
+      if constexpr (Element::kFloat) {
+        if (turn + 1 < turns && !a.channels_last)
+          prefetch_rows(a, channel0, first_group + a.block_groups, q_low, q_high - q_low + 1);
+      }
       if (step + 1 < steps) {  // the next filter while other warps multiply
         begin(pass + 1 < passes ? pass + 1 : 0);
         stage_filter(channel0 + (pass + 1 < passes ? member : member + 1));

@@ -29,12 +29,15 @@ __host__ __device__ constexpr int staged_filter_bytes(bool is_float, int table_r
   return is_float ? (2 * table_rows + 1) * staged_filter_width(offsets) * 4 : filter_bytes(table_rows, offsets);
 }
 
-// v as hi + lo. hi of a finite v is finite, also where rounding would overflow; of Inf and NaN lo is NaN or 0.
+// v as hi + lo. Truncated where rounding would overflow, so that products of finite values by 1 are finite; of Inf and
+// NaN lo is NaN.
 __device__ __forceinline__ void split_bf16(float v, uint32_t* hi, uint32_t* lo) {
   uint32_t h = ptx::from_float<true>(v);
-  if ((h & 0x7fff) == 0x7f80) h = ptx::as_bits(v) >> 16;
+  const bool large = (h & 0x7fff) == 0x7f80;
+  if (large) h = ptx::as_bits(v) >> 16;
+  const float rest = v - ptx::to_float<true>(static_cast<uint16_t>(h));
   *hi = h;
-  *lo = ptx::from_float<true>(v - ptx::to_float<true>(static_cast<uint16_t>(h)));
+  *lo = large ? ptx::as_bits(rest) >> 16 : ptx::from_float<true>(rest);
 }
 
 // Pairs of neighbours as words: hi halves and lo halves.
@@ -231,6 +234,21 @@ __device__ __forceinline__ void load_tiles(unsigned char* smem, const RtArgs& a,
         }
       }
     }
+  }
+}
+
+// Asks for NCHW rows of a channel's next images, so that their loads need not wait for memory.
+__device__ __forceinline__ void prefetch_rows(const RtArgs& a, int channel, int first_group, int q_low, int pairs) {
+  const int slot = threadIdx.x & 7;
+  for (int g = 0; g < a.block_groups; ++g) {
+    const int s = (first_group + g) * 8 + slot, image = s >> a.split_log2;
+    if (image >= a.n) continue;
+    const int top = (s - (image << a.split_log2)) * a.split_rows + 2 * q_low - a.row_offset;
+    const int64_t begin = static_cast<int64_t>(max(0, top)) * a.width;
+    const int64_t end = static_cast<int64_t>(min(a.h, top + 2 * pairs)) * a.width;
+    const float* plane = reinterpret_cast<const float*>(a.x) + (static_cast<int64_t>(image) * a.c + channel) * a.h * a.width;
+#pragma unroll 1
+    for (int64_t i = begin + (threadIdx.x >> 3) * 32; i < end; i += blockDim.x * 4) ptx::prefetch_l2(plane + i);
   }
 }
 
