@@ -69,6 +69,16 @@ PTX void store_shared(uint4* p, uint4 v) {
 #endif
 }
 
+// Memory that nothing writes while the kernel runs: such loads may leave before earlier stores.
+template <class T>
+PTX T load_global(const T* p) {
+#ifdef __CUDACC__
+  return __ldg(p);
+#else
+  return *p;
+#endif
+}
+
 // r[i] <- the lane's two elements of 8x8 matrix i of 16-bit elements; lane 8i + j passes the address of its row j.
 PTX void ldmatrix_x4(uint32_t* r, const void* row) {
 #ifdef __CUDACC__

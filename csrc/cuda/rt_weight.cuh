@@ -23,53 +23,48 @@ struct RtwWarp {
   static constexpr int kIn = kWhole ? kChunks : kChunks + kOffsets - 1;  // chunks of an input row
   float acc[kRows][kOffsets][4];
   uint4 a[L::kHalves][kChunks];
-  float bias;  // this lane's share of the sum of grad
 
   __device__ __forceinline__ void clear() {
 #pragma unroll
     for (int i = 0; i < kRows * kOffsets * 4; ++i) (&acc[0][0][0])[i] = 0.f;
-    bias = 0.f;
   }
-  // Two output rows, `row` bytes apart.
-  __device__ __forceinline__ void load_a(const unsigned char* p, int row, int half_bytes) {
+  // Fragment of chunk c of two output rows, `row` bytes apart.
+  __device__ __forceinline__ static uint4 load_chunk(const unsigned char* p, int row) {
     const int lane = threadIdx.x & 31;
-#pragma unroll
-    for (int c = 0; c < kChunks; ++c) {
-      if constexpr (kMath == RtwKernelMath::tf32) {
-        const uint32_t* w = reinterpret_cast<const uint32_t*>(p + c * L::kChunk + (lane & 3) * L::kPiece) + (lane >> 2);
-        a[0][c] = make_uint4(w[0], w[row / 4], w[L::kPiece], w[row / 4 + L::kPiece]);  // kPiece words: 4 slots
-      } else {
-        const unsigned char* from =
-            p + (lane >> 3 & 1) * row + ((lane >> 4) * 8 + (lane & 7)) * L::kPiece + c * L::kChunk;
-#pragma unroll
-        for (int half = 0; half < L::kHalves; ++half)
-          ptx::ldmatrix_x4_trans(reinterpret_cast<uint32_t*>(&a[half][c]), from + half * half_bytes);
-      }
+    if constexpr (kMath == RtwKernelMath::tf32) {
+      const uint32_t* w = reinterpret_cast<const uint32_t*>(p + (lane & 3) * L::kPiece) + (lane >> 2);
+      return make_uint4(w[0], w[row / 4], w[L::kPiece], w[row / 4 + L::kPiece]);  // kPiece words: 4 slots
+    } else {
+      uint32_t v[4];
+      ptx::ldmatrix_x4_trans(v, p + (lane >> 3 & 1) * row + ((lane >> 4) * 8 + (lane & 7)) * L::kPiece);
+      return make_uint4(v[0], v[1], v[2], v[3]);
     }
   }
-  __device__ __forceinline__ void add_bias() {
-    if constexpr (kMath == RtwKernelMath::tf32) {
+  __device__ __forceinline__ void load_a(const unsigned char* p, int row, int half_bytes) {
 #pragma unroll
-      for (int c = 0; c < kChunks; ++c)
-        bias += (ptx::as_float(a[0][c].x) + ptx::as_float(a[0][c].y)) +
-                (ptx::as_float(a[0][c].z) + ptx::as_float(a[0][c].w));
-    } else {  // a product with ones
+    for (int half = 0; half < L::kHalves; ++half)
+#pragma unroll
+      for (int c = 0; c < kChunks; ++c) {
+        uint4 v = load_chunk(p + half * half_bytes + c * L::kChunk, row);
+        if constexpr (kMath == RtwKernelMath::tf32)
+          v = make_uint4(ptx::to_tf32(v.x), ptx::to_tf32(v.y), ptx::to_tf32(v.z), ptx::to_tf32(v.w));
+        a[half][c] = v;
+      }
+  }
+  // A chunk's sum, spread over lanes: 8 of them (a product with ones) or, in tf32, all, which keeps what tf32 would round.
+  __device__ __forceinline__ static float sum_chunk(const unsigned char* p, int row, int half_bytes) {
+    if constexpr (kMath == RtwKernelMath::tf32) {
+      const uint4 v = load_chunk(p, row);
+      return (ptx::as_float(v.x) + ptx::as_float(v.y)) + (ptx::as_float(v.z) + ptx::as_float(v.w));
+    } else {
       constexpr uint32_t kOnes = kMath == RtwKernelMath::f16 ? 0x3c003c00 : 0x3f803f80;
       const uint32_t ones[2] = {kOnes, kOnes};
       float sum[4] = {0.f, 0.f, 0.f, 0.f};
 #pragma unroll
       for (int half = 0; half < L::kHalves; ++half)
-#pragma unroll
-        for (int c = 0; c < kChunks; ++c) ptx::mma<kMath != RtwKernelMath::f16>(sum, a[half][c], ones);
-      bias += sum[0] + sum[2];
+        ptx::mma<kMath != RtwKernelMath::f16>(sum, load_chunk(p + half * half_bytes, row), ones);
+      return sum[0] + sum[2];
     }
-  }
-  __device__ __forceinline__ void round_a() {
-    if constexpr (kMath == RtwKernelMath::tf32)
-#pragma unroll
-      for (int c = 0; c < kChunks; ++c)
-        a[0][c] = make_uint4(ptx::to_tf32(a[0][c].x), ptx::to_tf32(a[0][c].y), ptx::to_tf32(a[0][c].z),
-                             ptx::to_tf32(a[0][c].w));
   }
   __device__ __forceinline__ void product(float (&d)[4], int c, const uint32_t (&b)[L::kHalves][4], int at) {
     if constexpr (kMath == RtwKernelMath::tf32) {
@@ -188,6 +183,7 @@ __global__ void __launch_bounds__(kWarps * 32, 1) rt_weight_kernel(const __grid_
   DYN_SMEM(smem);
   using L = RtwLayout<kMath>;
   using Warp = RtwWarp<kMath, kOffsets, kRows, kChunks, kWhole>;
+  constexpr int kBatch = kOffsets * kRows <= 8 ? 2 : 1;  // few accumulators leave registers for more
   // the shuffle tells nvcc that a warp's number is the same in all its lanes
   const int lane = threadIdx.x & 31, warp = __shfl_sync(~0u, static_cast<int>(threadIdx.x >> 5), 0);
   const int in_block = warp / a.row_warps, own = warp - in_block * a.row_warps;
@@ -200,14 +196,22 @@ __global__ void __launch_bounds__(kWarps * 32, 1) rt_weight_kernel(const __grid_
   // ---- fetching runs ahead of the products by a.ahead stages
   int next_group = blockIdx.y, next_tile = 0, next_stage = 0, next_row = start, x_place = 0, grad_place = 0;
   const int grad_stages = a.ahead + 1;
+  const bool sums_bias = a.grad_bias && p.ky_low == 0 && p.kx_low == 0;
+  float* const bias = reinterpret_cast<float*>(smem + a.plane_bytes * L::kHalves) + threadIdx.x;  // this lane's share
+  *bias = 0.f;
   const auto fetch = [&] {
     if (next_group < a.groups) {
       const int pair = next_stage * a.stage_pairs, pairs = min(a.stage_pairs, a.pairs - pair);
       const int end = min(max(2 * (pair + pairs - 1) + p.dy_end - a.pad_top, start), a.row_end);
-      load_rows<kMath>(a, a.x, {smem, p.channel0, next_group, next_row, end - next_row, next_tile * kChunks + p.d_first * !kWhole,
-                                x_place, a.x_ring, a.plane_bytes, next_stage == 0 ? a.by_burst : a.by_steady});
-      load_rows<kMath>(a, a.grad, {grad, p.channel0, next_group, 2 * pair, 2 * pairs, next_tile * kChunks,
-                                   grad_place * 2 * a.stage_pairs, 1 << 30, a.plane_bytes, a.by_grad});
+#pragma unroll 1
+      for (int i = 0; i < 2; ++i) {  // one copy of the code for both tensors
+        const bool x = i == 0;
+        load_rows<kMath, kBatch>(a, a.tensor[i],
+                                 {x ? smem : grad, p.channel0, next_group, x ? next_row : 2 * pair,
+                                  x ? end - next_row : 2 * pairs, next_tile * kChunks + (x && !kWhole ? p.d_first : 0),
+                                  x ? x_place : grad_place * 2 * a.stage_pairs, x ? a.x_ring : 1 << 30, a.plane_bytes,
+                                  x && next_stage == 0 ? a.by_burst : a.by_steady});
+      }
       x_place += end - next_row;
       if (x_place >= a.x_ring) x_place -= a.x_ring;
       if (++grad_place == grad_stages) grad_place = 0;
@@ -219,52 +223,52 @@ __global__ void __launch_bounds__(kWarps * 32, 1) rt_weight_kernel(const __grid_
     }
     ptx::cp_async_commit();
   };
-  for (int i = 0; i < a.ahead; ++i) fetch();
-
   Warp t;
   t.clear();
-  const bool sums_bias = a.grad_bias && p.ky_low == 0 && p.kx_low == 0;
-  int row = start, place = 0, grad_now = 0, turn = own;  // place: of input row `row` in its ring
+  // of the stage whose products are due: row is at `place` of its ring
+  int tile = 0, pair = 0, row = start, place = 0, grad_now = 0;
   const auto move_to = [&](int to) {
     place += to - row, row = to;
     if (place >= a.x_ring) place -= a.x_ring;
   };
+  const int stages = (a.groups - static_cast<int>(blockIdx.y) + a.splits - 1) / a.splits * a.tiles * a.stages;
 #pragma unroll 1
-  for (int group = blockIdx.y; group < a.groups; group += a.splits)
-#pragma unroll 1
-    for (int tile = 0; tile < a.tiles; ++tile) {
-      const int first = -(tile * kChunks + p.d_first);  // of the tile's input chunks, the first inside the image
-      const int last = min((a.x.w + 7) / 8 + first, (a.grad.w + 7) / 8 - tile * kChunks + kOffsets - 1);
-#pragma unroll 1
-      for (int pair = 0; pair < a.pairs;) {
-        if (a.ahead == 1) ptx::cp_async_wait<0>();
-        else ptx::cp_async_wait<1>();
-        __syncthreads();  // the stage's rows have arrived, those before it are free
-        fetch();
-        const unsigned char* g = grad + (grad_now * 2 * a.stage_pairs * a.block_channels + in_block) * kChunks * L::kChunk;
-        if (++grad_now == grad_stages) grad_now = 0;
-#pragma unroll 1
-        for (const int stage_end = min(pair + a.stage_pairs, a.pairs); pair < stage_end; ++pair, g += 2 * grad_row) {
-          move_to(min(max(2 * pair + row_base, start), a.row_end));
-          t.load_a(g, grad_row, a.plane_bytes);
-          if (sums_bias && turn == 0) t.add_bias();
-          turn = turn == 0 ? a.row_warps - 1 : turn - 1;
-          t.round_a();
-          const int stop = min(a.row_end, 2 * pair + p.dy_end - a.pad_top);
-#pragma unroll
-          for (int j = 0; j < kRows; ++j) {
-            const int r = 2 * pair + row_base + own + a.row_warps * j;
-            if (r >= start && r < stop) {
-              int at = place + r - row;
-              if (at >= a.x_ring) at -= a.x_ring;
-              t.multiply(j, smem + (at * a.block_channels + in_block) * Warp::kIn * L::kChunk, first, last, a.plane_bytes);
-            }
-          }
-        }
-      }
-      move_to(min(max(2 * (a.pairs - 1) + p.dy_end - a.pad_top, start), a.row_end));
-      row = start;
+  for (int stage = -a.ahead; stage < stages; ++stage) {
+    if (stage >= 0) {
+      if (a.ahead == 1) ptx::cp_async_wait<0>();
+      else ptx::cp_async_wait<1>();
+      __syncthreads();  // the stage's rows have arrived, those before it are free
     }
+    fetch();
+    if (stage < 0) continue;
+    const int first = -(tile * kChunks + p.d_first);  // of the tile's input chunks, the first inside the image
+    const int last = min((a.tensor[0].w + 7) / 8 + first, (a.tensor[1].w + 7) / 8 - tile * kChunks + kOffsets - 1);
+    const unsigned char* g = grad + (grad_now * 2 * a.stage_pairs * a.block_channels + in_block) * kChunks * L::kChunk;
+    if (++grad_now == grad_stages) grad_now = 0;
+#pragma unroll 1
+    for (const int stage_end = min(pair + a.stage_pairs, a.pairs); pair < stage_end; ++pair, g += 2 * grad_row) {
+      move_to(min(max(2 * pair + row_base, start), a.row_end));
+      if (sums_bias)  // the warps share the chunks
+#pragma unroll 1
+        for (int c = own; c < kChunks; c += a.row_warps)
+          *bias += Warp::sum_chunk(g + c * L::kChunk, grad_row, a.plane_bytes);
+      t.load_a(g, grad_row, a.plane_bytes);
+      const int stop = min(a.row_end, 2 * pair + p.dy_end - a.pad_top);
+      int r = 2 * pair + row_base + own;
+#pragma unroll
+      for (int j = 0; j < kRows; ++j, r += a.row_warps)
+        if (r >= start && r < stop) {
+          int at = place + r - row;
+          if (at >= a.x_ring) at -= a.x_ring;
+          t.multiply(j, smem + (at * a.block_channels + in_block) * Warp::kIn * L::kChunk, first, last, a.plane_bytes);
+        }
+    }
+    if (pair == a.pairs) {  // on to the next tile or group
+      move_to(min(max(2 * (a.pairs - 1) + p.dy_end - a.pad_top, start), a.row_end));
+      row = start, pair = 0;
+      if (++tile == a.tiles) tile = 0;
+    }
+  }
   ptx::cp_async_wait<0>();
   __syncthreads();  // shared memory now holds tiles and sums
 
@@ -272,14 +276,13 @@ __global__ void __launch_bounds__(kWarps * 32, 1) rt_weight_kernel(const __grid_
   const int offsets = p.dy_end - p.dy0, warps = blockDim.x >> 5;
   float* tiles = reinterpret_cast<float*>(smem);
   float* sums = tiles + warps * tile_floats(kOffsets);
-  float* biases = sums + a.block_channels * 2 * offsets * kColumns;
   sum_diagonals<kOffsets, kRows>(a, t.acc, tiles + warp * tile_floats(kOffsets), sums + in_block * 2 * offsets * kColumns,
                                  own, offsets);
   if (sums_bias) {  // lanes hold pixels (and, in tf32, slots): add them in a fixed order
-    float v = t.bias;
+    float v = *bias;
     if (kMath == RtwKernelMath::tf32) v += __shfl_xor_sync(~0u, v, 1), v += __shfl_xor_sync(~0u, v, 2);
     v += __shfl_xor_sync(~0u, v, 4), v += __shfl_xor_sync(~0u, v, 8), v += __shfl_xor_sync(~0u, v, 16);
-    if (lane == 0) biases[warp] = v;
+    if (lane == 0) *bias = v;
   }
   __syncthreads();
   const int width = p.kx_high - p.kx_low, taps = (p.ky_high - p.ky_low) * width;
@@ -298,7 +301,7 @@ __global__ void __launch_bounds__(kWarps * 32, 1) rt_weight_kernel(const __grid_
     }
     if (sums_bias && threadIdx.x == 0) {
       float v = 0.f;
-      for (int w = 0; w < a.row_warps; ++w) v += biases[channel * a.row_warps + w];
+      for (int w = 0; w < a.row_warps; ++w) v += bias[(channel * a.row_warps + w) * 32];
       store_sum(a, p.channel0 + channel, a.kh * a.kw, v);
     }
   }

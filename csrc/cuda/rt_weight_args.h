@@ -13,11 +13,12 @@ struct RtwTensor {  // x or grad
   const void* p;
   int h, w, chunks;  // planes; 8-column chunks of a row of shared memory
   int access;        // bytes of a global access that every row start allows; channels_last: of one pixel's channels
-  FastDivisor by_units;  // copies of a row (NCHW) or of a pixel's channels (channels_last)
+  FastDivisor by_chunks;
+  FastDivisor by_units;  // channels_last: accesses of a pixel
 };
 
 struct RtwArgs {
-  RtwTensor x, grad;
+  RtwTensor tensor[2];    // x, grad
   float* partial;         // [split][c][kh * kw + 1]: sums, last the bias gradient; null: one split, straight to out
   void *out, *grad_bias;  // grad_bias may be null
   int n, c, kh, kw, pad_top, pad_left;
@@ -35,8 +36,8 @@ struct RtwArgs {
   int row_warps, block_channels;  // warps of a channel, channels of a block
   int x_ring;             // rows of x held in shared memory
   int x_bytes, grad_bytes, plane_bytes;  // of x, of grad, of one of the two halves that bf16x3 splits both into
-  FastDivisor by_burst, by_steady, by_grad;  // rows fetched by a job's first stage, by others; rows of grad
-  FastDivisor by_channels, by_x_chunks, by_grad_chunks;
+  FastDivisor by_burst, by_steady;  // rows of x fetched by a job's first stage; rows of a stage
+  FastDivisor by_channels;
 };
 
 }  // namespace replknet_ext::cuda

@@ -49,9 +49,9 @@ int launch_rt_weight(const Problem& p, const Tensors& t, const DeviceLimits& lim
   if (p.n == 0) return 0;
   const int number = plan.plan.variant;
   RtwArgs a = plan.args;
-  a.x.p = t.x, a.grad.p = t.grad, a.out = t.out, a.grad_bias = t.grad_bias;
-  set_access(p, number, a.block_channels, access_bytes(p, t.x, p.w), &a.x);
-  set_access(p, number, a.block_channels, access_bytes(p, t.grad, p.wo), &a.grad);
+  a.tensor[0].p = t.x, a.tensor[1].p = t.grad, a.out = t.out, a.grad_bias = t.grad_bias;
+  set_access(p, number, a.block_channels, access_bytes(p, t.x, p.w), &a.tensor[0]);
+  set_access(p, number, a.block_channels, access_bytes(p, t.grad, p.wo), &a.tensor[1]);
   if (a.splits > 1) a.partial = static_cast<float*>(t.workspace);
   const auto kernel = (p.dtype == DType::f32 ? rt_weight_f32 : p.dtype == DType::f16 ? rt_weight_f16 : rt_weight_bf16)(number);
   const dim3 grid(static_cast<unsigned>(plan.plan.blocks / a.splits), static_cast<unsigned>(a.splits));

@@ -38,8 +38,8 @@ constexpr double kStartCycles = 2500;  // launch, first loads, barriers
 constexpr double kExposed = 0.3;       // share of a block's start and end that the other blocks of its SM do not hide
 constexpr double kStageCycles = 150;   // barrier and first fragments of a stage, for a block alone on its SM
 constexpr double kReduceCycles = 4000; // a second launch
-// Instructions: of a copy, of a gathered chunk, of a row offset beside its products, of a pair beside its fragments.
-constexpr double kCopy = 45, kGather = 75, kRow = 8, kPair = 40;
+// Instructions: of a chunk's copy and its parts, of a gathered chunk, of a row offset beside its products, of a pair beside its fragments.
+constexpr double kCopy = 45, kGather = 75, kPart = 4, kRow = 8, kPair = 40;
 double busy(int w) { return w >= 12 ? 0.95 : w >= 8 ? 0.9 : w >= 4 ? 0.75 : 0.75 * w / 4; }
 
 const char* refuse(const Problem& p, const DeviceLimits& limits) {
@@ -178,8 +178,9 @@ class Candidate {
     x_bytes_ = ring_ * in * chunk;
     grad_bytes_ = static_cast<int64_t>(s.ahead + 1) * 2 * s.stage_pairs * v_.chunks * chunk;
     const int64_t offsets = static_cast<int64_t>(s.row_warps) * v_.rows;
-    const int64_t end = 4 * (warps_ * (128 * v_.offsets + 1) + s.channels * 2 * offsets * (8 * v_.offsets + 7));
-    shared_ = std::max((x_bytes_ + grad_bytes_) * l_.halves, end);
+    const int64_t end = 4 * (warps_ * 128 * v_.offsets + s.channels * 2 * offsets * (8 * v_.offsets + 7));
+    plane_bytes_ = std::max(x_bytes_ + grad_bytes_, (end / l_.halves + 127) / 128 * 128);
+    shared_ = plane_bytes_ * l_.halves + 128 * warps_;  // and the lanes' shares of the bias gradient
     blocks_x_ = (p_.c + s.channels - 1) / s.channels * s.parts_down * parts_along_;
     return shared_ <= limits_.shared_per_block && blocks_x_ <= 0x7fffffff;
   }
@@ -206,7 +207,7 @@ class Candidate {
     const int64_t row = p_.w * l_.element;
     const int copies = p_.channels_last || row % 4 ? 1 : row % 16 == 0 ? l_.element / 2 : row % 8 == 0 ? l_.element : 2 * l_.element;
     const bool gathers = p_.channels_last || row % 4 || v_.math == RtwMath::bf16x3;
-    const double load = pieces / 32 * (gathers ? kGather : kCopy * copies);
+    const double load = pieces / 32 * (gathers ? kGather : kCopy + kPart * copies);
     const double fragments = rows * in_chunks_of(v_) * (v_.math == RtwMath::tf32 ? 4.0 : 0.5 * l_.halves) +
                              pairs * warps_ * v_.chunks * (v_.math == RtwMath::tf32 ? 8.0 : l_.halves);
     const double issue = (mmas + fragments + load + rows * kRow + pairs * warps_ * kPair) / 4;
@@ -230,8 +231,8 @@ class Candidate {
 
     out->args = {};
     RtwArgs& a = out->args;
-    a.x.h = static_cast<int>(p_.h), a.x.w = static_cast<int>(p_.w), a.x.chunks = in_chunks_of(v_);
-    a.grad.h = static_cast<int>(p_.ho), a.grad.w = static_cast<int>(p_.wo), a.grad.chunks = v_.chunks;
+    a.tensor[0].h = static_cast<int>(p_.h), a.tensor[0].w = static_cast<int>(p_.w), a.tensor[0].chunks = in_chunks_of(v_);
+    a.tensor[1].h = static_cast<int>(p_.ho), a.tensor[1].w = static_cast<int>(p_.wo), a.tensor[1].chunks = v_.chunks;
     a.n = static_cast<int>(p_.n), a.c = static_cast<int>(p_.c);
     a.kh = static_cast<int>(p_.kh), a.kw = static_cast<int>(p_.kw);
     a.pad_top = static_cast<int>(p_.pad_top), a.pad_left = static_cast<int>(p_.pad_left);
@@ -244,9 +245,9 @@ class Candidate {
     a.parts_down = s.parts_down, a.parts_along = parts_along_;
     a.row_warps = s.row_warps, a.block_channels = s.channels, a.x_ring = ring_;
     a.x_bytes = static_cast<int>(x_bytes_), a.grad_bytes = static_cast<int>(grad_bytes_);
-    a.plane_bytes = a.x_bytes + a.grad_bytes;
-    a.by_burst = fast_divisor(burst_), a.by_steady = a.by_grad = fast_divisor(2 * s.stage_pairs);
-    a.by_channels = fast_divisor(s.channels), a.by_x_chunks = fast_divisor(a.x.chunks), a.by_grad_chunks = fast_divisor(a.grad.chunks);
+    a.plane_bytes = static_cast<int>(plane_bytes_);
+    a.by_burst = fast_divisor(burst_), a.by_steady = fast_divisor(2 * s.stage_pairs);
+    a.by_channels = fast_divisor(s.channels);
     LaunchPlan& plan = out->plan;
     plan = {};
     plan.variant = variant, plan.name = v_.name, plan.row_groups = 1 << r_.split_log2;
@@ -269,7 +270,7 @@ class Candidate {
   Shape s_{};
   int groups_, tiles_, parts_along_, warps_ = 0, ring_ = 0, burst_ = 0;
   double per_row_ = 0, steps_ = 0;
-  int64_t x_bytes_ = 0, grad_bytes_ = 0, shared_ = 0, blocks_x_ = 0;
+  int64_t x_bytes_ = 0, grad_bytes_ = 0, plane_bytes_ = 0, shared_ = 0, blocks_x_ = 0;
 };
 
 bool plan_variant(const Problem& p, const DeviceLimits& limits, int variant, const Rows& r, const Columns& c, RtwPlan* best) {
@@ -338,16 +339,11 @@ const char* make_plan(const Problem& p, const DeviceLimits& limits, int variant,
 
 void set_access(const Problem& p, int variant, int block_channels, int access, RtwTensor* t) {
   const Layout l = layout_of(kRtWeight[variant].math);
-  int units;
-  if (p.channels_last) {  // one channel, or two of 16-bit types
-    t->access = l.element == 2 && access >= 4 && block_channels % 2 == 0 ? 4 : l.element;
-    units = block_channels * l.element / t->access;
-  } else {
-    t->access = access;
-    const bool pieces = kRtWeight[variant].math != RtwMath::bf16x3 && access > 2;
-    units = t->chunks * (pieces ? 8 * l.element / access : 1);
-  }
-  t->by_units = fast_divisor(units);
+  t->by_chunks = fast_divisor(t->chunks);
+  t->access = access;
+  if (!p.channels_last) return;  // else one channel at a time, or two of 16-bit types
+  t->access = l.element == 2 && access >= 4 && block_channels % 2 == 0 ? 4 : l.element;
+  t->by_units = fast_divisor(block_channels * l.element / t->access);
 }
 
 const char* plan_rt_weight(const Problem& p, const DeviceLimits& limits, int variant, RtwPlan* plan) {
