@@ -28,15 +28,23 @@ struct RtwWarp {
 #pragma unroll
     for (int i = 0; i < kRows * kOffsets * 4; ++i) (&acc[0][0][0])[i] = 0.f;
   }
-  // Fragment of chunk c of two output rows, `row` bytes apart.
+  // Where a lane starts to read: in a chunk of two output rows `row` bytes apart, and in two chunks of an input row.
+  __device__ __forceinline__ static int lane_a(int lane, int row) {
+    if constexpr (kMath == RtwKernelMath::tf32) return (lane & 3) * L::kPiece + (lane >> 2) * 4;
+    else return (lane >> 3 & 1) * row + ((lane >> 4) * 8 + (lane & 7)) * L::kPiece;
+  }
+  __device__ __forceinline__ static int lane_b(int lane) {
+    if constexpr (kMath == RtwKernelMath::tf32) return (lane & 3) * L::kPiece + (lane >> 2) * 4;
+    else return (lane >> 4) * L::kChunk + (lane & 15) * L::kPiece;
+  }
+  // p, here and below: with the lane's offset
   __device__ __forceinline__ static uint4 load_chunk(const unsigned char* p, int row) {
-    const int lane = threadIdx.x & 31;
     if constexpr (kMath == RtwKernelMath::tf32) {
-      const uint32_t* w = reinterpret_cast<const uint32_t*>(p + (lane & 3) * L::kPiece) + (lane >> 2);
+      const uint32_t* w = reinterpret_cast<const uint32_t*>(p);
       return make_uint4(w[0], w[row / 4], w[L::kPiece], w[row / 4 + L::kPiece]);  // kPiece words: 4 slots
     } else {
       uint32_t v[4];
-      ptx::ldmatrix_x4_trans(v, p + (lane >> 3 & 1) * row + ((lane >> 4) * 8 + (lane & 7)) * L::kPiece);
+      ptx::ldmatrix_x4_trans(v, p);
       return make_uint4(v[0], v[1], v[2], v[3]);
     }
   }
@@ -79,20 +87,17 @@ struct RtwWarp {
   }
   // The products of row offset j with an input row, of which the chunks [first, last) lie inside the image.
   __device__ __forceinline__ void multiply(int j, const unsigned char* row, int first, int last, int half_bytes) {
-    const int lane = threadIdx.x & 31;
     uint32_t b[L::kHalves][4];
 #pragma unroll
     for (int q = 0; q < kIn; ++q) {
       if constexpr (kMath == RtwKernelMath::tf32) {
-        const uint32_t* w =
-            reinterpret_cast<const uint32_t*>(row + q * L::kChunk + (lane & 3) * L::kPiece) + (lane >> 2);
+        const uint32_t* w = reinterpret_cast<const uint32_t*>(row + q * L::kChunk);
         b[0][0] = ptx::to_tf32(w[0]), b[0][1] = ptx::to_tf32(w[L::kPiece]);
       } else if (q % 2 == 0) {
 #pragma unroll
         for (int half = 0; half < L::kHalves; ++half) {
-          const unsigned char* from = row + half * half_bytes + q * L::kChunk + (lane & 15) * L::kPiece;
-          if (q + 1 < kIn) ptx::ldmatrix_x4_trans(b[half], from + (lane >> 4) * L::kChunk);
-          else ptx::ldmatrix_x2_trans(b[half], from);
+          if (q + 1 < kIn) ptx::ldmatrix_x4_trans(b[half], row + half * half_bytes + q * L::kChunk);
+          else ptx::ldmatrix_x2_trans(b[half], row + half * half_bytes + q * L::kChunk);
         }
       }
       if (!kWhole && (q < first || q >= last)) continue;
@@ -225,6 +230,9 @@ __global__ void __launch_bounds__(kWarps * 32, 1) rt_weight_kernel(const __grid_
   };
   Warp t;
   t.clear();
+  int lane_a = Warp::lane_a(lane, grad_row) + in_block * kChunks * L::kChunk;
+  int lane_b = Warp::lane_b(lane) + in_block * Warp::kIn * L::kChunk;
+  if (kChunks < 7) ptx::opaque(lane_a), ptx::opaque(lane_b);  // else computed again for every row, to save registers
   // of the stage whose products are due: row is at `place` of its ring
   int tile = 0, pair = 0, row = start, place = 0, grad_now = 0;
   const auto move_to = [&](int to) {
@@ -243,7 +251,7 @@ __global__ void __launch_bounds__(kWarps * 32, 1) rt_weight_kernel(const __grid_
     if (stage < 0) continue;
     const int first = -(tile * kChunks + p.d_first);  // of the tile's input chunks, the first inside the image
     const int last = min((a.tensor[0].w + 7) / 8 + first, (a.tensor[1].w + 7) / 8 - tile * kChunks + kOffsets - 1);
-    const unsigned char* g = grad + (grad_now * 2 * a.stage_pairs * a.block_channels + in_block) * kChunks * L::kChunk;
+    const unsigned char* g = grad + grad_now * 2 * a.stage_pairs * grad_row + lane_a;
     if (++grad_now == grad_stages) grad_now = 0;
 #pragma unroll 1
     for (const int stage_end = min(pair + a.stage_pairs, a.pairs); pair < stage_end; ++pair, g += 2 * grad_row) {
@@ -260,7 +268,7 @@ __global__ void __launch_bounds__(kWarps * 32, 1) rt_weight_kernel(const __grid_
         if (r >= start && r < stop) {
           int at = place + r - row;
           if (at >= a.x_ring) at -= a.x_ring;
-          t.multiply(j, smem + (at * a.block_channels + in_block) * Warp::kIn * L::kChunk, first, last, a.plane_bytes);
+          t.multiply(j, smem + at * x_row + lane_b, first, last, a.plane_bytes);
         }
     }
     if (pair == a.pairs) {  // on to the next tile or group

@@ -38,8 +38,9 @@ constexpr double kStartCycles = 2500;  // launch, first loads, barriers
 constexpr double kExposed = 0.3;       // share of a block's start and end that the other blocks of its SM do not hide
 constexpr double kStageCycles = 150;   // barrier and first fragments of a stage, for a block alone on its SM
 constexpr double kReduceCycles = 4000; // a second launch
-// Instructions: of a chunk's copy and its parts, of a gathered chunk, of a row offset beside its products, of a pair beside its fragments.
-constexpr double kCopy = 45, kGather = 75, kPart = 4, kRow = 8, kPair = 40;
+// Instructions, counted in the kernels: of a chunk's copy and its parts, of a gathered chunk, of a row offset beside its
+// products, of a pair beside its fragments, of a row offset's diagonals (a lane sums one column at a time).
+constexpr double kCopy = 65, kPart = 7, kGather = 105, kRow = 8, kPair = 60, kDiagonals = 70;
 double busy(int w) { return w >= 12 ? 0.95 : w >= 8 ? 0.9 : w >= 4 ? 0.75 : 0.75 * w / 4; }
 
 const char* refuse(const Problem& p, const DeviceLimits& limits) {
@@ -197,13 +198,15 @@ class Candidate {
     // of a block: jobs are groups of slots
     const double jobs = std::ceil(static_cast<double>(groups_) / s.splits);
     const double overlap = 1 + (s.parts_down - 1.0) / std::max(1, row_offsets());
-    const double rows = steps_ * overlap / s.parts_down * jobs * s.channels * tiles_ * parts_along_ / parts_along_;
+    const double rows = steps_ * overlap / s.parts_down * jobs * s.channels * tiles_;
     const double mmas = rows / tiles_ * per_row_ / parts_along_ * l_.products;
     const double pairs = static_cast<double>(r_.pairs) * jobs * tiles_;  // row pairs that a block's warps go through
     const double stages = std::ceil(static_cast<double>(r_.pairs) / s.stage_pairs) * jobs * tiles_;
     const double in_rows = std::min<double>(r_.row_end - r_.row_first, 2.0 * (r_.pairs - 1) + s.row_warps * v_.rows) * jobs * tiles_;
     const double pieces = (in_rows * in_chunks_of(v_) + 2 * pairs * v_.chunks) * l_.slots * s.channels;  // 8 columns
-    const double bytes = pieces * 8 * l_.element * (v_.whole ? std::min(1.0, c_.in / static_cast<double>(v_.chunks)) : 1);
+    const double columns_in = v_.whole ? p_.w : std::min<double>(p_.w, 8 * in_chunks_of(v_));
+    const double columns_out = static_cast<double>(p_.wo) / tiles_;
+    const double bytes = (in_rows * columns_in + 2 * pairs * columns_out) * l_.slots * s.channels * l_.element;
     const int64_t row = p_.w * l_.element;
     const int copies = p_.channels_last || row % 4 ? 1 : row % 16 == 0 ? l_.element / 2 : row % 8 == 0 ? l_.element : 2 * l_.element;
     const bool gathers = p_.channels_last || row % 4 || v_.math == RtwMath::bf16x3;
@@ -216,16 +219,23 @@ class Candidate {
     // channels_last: a pixel's sector of 32 bytes serves as many blocks as it has groups of channels
     const double spread = p_.channels_last ? std::max(1.0, 32.0 / (s.channels * l_.element)) : 1.0;
     const double global = std::max(bytes / kGlobalBytes, bytes * spread / kL2Bytes);
-    const double edges = kStartCycles + warps_ * v_.rows * (2 * v_.offsets + 130) / 4 + 600 +
+    const double edges = kStartCycles + warps_ * v_.rows * (2 * v_.offsets + 15 + kDiagonals * ceil_div(8 * v_.offsets + 7, 32)) / 4 + 600 +
                          static_cast<double>(p_.kh * p_.kw) / parts * s.channels / (32 * warps_) * 40;
     const double rounds = static_cast<double>((blocks + limits_.sms - 1) / limits_.sms);
     // warps of a stage that have a row offset less wait for the others
     const double even = std::max(1.0, s.stage_pairs * steps_ / r_.pairs / s.parts_down / s.row_warps);
-    const double alone = std::max({tensor / busy(warps_) * (1 + 0.3 / even), issue, shared}) + stages * kStageCycles;
+    // the largest of what a block asks of its SM bounds it, the others cost a little
+    const auto bound = [&](double products, double instructions, double memory) {
+      const double most = std::max({products, instructions, shared, memory});
+      return most + 0.05 * (products + instructions + shared + memory - most);
+    };
+    const double alone = bound(tensor / busy(warps_) * (1 + 0.3 / even), issue, global) + stages * kStageCycles;
     const double together =
-        std::max({tensor / busy(warps_ * std::min<int>(resident, static_cast<int>(rounds))), issue / 0.8, shared, global});
-    const double last = std::max(alone, global) + edges;
-    double cycles = resident >= 2 ? (rounds - 1) * (together + kExposed * edges) + last : rounds * last;
+        resident < 2 || rounds < 2 ? alone
+                                   : bound(tensor / busy(warps_ * std::min<int>(resident, static_cast<int>(rounds))), issue / 0.8, global);
+    // blocks that start when others end, and the last ones, which run with fewer beside them
+    const double later = std::max(0.0, rounds - resident);
+    double cycles = rounds * together + edges + later * edges * (resident > 1 ? kExposed : 1) + (later > 0 ? 0.5 * (alone - together) : 0);
     const double taps = static_cast<double>(p_.kh * p_.kw + 1);
     if (s.splits > 1) cycles += kReduceCycles + (s.splits + 1) * p_.c * taps * 4 / (kGlobalBytes * limits_.sms);
 
@@ -279,12 +289,10 @@ bool plan_variant(const Problem& p, const DeviceLimits& limits, int variant, con
   bool found = false;
   const int offsets = candidate.row_offsets(), all = ceil_div(offsets, v.rows);
   int last_warps = 0;
-  for (int parts = 1, tried = 0; tried < 3; ++parts) {
+  for (int parts = 1, tried = 0; tried < 3 || !found; ++parts) {  // as few parts as fit, and some more
     const int warps = parts == 1 ? all : std::max(1, ceil_div(ceil_div(offsets - 1, parts) + 1, v.rows));
-    if (warps > v.warps || warps == last_warps) {
-      if (warps == 1) break;
-      continue;
-    }
+    if (warps == 1 && last_warps == 1) break;
+    if (warps > v.warps || warps == last_warps) continue;
     last_warps = warps, ++tried;
     const int down = warps * v.rows >= offsets ? 1 : ceil_div(offsets - 1, warps * v.rows - 1);
     for (int channels = 1; channels <= 8 && warps * channels <= v.warps; channels *= 2) {
