@@ -14,7 +14,7 @@ struct RtwTensor {  // x or grad
   int h, w, chunks;  // planes; 8-column chunks of a row of shared memory
   int access;        // bytes of a global access that every row start allows; channels_last: of one pixel's channels
   FastDivisor by_chunks;
-  FastDivisor by_units;  // channels_last: accesses of a pixel
+  FastDivisor by_units;  // channels of the block; channels_last: accesses of a pixel
 };
 
 struct RtwArgs {
@@ -36,8 +36,8 @@ struct RtwArgs {
   int row_warps, block_channels;  // warps of a channel, channels of a block
   int x_ring;             // rows of x held in shared memory
   int x_bytes, grad_bytes, plane_bytes;  // of x, of grad, of one of the two halves that bf16x3 splits both into
-  FastDivisor by_burst, by_steady;  // rows of x fetched by a job's first stage; rows of a stage
-  FastDivisor by_channels;
+  int item_rows;          // rows that a thread copies in turn
+  FastDivisor by_burst, by_steady;  // such groups of rows: of x in a job's first stage, of a stage
 };
 
 }  // namespace replknet_ext::cuda

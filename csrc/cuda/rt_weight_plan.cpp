@@ -38,9 +38,9 @@ constexpr double kStartCycles = 2500;  // launch, first loads, barriers
 constexpr double kExposed = 0.3;       // share of a block's start and end that the other blocks of its SM do not hide
 constexpr double kStageCycles = 150;   // barrier and first fragments of a stage, for a block alone on its SM
 constexpr double kReduceCycles = 4000; // a second launch
-// Instructions, counted in the kernels: of a chunk's copy and its parts, of a gathered chunk, of a row offset beside its
-// products, of a pair beside its fragments, of a row offset's diagonals (a lane sums one column at a time).
-constexpr double kCopy = 65, kPart = 7, kGather = 105, kRow = 8, kPair = 60, kDiagonals = 70;
+// Instructions, counted in the kernels: of finding what a thread copies, of a chunk's copy and its parts, of a gathered
+// chunk, of a row offset beside its products, of a pair beside its fragments, of a row offset's diagonals (a lane sums one column at a time).
+constexpr double kFind = 75, kCopy = 16, kPart = 7, kGather = 50, kRow = 8, kPair = 60, kDiagonals = 70;
 double busy(int w) { return w >= 12 ? 0.95 : w >= 8 ? 0.9 : w >= 4 ? 0.75 : 0.75 * w / 4; }
 
 const char* refuse(const Problem& p, const DeviceLimits& limits) {
@@ -210,7 +210,8 @@ class Candidate {
     const int64_t row = p_.w * l_.element;
     const int copies = p_.channels_last || row % 4 ? 1 : row % 16 == 0 ? l_.element / 2 : row % 8 == 0 ? l_.element : 2 * l_.element;
     const bool gathers = p_.channels_last || row % 4 || v_.math == RtwMath::bf16x3;
-    const double load = pieces / 32 * (gathers ? kGather : kCopy + kPart * copies);
+    const int item_rows = s.stage_pairs == 1 ? 2 : 4;
+    const double load = pieces / 32 * (kFind / item_rows + (gathers ? kGather : kCopy + kPart * copies));
     const double fragments = rows * in_chunks_of(v_) * (v_.math == RtwMath::tf32 ? 4.0 : 0.5 * l_.halves) +
                              pairs * warps_ * v_.chunks * (v_.math == RtwMath::tf32 ? 8.0 : l_.halves);
     const double issue = (mmas + fragments + load + rows * kRow + pairs * warps_ * kPair) / 4;
@@ -256,8 +257,8 @@ class Candidate {
     a.row_warps = s.row_warps, a.block_channels = s.channels, a.x_ring = ring_;
     a.x_bytes = static_cast<int>(x_bytes_), a.grad_bytes = static_cast<int>(grad_bytes_);
     a.plane_bytes = static_cast<int>(plane_bytes_);
-    a.by_burst = fast_divisor(burst_), a.by_steady = fast_divisor(2 * s.stage_pairs);
-    a.by_channels = fast_divisor(s.channels);
+    a.item_rows = item_rows;
+    a.by_burst = fast_divisor(ceil_div(burst_, item_rows)), a.by_steady = fast_divisor(ceil_div(2 * s.stage_pairs, item_rows));
     LaunchPlan& plan = out->plan;
     plan = {};
     plan.variant = variant, plan.name = v_.name, plan.row_groups = 1 << r_.split_log2;
@@ -349,6 +350,7 @@ void set_access(const Problem& p, int variant, int block_channels, int access, R
   const Layout l = layout_of(kRtWeight[variant].math);
   t->by_chunks = fast_divisor(t->chunks);
   t->access = access;
+  t->by_units = fast_divisor(block_channels);
   if (!p.channels_last) return;  // else one channel at a time, or two of 16-bit types
   t->access = l.element == 2 && access >= 4 && block_channels % 2 == 0 ? 4 : l.element;
   t->by_units = fast_divisor(block_channels * l.element / t->access);

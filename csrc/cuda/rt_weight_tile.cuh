@@ -47,16 +47,15 @@ __device__ __forceinline__ uint4 gather_halves(const uint16_t* src, int columns)
                     ptx::funnel_shift_right(v[2], v[3], bits), ptx::funnel_shift_right(v[3], v[4], bits));
 }
 
-// 8 float32 columns into a slot: as they are (tf32), or as the sum of two bfloat16 (bf16x3), half_bytes apart.
+// 4 float32 columns into a slot: as they are (tf32), or as the sum of two bfloat16 (bf16x3), half_bytes apart.
 template <RtwKernelMath kMath>
-__device__ __forceinline__ void put_singles(unsigned char* to, const uint32_t (&v)[8], int half_bytes) {
+__device__ __forceinline__ void put_singles(unsigned char* to, const uint32_t (&v)[4], int half_bytes) {
   if constexpr (kMath == RtwKernelMath::tf32) {
     ptx::store_shared(reinterpret_cast<uint4*>(to), make_uint4(v[0], v[1], v[2], v[3]));
-    ptx::store_shared(reinterpret_cast<uint4*>(to + 16), make_uint4(v[4], v[5], v[6], v[7]));
   } else {
-    uint32_t high[4], low[4];
+    uint32_t high[2], low[2];
 #pragma unroll
-    for (int i = 0; i < 8; ++i) {
+    for (int i = 0; i < 4; ++i) {
       const float f = ptx::as_float(v[i]);
       const uint32_t h = ptx::from_float<true>(f);
       // what is left of an Inf is 0, not NaN: the sum of both stays an Inf
@@ -65,97 +64,104 @@ __device__ __forceinline__ void put_singles(unsigned char* to, const uint32_t (&
       if (i & 1) high[i / 2] |= h << 16, low[i / 2] |= l << 16;
       else high[i / 2] = h, low[i / 2] = l;
     }
-    ptx::store_shared(reinterpret_cast<uint4*>(to), make_uint4(high[0], high[1], high[2], high[3]));
-    ptx::store_shared(reinterpret_cast<uint4*>(to + half_bytes), make_uint4(low[0], low[1], low[2], low[3]));
+    *reinterpret_cast<uint2*>(to) = make_uint2(high[0], high[1]);
+    *reinterpret_cast<uint2*>(to + half_bytes) = make_uint2(low[0], low[1]);
   }
 }
 
-// Rows row0 ... of a group of slots, at most as many as by_rows divides by, chunks chunk0 ..., into `to`, a ring of `ring`
-// rows, from `place` on.
+// Rows row0 ... of a group of slots, at most as many as by_rows' groups of item_rows hold, chunks chunk0 ..., into `to`, a
+// ring of `ring` rows, from `place` on.
 struct RtwRows {
   unsigned char* to;
   int channel0, group, row0, rows, chunk0, place, ring, half_bytes;
   FastDivisor by_rows;
 };
 
-struct RtwItem {  // what a thread copies at a time: a chunk of one slot
-  unsigned char* to;
-  const unsigned char* from;
-  int columns;  // that exist; <= 0: none
+// What a thread copies: a chunk of one slot in several rows. It finds its place once and steps from row to row.
+struct RtwItem {
+  const unsigned char* from;  // in the first row; may lie outside the tensor
+  int to;                     // bytes from the start of a row of the ring
+  int iy, left, place;        // input row, rows to copy, place in the ring
+  int columns;                // from here to the end of a row; <= 0: there are none to copy
 };
 
 template <RtwKernelMath kMath>
 __device__ __forceinline__ RtwItem find_item(const RtwArgs& a, const RtwTensor& t, const RtwRows& r, int rest) {
   using L = RtwLayout<kMath>;
-  const int chunk = divide(rest, t.by_chunks), row = divide(rest, r.by_rows), in_block = divide(rest, a.by_channels);
-  const int s = r.group * L::kSlots + rest, image = s >> a.split_log2, channel = r.channel0 + in_block;
-  const int iy = r.row0 + row + (s - (image << a.split_log2)) * a.split_rows, ix = (r.chunk0 + chunk) * 8;
-  int place = r.place + row;
-  if (place >= r.ring) place -= r.ring;
+  const int chunk = divide(rest, t.by_chunks), row = divide(rest, r.by_rows) * a.item_rows;
+  const int unit = divide(rest, t.by_units);  // of the block's channels
+  const int s = r.group * L::kSlots + rest, image = s >> a.split_log2;
+  const int in_block = a.channels_last ? unit * t.access / L::kElement : unit, channel = r.channel0 + in_block;
+  const int ix = (r.chunk0 + chunk) * 8;
   RtwItem item;
-  item.to = r.to + ((place * a.block_channels + in_block) * t.chunks + chunk) * L::kChunk + rest * L::kPiece;
-  item.from = static_cast<const unsigned char*>(t.p) +
-              (((static_cast<int64_t>(image) * a.c + channel) * t.h + iy) * t.w + ix) * L::kElement;
-  item.columns = image < a.n && channel < a.c && static_cast<unsigned>(iy) < static_cast<unsigned>(t.h) && ix >= 0
-                     ? t.w - ix : 0;
-  if (row >= r.rows) item.to = nullptr;
+  item.iy = r.row0 + row + (s - (image << a.split_log2)) * a.split_rows;
+  item.left = min(r.rows - row, a.item_rows);
+  item.place = r.place + row;
+  if (item.place >= r.ring) item.place -= r.ring;
+  item.to = (in_block * t.chunks + chunk) * L::kChunk + rest * L::kPiece;
+  const int64_t plane = a.channels_last ? static_cast<int64_t>(image) * t.h : (static_cast<int64_t>(image) * a.c + channel) * t.h;
+  const int64_t pixel = (plane + item.iy) * t.w + ix;
+  item.from = static_cast<const unsigned char*>(t.p) + (a.channels_last ? pixel * a.c + channel : pixel) * L::kElement;
+  item.columns = image < a.n && channel < a.c && ix >= 0 ? t.w - ix : 0;
   return item;
 }
 
 template <int kBytes, int kPiece, int kElement>
-__device__ __forceinline__ void copy_piece(const RtwItem& item) {
+__device__ __forceinline__ void copy_piece(unsigned char* to, const unsigned char* from, int columns) {
 #pragma unroll
   for (int at = 0; at < kPiece; at += kBytes) {
-    if (item.columns * kElement > at) ptx::cp_async<kBytes>(item.to + at, item.from + at);
-    else if constexpr (kBytes == 16) ptx::store_shared(reinterpret_cast<uint4*>(item.to + at), make_uint4(0, 0, 0, 0));
-    else if constexpr (kBytes == 8) *reinterpret_cast<uint2*>(item.to + at) = make_uint2(0, 0);
-    else *reinterpret_cast<uint32_t*>(item.to + at) = 0;
+    if (columns * kElement > at) ptx::cp_async<kBytes>(to + at, from + at);
+    else if constexpr (kBytes == 16) ptx::store_shared(reinterpret_cast<uint4*>(to + at), make_uint4(0, 0, 0, 0));
+    else if constexpr (kBytes == 8) *reinterpret_cast<uint2*>(to + at) = make_uint2(0, 0);
+    else *reinterpret_cast<uint32_t*>(to + at) = 0;
   }
 }
 
-// channels_last: 8 columns of one channel or, of 16-bit types that allow it, of two.
+// channels_last: 8 columns of one channel or, of 16-bit types that allow it, of two, `second` bytes apart. Four at a time,
+// to save registers.
 template <RtwKernelMath kMath>
-__device__ __forceinline__ void load_pixels(const RtwArgs& a, const RtwTensor& t, const RtwRows& r, int i) {
+__device__ __forceinline__ void copy_pixels(unsigned char* to, const unsigned char* from, int columns, int64_t pixel,
+                                            bool two, int second, int half_bytes) {
   using L = RtwLayout<kMath>;
-  const int items = t.by_units.divisor * t.chunks * r.by_rows.divisor * L::kSlots;
 #pragma unroll 1
-  for (; i < items; i += blockDim.x) {
-    int rest = i;
-    const int unit = divide(rest, t.by_units), chunk = divide(rest, t.by_chunks), row = divide(rest, r.by_rows);
-    if (row >= r.rows) continue;
-    const int s = r.group * L::kSlots + rest, image = s >> a.split_log2;
-    const int iy = r.row0 + row + (s - (image << a.split_log2)) * a.split_rows, ix = (r.chunk0 + chunk) * 8;
-    const int in_block = unit * t.access / L::kElement, channel = r.channel0 + in_block;
-    const bool inside = image < a.n && channel < a.c && static_cast<unsigned>(iy) < static_cast<unsigned>(t.h);
-    int place = r.place + row;
-    if (place >= r.ring) place -= r.ring;
-    unsigned char* to = r.to + ((place * a.block_channels + in_block) * t.chunks + chunk) * L::kChunk + rest * L::kPiece;
-    const unsigned char* from =
-        static_cast<const unsigned char*>(t.p) +
-        (((static_cast<int64_t>(image) * t.h + iy) * t.w + ix) * a.c + channel) * L::kElement;
-    uint32_t v[8];
+  for (int part = 0; part < 2; ++part, columns -= 4, to += L::kPiece / 2) {
+    uint32_t v[4];
 #pragma unroll
-    for (int e = 0; e < 8; ++e, from += static_cast<int64_t>(a.c) * L::kElement) {
+    for (int e = 0; e < 4; ++e, from += pixel) {
       v[e] = 0;
-      if (!inside || static_cast<unsigned>(ix + e) >= static_cast<unsigned>(t.w)) continue;
-      v[e] = L::kElement == 4 || t.access == 4 ? ptx::load_global(reinterpret_cast<const uint32_t*>(from))
-                                               : ptx::load_global(reinterpret_cast<const uint16_t*>(from));
+      if (e < columns)
+        v[e] = L::kElement == 4 || two ? ptx::load_global(reinterpret_cast<const uint32_t*>(from))
+                                       : ptx::load_global(reinterpret_cast<const uint16_t*>(from));
     }
     if constexpr (L::kElement == 4) {
-      put_singles<kMath>(to, v, r.half_bytes);
+      put_singles<kMath>(to, v, half_bytes);
     } else {
-      uint32_t first[4], second[4];
-#pragma unroll
-      for (int e = 0; e < 4; ++e) {
-        first[e] = (v[2 * e] & 0xffff) | v[2 * e + 1] << 16;
-        second[e] = v[2 * e] >> 16 | (v[2 * e + 1] & 0xffff0000);
-      }
-      ptx::store_shared(reinterpret_cast<uint4*>(to), make_uint4(first[0], first[1], first[2], first[3]));
-      if (t.access == 4)  // c is even then: the second channel exists
-        ptx::store_shared(reinterpret_cast<uint4*>(to + t.chunks * L::kChunk),
-                          make_uint4(second[0], second[1], second[2], second[3]));
+      *reinterpret_cast<uint2*>(to) = make_uint2((v[0] & 0xffff) | v[1] << 16, (v[2] & 0xffff) | v[3] << 16);
+      if (two)
+        *reinterpret_cast<uint2*>(to + second) = make_uint2(v[0] >> 16 | (v[1] & 0xffff0000), v[2] >> 16 | (v[3] & 0xffff0000));
     }
   }
+}
+
+// NCHW float32 that is split on its way.
+template <RtwKernelMath kMath>
+__device__ __forceinline__ void copy_singles(unsigned char* to, const unsigned char* from, int columns, int access,
+                                             int half_bytes) {
+  uint32_t v[2][4];
+#pragma unroll
+  for (int part = 0; part < 2; ++part) {
+    if (access == 16) {
+      uint4 q = make_uint4(0, 0, 0, 0);
+      if (4 * part < columns) q = ptx::load_global(reinterpret_cast<const uint4*>(from) + part);
+      v[part][0] = q.x, v[part][1] = q.y, v[part][2] = q.z, v[part][3] = q.w;
+    } else {
+#pragma unroll
+      for (int e = 0; e < 4; ++e)
+        v[part][e] = 4 * part + e < columns ? ptx::load_global(reinterpret_cast<const uint32_t*>(from) + 4 * part + e) : 0;
+    }
+  }
+  put_singles<kMath>(to, v[0], half_bytes);
+  put_singles<kMath>(to + 8, v[1], half_bytes);
 }
 
 // Fetches rows; zeros outside the map, the batch and the channels. All is computed from the thread's number again on
@@ -164,57 +170,50 @@ template <RtwKernelMath kMath, int kBatch>
 __device__ __forceinline__ void load_rows(const RtwArgs& a, const RtwTensor& t, const RtwRows& r) {
   using L = RtwLayout<kMath>;
   if (r.rows <= 0) return;
+  const int row_bytes = a.block_channels * t.chunks * L::kChunk;
+  const int items = t.chunks * r.by_rows.divisor * t.by_units.divisor * L::kSlots;
+  const int64_t pitch = static_cast<int64_t>(t.w) * (a.channels_last ? a.c : 1) * L::kElement;
   int i = threadIdx.x;
   ptx::opaque(i);
-  if (a.channels_last) return load_pixels<kMath>(a, t, r, i);
-  const int items = t.chunks * r.by_rows.divisor * a.block_channels * L::kSlots;
-  if constexpr (kMath == RtwKernelMath::bf16x3) {
 #pragma unroll 1
-    for (; i < items; i += blockDim.x) {
-      const RtwItem item = find_item<kMath>(a, t, r, i);
-      if (!item.to) continue;
-      uint32_t v[8];
-#pragma unroll
-      for (int e = 0; e < 8; e += 4) {
-        if (t.access == 16) {
-          uint4 q = make_uint4(0, 0, 0, 0);
-          if (e < item.columns) q = ptx::load_global(reinterpret_cast<const uint4*>(item.from + e * 4));
-          v[e] = q.x, v[e + 1] = q.y, v[e + 2] = q.z, v[e + 3] = q.w;
-        } else {
-#pragma unroll
-          for (int k = e; k < e + 4; ++k)
-            v[k] = k < item.columns ? ptx::load_global(reinterpret_cast<const uint32_t*>(item.from + k * 4)) : 0;
-        }
-      }
-      put_singles<kMath>(item.to, v, r.half_bytes);
-    }
-  } else {
-    if (L::kElement == 2 && t.access == 2) {
+  for (; i < items; i += blockDim.x) {
+    RtwItem item = find_item<kMath>(a, t, r, i);
+    const auto columns = [&] { return static_cast<unsigned>(item.iy) < static_cast<unsigned>(t.h) ? item.columns : 0; };
+    const auto to = [&] { return r.to + item.place * row_bytes + item.to; };
+    const auto next = [&] {
+      ++item.iy, --item.left, item.from += pitch;
+      if (++item.place == r.ring) item.place = 0;
+    };
+    if (a.channels_last) {
 #pragma unroll 1
-      for (; i < items; i += kBatch * blockDim.x) {
-        unsigned char* to[kBatch];
+      for (; item.left > 0; next())
+        copy_pixels<kMath>(to(), item.from, columns(), static_cast<int64_t>(a.c) * L::kElement,
+                           t.access > L::kElement, t.chunks * L::kChunk, r.half_bytes);
+    } else if constexpr (kMath == RtwKernelMath::bf16x3) {
+#pragma unroll 1
+      for (; item.left > 0; next())
+        copy_singles<kMath>(to(), item.from, columns(), t.access, r.half_bytes);
+    } else if (L::kElement == 2 && t.access == 2) {
+#pragma unroll 1
+      while (item.left > 0) {
+        unsigned char* at[kBatch];
         uint4 v[kBatch];
 #pragma unroll
-        for (int b = 0; b < kBatch; ++b) {
-          to[b] = nullptr;
-          if (b > 0 && i + b * static_cast<int>(blockDim.x) >= items) continue;
-          const RtwItem item = find_item<kMath>(a, t, r, i + b * static_cast<int>(blockDim.x));
-          to[b] = item.to;
-          v[b] = gather_halves(reinterpret_cast<const uint16_t*>(item.from), item.to ? item.columns : 0);
+        for (int b = 0; b < kBatch; ++b, next()) {
+          at[b] = item.left > 0 ? to() : nullptr;
+          v[b] = gather_halves(reinterpret_cast<const uint16_t*>(item.from), item.left > 0 ? columns() : 0);
         }
 #pragma unroll
         for (int b = 0; b < kBatch; ++b)
-          if (to[b]) ptx::store_shared(reinterpret_cast<uint4*>(to[b]), v[b]);
+          if (at[b]) ptx::store_shared(reinterpret_cast<uint4*>(at[b]), v[b]);
       }
-      return;
-    }
+    } else {
 #pragma unroll 1
-    for (; i < items; i += blockDim.x) {
-      const RtwItem item = find_item<kMath>(a, t, r, i);
-      if (!item.to) continue;
-      if (t.access == 16) copy_piece<16, L::kPiece, L::kElement>(item);
-      else if (t.access == 8) copy_piece<8, L::kPiece, L::kElement>(item);
-      else copy_piece<4, L::kPiece, L::kElement>(item);
+      for (; item.left > 0; next()) {
+        if (t.access == 16) copy_piece<16, L::kPiece, L::kElement>(to(), item.from, columns());
+        else if (t.access == 8) copy_piece<8, L::kPiece, L::kElement>(to(), item.from, columns());
+        else copy_piece<4, L::kPiece, L::kElement>(to(), item.from, columns());
+      }
     }
   }
 }

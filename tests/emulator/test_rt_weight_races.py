@@ -6,6 +6,7 @@ from types import ModuleType
 
 import emulator_harness as harness
 import pytest
+from emulator_build import CUDA
 from emulator_harness import Case
 from test_rt_weight import VARIANT_CASES, check, variant_case, weight
 
@@ -41,12 +42,18 @@ def test_no_race_in_parts_row_groups_and_odd_rows(race: ModuleType, case: Case, 
 
 @pytest.mark.parametrize("name", VARIANT_CASES)
 def test_bank_conflicts(race: ModuleType, name: str) -> None:
-    """None in ldmatrix. Other accesses: copies of a row into slots and chunks, fragments of tf32, diagonals."""
+    """None in ldmatrix, none where fragments of tf32 are read.
+
+    Copies into shared memory meet a bank more often: 16 bytes of each slot and chunk. Diagonals are not counted here:
+    their reads are predicated on a GPU, not branches.
+    """
     race.set_options(banks=True)
     harness.check_exact(race, small(race, name))
     counters = race.take_counters()
     assert counters["ldmatrix_conflicts"] == 0
     assert (counters["ldmatrix"] > 0) != name.endswith("tf32")
-    products = {line: found for line, found in harness.conflicts_by_line(race).items() if line.startswith("rt_weight.cuh")}
-    accesses, extra = sum(n for n, _ in products.values()), sum(e for _, e in products.values())
-    assert extra <= 0.1 * accesses, products  # fragments and diagonals; copies are in rt_weight_tile.cuh
+    source = (CUDA / "rt_weight.cuh").read_text().split("\n")
+    end = next(i for i, line in enumerate(source, 1) if "sum_diagonals" in line)
+    lines = harness.conflicts_by_line(race)
+    fragments = {line: found for line, found in lines.items() if line.startswith("rt_weight.cuh:")}
+    assert not {line for line in fragments if int(line.split(":")[1]) < end}, fragments
