@@ -78,6 +78,16 @@ PTX void store_shared(uint4* p, uint4 v) {
 #endif
 }
 
+// Memory that nothing writes while the kernel runs: such loads may leave before earlier stores.
+template <class T>
+PTX T load_global(const T* p) {
+#ifdef __CUDACC__
+  return __ldg(p);
+#else
+  return *p;
+#endif
+}
+
 // r[i] <- the lane's two elements of 8x8 matrix i of 16-bit elements; lane 8i + j passes the address of its row j.
 PTX void ldmatrix_x4(uint32_t* r, const void* row) {
 #ifdef __CUDACC__
@@ -101,6 +111,29 @@ PTX void ldmatrix_x2(uint32_t* r, const void* row) {  // the addresses of lanes 
 #endif
 }
 
+// As above, each matrix transposed.
+PTX void ldmatrix_x4_trans(uint32_t* r, const void* row) {
+#ifdef __CUDACC__
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3}, [%4];\n"
+               : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
+               : "r"(shared_address(row))
+               : "memory");
+#else
+  emu::ldmatrix(r, row, 4, true);
+#endif
+}
+
+PTX void ldmatrix_x2_trans(uint32_t* r, const void* row) {
+#ifdef __CUDACC__
+  asm volatile("ldmatrix.sync.aligned.m8n8.x2.trans.shared.b16 {%0,%1}, [%2];\n"
+               : "=r"(r[0]), "=r"(r[1])
+               : "r"(shared_address(row))
+               : "memory");
+#else
+  emu::ldmatrix(r, row, 2, true);
+#endif
+}
+
 // d += a * b on tensor cores: a 16x16 by rows, b 16x8 by columns, sums in fp32
 template <bool kBf16>
 PTX void mma(float (&d)[4], uint4 a, const uint32_t* b) {
@@ -119,7 +152,7 @@ PTX void mma(float (&d)[4], uint4 a, const uint32_t* b) {
 #endif
 }
 
-// d += a * b with tf32 operands in 32-bit registers: a 16x8 by rows, b 8x8 by columns, sums in fp32
+// d += a * b on tensor cores in tf32: a 16x8 by rows, b 8x8 by columns, sums in fp32. Low bits of operands are ignored.
 PTX void mma_tf32(float (&d)[4], uint4 a, const uint32_t* b) {
 #ifdef __CUDACC__
   asm("mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};\n"
@@ -131,14 +164,14 @@ PTX void mma_tf32(float (&d)[4], uint4 a, const uint32_t* b) {
 #endif
 }
 
-// The nearest tf32 (8 exponent and 10 fraction bits), ties away from zero; the product ignores the 13 bits below.
-PTX uint32_t to_tf32(float f) {
+// fp32 to the nearest tf32, ties away from zero
+PTX uint32_t to_tf32(uint32_t u) {
 #ifdef __CUDACC__
-  uint32_t u;
-  asm("cvt.rna.tf32.f32 %0, %1;\n" : "=r"(u) : "f"(f));
-  return u;
+  uint32_t v;
+  asm("cvt.rna.tf32.f32 %0, %1;\n" : "=r"(v) : "f"(__uint_as_float(u)));
+  return v;
 #else
-  return emu::float_to_tf32(f);
+  return (u & 0x7f800000) == 0x7f800000 ? u : (u + 0x1000) & ~0x1fffu;
 #endif
 }
 
@@ -147,7 +180,7 @@ PTX float as_float(uint32_t u) {
   return __uint_as_float(u);
 #else
   float f;
-  __builtin_memcpy(&f, &u, 4);
+  std::memcpy(&f, &u, sizeof f);
   return f;
 #endif
 }
@@ -157,8 +190,17 @@ PTX uint32_t as_bits(float f) {
   return __float_as_uint(f);
 #else
   uint32_t u;
-  __builtin_memcpy(&u, &f, 4);
+  std::memcpy(&u, &f, sizeof u);
   return u;
+#endif
+}
+
+// Hides from the compiler what v holds: it then computes what follows from v again instead of keeping it in registers.
+PTX void opaque(int& v) {
+#ifdef __CUDACC__
+  asm volatile("" : "+r"(v));
+#else
+  (void)v;
 #endif
 }
 
