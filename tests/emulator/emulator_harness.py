@@ -250,6 +250,6 @@ def _staged(suffix: str, names: str, **changes: Any) -> dict[str, Case]:
 #: Likewise for the staged kernels: channels_last, and float32 in either memory format.
 STAGED_CASES = {
     **_staged("cl", "rt_5x7_w rt_5x4_w rt_3x2_w rt_1x1_w rt_3x4_t rt_5x4_t", c=2, channels_last=True),
-    **_staged("tf32", "rt_5x7_w rt_5x4_w rt_3x2_w rt_1x1_w rt_5x4_t", dtype="float32", precision="tf32"),
-    **_staged("bf16x3", "rt_5x7_w rt_5x4_w rt_3x2_w rt_1x1_w rt_5x4_t", dtype="float32", precision="bf16x3"),
+    **_staged("tf32", "rt_5x7_w rt_5x4_w rt_3x2_w rt_1x1_w rt_3x4_t rt_5x4_t", dtype="float32", precision="tf32"),
+    **_staged("bf16x3", "rt_5x7_w rt_5x4_w rt_3x2_w rt_1x1_w rt_3x4_t rt_5x4_t", dtype="float32", precision="bf16x3"),
 }

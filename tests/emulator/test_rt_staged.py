@@ -85,7 +85,9 @@ def test_tensors_of_any_alignment(plain: ModuleType, kind: str, width: int, shif
 
 
 @pytest.mark.parametrize("limits", [A100, RTX4090, SMALLEST], ids=lambda v: f"sm_{v[0]}")
-@pytest.mark.parametrize("case", [Case(1, 2, 24, 40, (45, 51)), Case(8, 2, 20, 56, 31), Case(1, 2, 7, 70, (9, 81))], ids=str)
+@pytest.mark.parametrize(
+    "case", [Case(1, 2, 24, 40, (45, 51)), Case(8, 2, 20, 56, 31), Case(1, 2, 7, 70, (9, 81))], ids=str
+)
 @kinds("bf16-nhwc", "tf32-nhwc", "bf16x3")
 def test_filter_parts_of_small_devices(
     plain: ModuleType, case: Case, kind: str, limits: tuple[int, int, int, int]
@@ -163,7 +165,9 @@ def test_errors_are_within_their_bounds(
     plain: ModuleType, precision: str, channels_last: bool, activation: str
 ) -> None:
     for name in ("rt_5x7_w", "rt_3x2_w", "rt_5x4_t"):
-        case = variant_case(plain, f"{name}_{precision}").but(channels_last=channels_last, bias=True, activation=activation)
+        case = variant_case(plain, f"{name}_{precision}").but(
+            channels_last=channels_last, bias=True, activation=activation
+        )
         inputs = harness.random_inputs(case)
         got, want = harness.run(plain, case, inputs)["out"], harness.reference(case, inputs)["out"]
         scale = harness.reference(case.but(activation="none"), {k: v.abs() for k, v in inputs.items()})["out"]
