@@ -13,7 +13,7 @@ SUFFIXES = {"HALF": ("cl",), "FLOAT": ("tf32", "bf16x3")}
 
 
 def variant_names() -> dict[tuple[str, ...], str]:
-    """(suffix, offsets, pairs, chunks, whole) of every line of the two tables, as rt_fwd_variants.h puts them together."""
+    """(suffix, offsets, pairs, chunks, whole) of every line of both tables, in the order of rt_fwd_variants.h."""
     text = (CUDA / "rt_fwd_staged_variants.h").read_text()
     names = {}
     for table, suffixes in SUFFIXES.items():

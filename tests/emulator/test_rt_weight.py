@@ -135,7 +135,9 @@ def test_channels_of_channels_last(plain: ModuleType, c: int) -> None:
      weight(1, 1, 30, 96, kernel=(31, 29)), weight(1, 1, 90, 20, kernel=(81, 5)), weight(9, 1, 14, 14, kernel=27)],
     ids=str,
 )  # fmt: skip
-def test_small_devices_and_filters_in_parts(plain: ModuleType, case: Case, limits: tuple[int, int, int, int]) -> None:
+def test_small_devices_and_filters_in_parts(
+    plain: ModuleType, case: Case, limits: tuple[int, int, int, int]
+) -> None:
     case = case.but(limits=limits)
     plan = family_plan(plain, case)
     assert plan["shared_bytes"] <= limits[2] and plan["blocks_per_sm"] * plan["shared_bytes"] <= limits[3]  # type: ignore[operator]
@@ -256,11 +258,7 @@ def test_offsets_beyond_two_to_the_31(plain: ModuleType) -> None:
         assert plain.launch(case.problem(), tensors, case.variant, case.limits) == ""
         small = case.but(c=1, h=10, w=10)
         want = harness.reference(small, {"x": x[:, -1:, :10, :10], "grad": grad[:, -1:, :10, :10]})["out"][0]
-        got = (
-            out[-1].double()
-            if splits == 1
-            else workspace.view(splits, case.c, 10)[:, -1, :9].double().sum(0).view(3, 3)
-        )
+        got = out[-1].double() if splits == 1 else workspace.view(splits, case.c, 10)[:, -1, :9].double().sum(0).view(3, 3)
         assert torch.equal(got, want)
 
 
