@@ -2,8 +2,8 @@
 #pragma once
 #include "dwconv2d_cuda.h"
 
-// rt_fwd: fwd and bwd_input on tensor cores
-#define REPLKNET_EXT_FAMILIES(X) X(rt_fwd)
+// rt_fwd: fwd and bwd_input on tensor cores; rt_weight: bwd_weight on tensor cores
+#define REPLKNET_EXT_FAMILIES(X) X(rt_fwd) X(rt_weight)
 
 namespace replknet_ext::cuda {
 

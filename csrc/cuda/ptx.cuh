@@ -50,6 +50,15 @@ PTX void cp_async_wait() {
 #endif
 }
 
+// Asks for the 128-byte line at p to be brought into the L2 cache; only a hint.
+PTX void prefetch_l2(const void* p) {
+#ifdef __CUDACC__
+  asm volatile("prefetch.global.L2 [%0];\n" ::"l"(p));
+#else
+  (void)p;
+#endif
+}
+
 // 16 bytes of shared memory. Plain C++ on the device; a wrapper so that the emulator sees one access, not four.
 PTX uint4 load_shared(const uint4* p) {
 #ifdef __CUDACC__
@@ -66,6 +75,16 @@ PTX void store_shared(uint4* p, uint4 v) {
   *p = v;
 #else
   emu::store_shared(p, &v, sizeof v);
+#endif
+}
+
+// Memory that nothing writes while the kernel runs: such loads may leave before earlier stores.
+template <class T>
+PTX T load_global(const T* p) {
+#ifdef __CUDACC__
+  return __ldg(p);
+#else
+  return *p;
 #endif
 }
 
@@ -92,6 +111,29 @@ PTX void ldmatrix_x2(uint32_t* r, const void* row) {  // the addresses of lanes 
 #endif
 }
 
+// As above, each matrix transposed.
+PTX void ldmatrix_x4_trans(uint32_t* r, const void* row) {
+#ifdef __CUDACC__
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3}, [%4];\n"
+               : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
+               : "r"(shared_address(row))
+               : "memory");
+#else
+  emu::ldmatrix(r, row, 4, true);
+#endif
+}
+
+PTX void ldmatrix_x2_trans(uint32_t* r, const void* row) {
+#ifdef __CUDACC__
+  asm volatile("ldmatrix.sync.aligned.m8n8.x2.trans.shared.b16 {%0,%1}, [%2];\n"
+               : "=r"(r[0]), "=r"(r[1])
+               : "r"(shared_address(row))
+               : "memory");
+#else
+  emu::ldmatrix(r, row, 2, true);
+#endif
+}
+
 // d += a * b on tensor cores: a 16x16 by rows, b 16x8 by columns, sums in fp32
 template <bool kBf16>
 PTX void mma(float (&d)[4], uint4 a, const uint32_t* b) {
@@ -107,6 +149,58 @@ PTX void mma(float (&d)[4], uint4 a, const uint32_t* b) {
 #else
   const uint32_t quad[4] = {a.x, a.y, a.z, a.w};
   kBf16 ? emu::mma_bf16(d, quad, b) : emu::mma_f16(d, quad, b);
+#endif
+}
+
+// d += a * b on tensor cores in tf32: a 16x8 by rows, b 8x8 by columns, sums in fp32. Low bits of operands are ignored.
+PTX void mma_tf32(float (&d)[4], uint4 a, const uint32_t* b) {
+#ifdef __CUDACC__
+  asm("mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};\n"
+      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+      : "r"(a.x), "r"(a.y), "r"(a.z), "r"(a.w), "r"(b[0]), "r"(b[1]));
+#else
+  const uint32_t quad[4] = {a.x, a.y, a.z, a.w};
+  emu::mma_tf32(d, quad, b);
+#endif
+}
+
+// fp32 to the nearest tf32, ties away from zero
+PTX uint32_t to_tf32(uint32_t u) {
+#ifdef __CUDACC__
+  uint32_t v;
+  asm("cvt.rna.tf32.f32 %0, %1;\n" : "=r"(v) : "f"(__uint_as_float(u)));
+  return v;
+#else
+  return (u & 0x7f800000) == 0x7f800000 ? u : (u + 0x1000) & ~0x1fffu;
+#endif
+}
+
+PTX float as_float(uint32_t u) {
+#ifdef __CUDACC__
+  return __uint_as_float(u);
+#else
+  float f;
+  std::memcpy(&f, &u, sizeof f);
+  return f;
+#endif
+}
+
+PTX uint32_t as_bits(float f) {
+#ifdef __CUDACC__
+  return __float_as_uint(f);
+#else
+  uint32_t u;
+  std::memcpy(&u, &f, sizeof u);
+  return u;
+#endif
+}
+
+// Hides from the compiler what v holds: it then computes what follows from v again instead of keeping it in registers.
+PTX void opaque(int& v) {
+#ifdef __CUDACC__
+  asm volatile("" : "+r"(v));
+#else
+  (void)v;
 #endif
 }
 

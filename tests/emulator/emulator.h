@@ -24,12 +24,15 @@
 struct uint2 { unsigned x, y; };
 struct uint3 { unsigned x, y, z; };
 struct alignas(16) uint4 { unsigned x, y, z, w; };
+struct alignas(8) float2 { float x, y; };
+struct alignas(16) float4 { float x, y, z, w; };
 struct dim3 {
   unsigned x, y, z;
   constexpr dim3(unsigned x_ = 1, unsigned y_ = 1, unsigned z_ = 1) : x(x_), y(y_), z(z_) {}
 };
 inline uint2 make_uint2(unsigned x, unsigned y) { return {x, y}; }
 inline uint4 make_uint4(unsigned x, unsigned y, unsigned z, unsigned w) { return {x, y, z, w}; }
+inline float2 make_float2(float x, float y) { return {x, y}; }
 using std::max;
 using std::min;
 
@@ -59,6 +62,7 @@ void cp_wait(int groups_left);
 void ldmatrix(uint32_t* r, const void* row, int matrices, bool transpose);
 void mma_f16(float* d, const uint32_t* a, const uint32_t* b);
 void mma_bf16(float* d, const uint32_t* a, const uint32_t* b);
+void mma_tf32(float* d, const uint32_t* a, const uint32_t* b);  // m16n8k8
 
 // shared memory through ptx.cuh's wide accesses: bounds, alignment, races, banks
 void load_shared(void* value, const void* src, int bytes);
@@ -81,5 +85,12 @@ inline void __syncwarp(unsigned mask = ~0u) { emu::syncwarp(mask); }
 inline int __shfl_sync(unsigned mask, int v, int lane) { return static_cast<int>(emu::shuffle(mask, v, lane)); }
 inline int __shfl_xor_sync(unsigned mask, int v, int x) {
   return static_cast<int>(emu::shuffle(mask, v, static_cast<int>(threadIdx.x & 31) ^ x));
+}
+inline float __shfl_xor_sync(unsigned mask, float v, int x) {
+  uint32_t u;
+  std::memcpy(&u, &v, 4);
+  u = emu::shuffle(mask, u, static_cast<int>(threadIdx.x & 31) ^ x);
+  std::memcpy(&v, &u, 4);
+  return v;
 }
 inline unsigned __ballot_sync(unsigned mask, int predicate) { return emu::ballot(mask, predicate != 0); }

@@ -72,6 +72,34 @@ void run_mma(void** p) {
   }
 }
 
+void run_mma_tf32(void** p) {
+  ++counters.mma;
+  const auto value = [](uint32_t u) {
+    float f;
+    u &= ~0x1fffu;  // what the hardware reads
+    std::memcpy(&f, &u, 4);
+    return f;
+  };
+  float a[16][8], b[8][8], d[16][8];
+  for (int l = 0; l < 32; ++l) {
+    const auto* s = static_cast<const MmaArg*>(p[l]);
+    const int g = l >> 2, t = l & 3;
+    for (int i = 0; i < 4; ++i) a[g + 8 * (i & 1)][t + 4 * (i >> 1)] = value(s->a[i]);
+    for (int i = 0; i < 2; ++i) b[t + 4 * i][g] = value(s->b[i]);
+    for (int i = 0; i < 4; ++i) d[g + 8 * (i >> 1)][2 * t + (i & 1)] = s->d[i];
+  }
+  for (int m = 0; m < 16; ++m)
+    for (int n = 0; n < 8; ++n) {
+      float sum = 0;
+      for (int k = 0; k < 8; ++k) sum += a[m][k] * b[k][n];
+      d[m][n] += sum;
+    }
+  for (int l = 0; l < 32; ++l) {
+    const int g = l >> 2, t = l & 3;
+    for (int i = 0; i < 4; ++i) static_cast<MmaArg*>(p[l])->d[i] = d[g + 8 * (i >> 1)][2 * t + (i & 1)];
+  }
+}
+
 inline float bf16_value(uint16_t u) { return bfloat16_to_float(u); }
 inline float f16_value(uint16_t u) { return half_to_float(u); }
 }  // namespace
@@ -146,6 +174,11 @@ void mma_f16(float* d, const uint32_t* a, const uint32_t* b) {
 void mma_bf16(float* d, const uint32_t* a, const uint32_t* b) {
   MmaArg x{d, a, b};
   collective(kMma + 1, ~0u, &x, run_mma<bf16_value>);
+}
+
+void mma_tf32(float* d, const uint32_t* a, const uint32_t* b) {
+  MmaArg x{d, a, b};
+  collective(kMma + 2, ~0u, &x, run_mma_tf32);
 }
 
 // Conversions round to nearest even, as the device's do. F16C is part of the build's instruction set.
