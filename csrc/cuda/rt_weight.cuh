@@ -17,6 +17,8 @@
 
 namespace replknet_ext::cuda {
 
+__device__ __forceinline__ uint32_t to_tf32(uint32_t bits) { return ptx::to_tf32(ptx::as_float(bits)); }
+
 template <RtwKernelMath kMath, int kOffsets, int kRows, int kChunks, bool kWhole>
 struct RtwWarp {
   using L = RtwLayout<kMath>;
@@ -55,7 +57,7 @@ struct RtwWarp {
       for (int c = 0; c < kChunks; ++c) {
         uint4 v = load_chunk(p + half * half_bytes + c * L::kChunk, row);
         if constexpr (kMath == RtwKernelMath::tf32)
-          v = make_uint4(ptx::to_tf32(v.x), ptx::to_tf32(v.y), ptx::to_tf32(v.z), ptx::to_tf32(v.w));
+          v = make_uint4(to_tf32(v.x), to_tf32(v.y), to_tf32(v.z), to_tf32(v.w));
         a[half][c] = v;
       }
   }
@@ -92,7 +94,7 @@ struct RtwWarp {
     for (int q = 0; q < kIn; ++q) {
       if constexpr (kMath == RtwKernelMath::tf32) {
         const uint32_t* w = reinterpret_cast<const uint32_t*>(row + q * L::kChunk);
-        b[0][0] = ptx::to_tf32(w[0]), b[0][1] = ptx::to_tf32(w[L::kPiece]);
+        b[0][0] = to_tf32(w[0]), b[0][1] = to_tf32(w[L::kPiece]);
       } else if (q % 2 == 0) {
 #pragma unroll
         for (int half = 0; half < L::kHalves; ++half) {
