@@ -285,7 +285,7 @@ __global__ void __launch_bounds__(kWarps * 32, 1) rt_weight_kernel(const __grid_
   t.clear();
   int lane_a = Warp::lane_a(lane, grad_row) + in_block * kChunks * L::kChunk;
   int lane_b = Warp::lane_b(lane) + in_block * Warp::kIn * L::kChunk;
-  if (kChunks < 7) ptx::opaque(lane_a), ptx::opaque(lane_b);  // else computed again for every row, to save registers
+  if (kChunks * kOffsets < 30) ptx::opaque(lane_a), ptx::opaque(lane_b);  // else computed again for every row, to save registers
   // of the stage whose products are due; place: of input_row(pair) in its ring
   int tile = 0, pair = 0, place = 0;
   const auto advance = [&](int rows) {
