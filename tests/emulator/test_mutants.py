@@ -74,8 +74,94 @@ MUTANTS = {
     ),
 }
 
+# Of bwd_weight, likewise; each is looked for with the cases of its pass.
+WEIGHT_MUTANTS = {
+    "rtw: no barrier of a stage": (
+        "rt_weight.cuh",
+        "      __syncthreads();  // the stage's rows have arrived, those before it are free\n",
+        "",
+    ),
+    "rtw: no wait for a stage": (
+        "rt_weight.cuh",
+        "      if (a.ahead == 1) ptx::cp_async_wait<0>();\n      else",
+        "      if (0)",
+    ),
+    "rtw: waits for a stage too few": (
+        "rt_weight.cuh",
+        "if (a.ahead == 1) ptx::cp_async_wait<0>();",
+        "if (a.ahead == 1) ptx::cp_async_wait<1>();",
+    ),
+    "rtw: no barrier before the diagonals": (
+        "rt_weight.cuh",
+        "  __syncthreads();  // shared memory now holds tiles and sums\n",
+        "",
+    ),
+    "rtw: no __syncwarp before the diagonals": (
+        "rt_weight.cuh",
+        "make_float2(acc[j][d][2 * h], acc[j][d][2 * h + 1]);\n      __syncwarp();\n",
+        "make_float2(acc[j][d][2 * h], acc[j][d][2 * h + 1]);\n",
+    ),
+    "rtw: no __syncwarp after the diagonals": (
+        "rt_weight.cuh",
+        "        }\n      __syncwarp();\n    }\n  }\n}",
+        "        }\n    }\n  }\n}",
+    ),
+    "rtw: half of a diagonal lost": ("rt_weight.cuh", "for (int m = 0; m < 8; ++m)", "for (int m = 0; m < 7; ++m)"),
+    "rtw: ring a row short": (
+        "rt_weight_plan.cpp",
+        "std::min<int64_t>(high - low, 1 << 24)",
+        "std::min<int64_t>(high - low - 1, 1 << 24)",
+    ),
+    "rtw: ring does not wrap for a row": ("rt_weight.cuh", "          if (at >= a.x_ring) at -= a.x_ring;\n", ""),
+    "rtw: ring does not wrap for a copy": (
+        "rt_weight_tile.cuh",
+        "      if (item.to >= r.ring * row_bytes) item.to -= r.ring * row_bytes;\n",
+        "",
+    ),
+    "rtw: grad ring a stage short": (
+        "rt_weight.cuh",
+        "const int grad_stages = a.ahead + 1;",
+        "const int grad_stages = a.ahead;",
+    ),
+    "rtw: last row offset lost": ("rt_weight_plan.cpp", "static_cast<int>(p.kh) + 1);", "static_cast<int>(p.kh));"),
+    "rtw: images past the batch": (
+        "rt_weight_tile.cuh",
+        "image < a.n && channel < a.c && ix >= 0",
+        "channel < a.c && ix >= 0",
+    ),
+    "rtw: rows past the image": (
+        "rt_weight_tile.cuh",
+        "static_cast<unsigned>(item.iy) < static_cast<unsigned>(t.h) ? item.columns : 0",
+        "item.iy >= 0 ? item.columns : 0",
+    ),
+    "rtw: splits share partials": (
+        "rt_weight.cuh",
+        "(static_cast<int64_t>(blockIdx.y) * a.c + channel)",
+        "(static_cast<int64_t>(0) * a.c + channel)",
+    ),
+    "rtw: a split is not added": (
+        "rt_weight_launch.cu",
+        "for (int s = 1; s < a.splits; ++s)",
+        "for (int s = 2; s < a.splits; ++s)",
+    ),
+    "rtw: parts do not overlap": ("rt_weight.cuh", "down * (row_offsets - 1)", "down * row_offsets"),
+    "rtw: bias of one row": ("rt_weight.cuh", "return sum[0] + sum[2];", "return sum[0];"),
+    "rtw: bias by every part": (
+        "rt_weight.cuh",
+        "const int lane = thread & 31, warp = thread >> 5,",
+        "const int lane = thread & 15, warp = thread >> 5,",
+    ),
+    "rtw: second channel of a pair lost": (
+        "rt_weight_tile.cuh",
+        "v[0] >> 16 | (v[1] & 0xffff0000)",
+        "v[0] >> 16 | v[1] << 16",
+    ),
+    "rtw: low half dropped": ("rt_weight.cuh", "      ptx::mma<true>(d, a[1][c], b[0] + at);\n", ""),
+}
+
 # Lines of the variants table that the mutants keep, so that each builds in seconds.
-KEPT = ("rt_3x2_w", "rt_3x4_t", "rt_1x1_w")
+KEPT = ("rt_3x2_w", "rt_3x4_t", "rt_1x1_w", "rtw_3x2_w", "rtw_3x4_t", "rtw_1x1_w", "rtw_3x2_w_bf16x3")
+TABLES = (("rt_fwd_variants.h", "RT_FWD_VARIANTS"), ("rt_weight_variants.h", "RT_WEIGHT_VARIANTS"))
 SMALLEST = (86, 1, 48 << 10, 49 << 10)
 CASES = [
     Case(9, 2, 13, 14, 9, bias=True, activation="relu"),
@@ -85,18 +171,28 @@ CASES = [
     Case(2, 1, 9, 13, 4, shift=1),
     Case(2, 2, 12, 26, 5, shift=2),
 ]
+WEIGHT = Case(33, 1, 13, 14, 9, bias=True, pass_="bwd_weight", dtype="bfloat16")
+WEIGHT_CASES = [
+    WEIGHT,
+    WEIGHT.but(n=3, c=2, h=7, w=7, k=13, shift=1),
+    WEIGHT.but(n=2, h=23, w=37, k=(9, 11)),
+    WEIGHT.but(n=1, c=2, h=41, channels_last=True),
+    WEIGHT.but(n=5, c=3, h=40, w=8, k=(60, 5), limits=SMALLEST),
+    WEIGHT.but(n=5, dtype="float32", precision="bf16x3"),
+]
 
 
 def sources(folder: Path, mutant: tuple[str, str, str] | None) -> Path:
     """A copy of csrc with few variants and at most one bug; returns its cuda folder."""
     shutil.copytree(emulator_build.CUDA.parent, folder / "csrc", ignore=shutil.ignore_patterns("cpu"))
     cuda = folder / "csrc" / "cuda"
-    table = cuda / "rt_fwd_variants.h"
-    head, rest = table.read_text().split("#define RT_FWD_VARIANTS(X)", 1)
-    lines, tail = rest.split("\nnamespace", 1)
-    rows = [line.split("/*")[0].rstrip(" \\") for line in lines.split("\n") if 'X("' in line]
-    kept = [row for row in rows if row.split('"')[1] in KEPT]
-    table.write_text(f"{head}#define RT_FWD_VARIANTS(X) {' '.join(kept)}\n\nnamespace{tail}")
+    for header, macro in TABLES:
+        table = cuda / header
+        head, rest = table.read_text().split(f"#define {macro}(X)", 1)
+        lines, tail = rest.split("\nnamespace", 1)
+        rows = [line.split("/*")[0].rstrip(" \\") for line in lines.split("\n") if 'X("' in line]
+        kept = [row for row in rows if row.split('"')[1] in KEPT]
+        table.write_text(f"{head}#define {macro}(X) {' '.join(kept)}\n\nnamespace{tail}")
     if mutant is not None:
         name, text, replacement = mutant
         path = cuda / name
@@ -106,10 +202,10 @@ def sources(folder: Path, mutant: tuple[str, str, str] | None) -> Path:
     return cuda
 
 
-def findings(emulator: ModuleType) -> list[str]:
+def findings(emulator: ModuleType, cases: list[Case]) -> list[str]:
     """What goes wrong in the cases."""
     found = []
-    for case in CASES:
+    for case in cases:
         for schedule, seed in (("ordered", 0), ("reversed", 0), ("random", 1), ("random", 2)):
             emulator.set_options(schedule, seed)
             try:
@@ -124,9 +220,11 @@ def notice(folder: Path, mutant: str | None) -> list[str]:
     why = emulator_build.missing()
     if why is not None:
         pytest.skip(why)
+    every = {**MUTANTS, **WEIGHT_MUTANTS}
     emulator_build.build_module("race")  # objects that every build shares
-    emulator_build.build_module("race", folder / "build", sources(folder, MUTANTS[mutant] if mutant else None))
-    done = subprocess.run([sys.executable, __file__, str(folder)], capture_output=True, text=True)
+    emulator_build.build_module("race", folder / "build", sources(folder, every[mutant] if mutant else None))
+    passes = ["weight" if mutant in WEIGHT_MUTANTS else "fwd"] if mutant else ["fwd", "weight"]
+    done = subprocess.run([sys.executable, __file__, str(folder), *passes], capture_output=True, text=True)
     return json.loads(done.stdout) if done.returncode == 0 else [f"crash: {done.returncode} {done.stderr[-300:]}"]
 
 
@@ -135,7 +233,7 @@ def test_the_unchanged_sources_have_no_finding(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("mutant", MUTANTS)
+@pytest.mark.parametrize("mutant", [*MUTANTS, *WEIGHT_MUTANTS])
 def test_every_mutant_is_noticed(tmp_path: Path, mutant: str) -> None:
     found = notice(tmp_path, mutant)
     assert found, "nothing noticed the bug"
@@ -144,4 +242,6 @@ def test_every_mutant_is_noticed(tmp_path: Path, mutant: str) -> None:
 
 if __name__ == "__main__":
     place = Path(sys.argv[1])
-    print(json.dumps(findings(emulator_build.load("race", place / "build", place / "csrc" / "cuda"))))
+    module = emulator_build.load("race", place / "build", place / "csrc" / "cuda")
+    asked = [case for name in sys.argv[2:] for case in (CASES if name == "fwd" else WEIGHT_CASES)]
+    print(json.dumps(findings(module, asked)))
