@@ -25,8 +25,7 @@ def variant_of(symbol: str) -> str | None:
     return variant_names()[(math, *found.groups()[1:])]
 
 
-# Registers are of the bf16 kernels; the fp16 ones are the same code but for one instruction's type. The block counted is
-# one row offset's products with one input row.
+# The block counted is one row offset's products with one input row.
 FAMILY = Family(
     "rt_weight",
     {"rt_weight_bf16.cu": ARCHS, "rt_weight_f32.cu": ARCHS, "rt_weight_f16.cu": ("90a",)},

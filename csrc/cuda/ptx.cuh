@@ -152,7 +152,7 @@ PTX void mma(float (&d)[4], uint4 a, const uint32_t* b) {
 #endif
 }
 
-// d += a * b on tensor cores in tf32: a 16x8 by rows, b 8x8 by columns, sums in fp32. Low bits of operands are ignored.
+// d += a * b with tf32 operands in 32-bit registers: a 16x8 by rows, b 8x8 by columns, sums in fp32
 PTX void mma_tf32(float (&d)[4], uint4 a, const uint32_t* b) {
 #ifdef __CUDACC__
   asm("mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};\n"
@@ -164,14 +164,14 @@ PTX void mma_tf32(float (&d)[4], uint4 a, const uint32_t* b) {
 #endif
 }
 
-// fp32 to the nearest tf32, ties away from zero
-PTX uint32_t to_tf32(uint32_t u) {
+// The nearest tf32 (8 exponent and 10 fraction bits), ties away from zero; the product ignores the 13 bits below.
+PTX uint32_t to_tf32(float f) {
 #ifdef __CUDACC__
-  uint32_t v;
-  asm("cvt.rna.tf32.f32 %0, %1;\n" : "=r"(v) : "f"(__uint_as_float(u)));
-  return v;
+  uint32_t u;
+  asm("cvt.rna.tf32.f32 %0, %1;\n" : "=r"(u) : "f"(f));
+  return u;
 #else
-  return (u & 0x7f800000) == 0x7f800000 ? u : (u + 0x1000) & ~0x1fffu;
+  return emu::float_to_tf32(f);
 #endif
 }
 
@@ -180,7 +180,7 @@ PTX float as_float(uint32_t u) {
   return __uint_as_float(u);
 #else
   float f;
-  std::memcpy(&f, &u, sizeof f);
+  __builtin_memcpy(&f, &u, 4);
   return f;
 #endif
 }

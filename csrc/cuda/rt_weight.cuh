@@ -17,6 +17,8 @@
 
 namespace replknet_ext::cuda {
 
+__device__ __forceinline__ uint32_t to_tf32(uint32_t bits) { return ptx::to_tf32(ptx::as_float(bits)); }
+
 template <RtwKernelMath kMath, int kOffsets, int kRows, int kChunks, bool kWhole>
 struct RtwWarp {
   using L = RtwLayout<kMath>;
@@ -55,7 +57,7 @@ struct RtwWarp {
       for (int c = 0; c < kChunks; ++c) {
         uint4 v = load_chunk(p + half * half_bytes + c * L::kChunk, row);
         if constexpr (kMath == RtwKernelMath::tf32)
-          v = make_uint4(ptx::to_tf32(v.x), ptx::to_tf32(v.y), ptx::to_tf32(v.z), ptx::to_tf32(v.w));
+          v = make_uint4(to_tf32(v.x), to_tf32(v.y), to_tf32(v.z), to_tf32(v.w));
         a[half][c] = v;
       }
   }
@@ -92,7 +94,7 @@ struct RtwWarp {
     for (int q = 0; q < kIn; ++q) {
       if constexpr (kMath == RtwKernelMath::tf32) {
         const uint32_t* w = reinterpret_cast<const uint32_t*>(row + q * L::kChunk);
-        b[0][0] = ptx::to_tf32(w[0]), b[0][1] = ptx::to_tf32(w[L::kPiece]);
+        b[0][0] = to_tf32(w[0]), b[0][1] = to_tf32(w[L::kPiece]);
       } else if (q % 2 == 0) {
 #pragma unroll
         for (int half = 0; half < L::kHalves; ++half) {
@@ -114,12 +116,16 @@ struct RtwWarp {
 struct RtwPart {
   int channel0, dy0, dy_end, d_first;       // row offsets [dy0, dy_end), chunk offsets from d_first on
   int ky_low, ky_high, kx_low, kx_high;     // the taps it writes
+  bool first;                               // the part that sums the bias gradient
 };
 
 template <int kOffsets>
 __device__ __forceinline__ RtwPart find_part(const RtwArgs& a, int row_offsets) {
   RtwPart p;
-  const int parts = a.parts_down * a.parts_along, block = blockIdx.x / parts, part = blockIdx.x - block * parts;
+  int x = blockIdx.x;
+  ptx::opaque(x);
+  const int parts = a.parts_down * a.parts_along, block = x / parts, part = x - block * parts;
+  p.first = part == 0;
   const int down = part / a.parts_along, along = part - down * a.parts_along;
   p.channel0 = block * a.block_channels;
   // neighbours share one row offset and one chunk offset, so that no tap has sums in both
@@ -183,108 +189,21 @@ __device__ __forceinline__ void sum_diagonals(const RtwArgs& a, const float (&ac
   }
 }
 
-template <RtwKernelMath kMath, int kOffsets, int kRows, int kChunks, bool kWhole, int kWarps>
-__global__ void __launch_bounds__(kWarps * 32, 1) rt_weight_kernel(const __grid_constant__ RtwArgs a) {
-  DYN_SMEM(smem);
+// The block's sums, from its warps' tiles. All is found again, so that the products need not keep it in registers.
+template <RtwKernelMath kMath, int kOffsets, int kRows, bool kWhole>
+__device__ __forceinline__ void finish(const RtwArgs& a, const float (&acc)[kRows][kOffsets][4], unsigned char* smem) {
   using L = RtwLayout<kMath>;
-  using Warp = RtwWarp<kMath, kOffsets, kRows, kChunks, kWhole>;
-  constexpr int kBatch = kOffsets * kRows <= 8 ? 2 : 1;  // few accumulators leave registers for more
-  // the shuffle tells nvcc that a warp's number is the same in all its lanes
-  const int lane = threadIdx.x & 31, warp = __shfl_sync(~0u, static_cast<int>(threadIdx.x >> 5), 0);
-  const int in_block = warp / a.row_warps, own = warp - in_block * a.row_warps;
+  int thread = threadIdx.x;
+  ptx::opaque(thread);
+  const int lane = thread & 31, warp = thread >> 5, in_block = warp / a.row_warps, own = warp - in_block * a.row_warps;
   const RtwPart p = find_part<kOffsets>(a, a.row_warps * kRows);
-  const int row_base = p.dy0 - a.pad_top;  // input row of the first row offset at output row 0
-  const int x_row = a.block_channels * Warp::kIn * L::kChunk, grad_row = a.block_channels * kChunks * L::kChunk;
-  const int start = min(max(row_base, a.row_first), a.row_end);  // first input row of a job
-  unsigned char* const grad = smem + a.x_bytes;
-
-  // ---- fetching runs ahead of the products by a.ahead stages
-  int next_group = blockIdx.y, next_tile = 0, next_stage = 0, next_row = start, x_place = 0, grad_place = 0;
-  const int grad_stages = a.ahead + 1;
-  const bool sums_bias = a.grad_bias && p.ky_low == 0 && p.kx_low == 0;
-  float* const bias = reinterpret_cast<float*>(smem + a.plane_bytes * L::kHalves) + threadIdx.x;  // this lane's share
-  *bias = 0.f;
-  const auto fetch = [&] {
-    if (next_group < a.groups) {
-      const int pair = next_stage * a.stage_pairs, pairs = min(a.stage_pairs, a.pairs - pair);
-      const int end = min(max(2 * (pair + pairs - 1) + p.dy_end - a.pad_top, start), a.row_end);
-#pragma unroll 1
-      for (int i = 0; i < 2; ++i) {  // one copy of the code for both tensors
-        const bool x = i == 0;
-        load_rows<kMath, kBatch>(a, a.tensor[i],
-                                 {x ? smem : grad, p.channel0, next_group, x ? next_row : 2 * pair,
-                                  x ? end - next_row : 2 * pairs, next_tile * kChunks + (x && !kWhole ? p.d_first : 0),
-                                  x ? x_place : grad_place * 2 * a.stage_pairs, x ? a.x_ring : 1 << 30, a.plane_bytes,
-                                  x && next_stage == 0 ? a.by_burst : a.by_steady});
-      }
-      x_place += end - next_row;
-      if (x_place >= a.x_ring) x_place -= a.x_ring;
-      if (++grad_place == grad_stages) grad_place = 0;
-      next_row = end;
-      if (++next_stage == a.stages) {
-        next_stage = 0, next_row = start;
-        if (++next_tile == a.tiles) next_tile = 0, next_group += a.splits;
-      }
-    }
-    ptx::cp_async_commit();
-  };
-  Warp t;
-  t.clear();
-  int lane_a = Warp::lane_a(lane, grad_row) + in_block * kChunks * L::kChunk;
-  int lane_b = Warp::lane_b(lane) + in_block * Warp::kIn * L::kChunk;
-  if (kChunks < 7) ptx::opaque(lane_a), ptx::opaque(lane_b);  // else computed again for every row, to save registers
-  // of the stage whose products are due: row is at `place` of its ring
-  int tile = 0, pair = 0, row = start, place = 0, grad_now = 0;
-  const auto move_to = [&](int to) {
-    place += to - row, row = to;
-    if (place >= a.x_ring) place -= a.x_ring;
-  };
-  const int stages = (a.groups - static_cast<int>(blockIdx.y) + a.splits - 1) / a.splits * a.tiles * a.stages;
-#pragma unroll 1
-  for (int stage = -a.ahead; stage < stages; ++stage) {
-    if (stage >= 0) {
-      if (a.ahead == 1) ptx::cp_async_wait<0>();
-      else ptx::cp_async_wait<1>();
-      __syncthreads();  // the stage's rows have arrived, those before it are free
-    }
-    fetch();
-    if (stage < 0) continue;
-    const int first = -(tile * kChunks + p.d_first);  // of the tile's input chunks, the first inside the image
-    const int last = min((a.tensor[0].w + 7) / 8 + first, (a.tensor[1].w + 7) / 8 - tile * kChunks + kOffsets - 1);
-    const unsigned char* g = grad + grad_now * 2 * a.stage_pairs * grad_row + lane_a;
-    if (++grad_now == grad_stages) grad_now = 0;
-#pragma unroll 1
-    for (const int stage_end = min(pair + a.stage_pairs, a.pairs); pair < stage_end; ++pair, g += 2 * grad_row) {
-      move_to(min(max(2 * pair + row_base, start), a.row_end));
-      if (sums_bias)  // the warps share the chunks
-#pragma unroll 1
-        for (int c = own; c < kChunks; c += a.row_warps)
-          *bias += Warp::sum_chunk(g + c * L::kChunk, grad_row, a.plane_bytes);
-      t.load_a(g, grad_row, a.plane_bytes);
-      const int stop = min(a.row_end, 2 * pair + p.dy_end - a.pad_top);
-      int r = 2 * pair + row_base + own;
-#pragma unroll
-      for (int j = 0; j < kRows; ++j, r += a.row_warps)
-        if (r >= start && r < stop) {
-          int at = place + r - row;
-          if (at >= a.x_ring) at -= a.x_ring;
-          t.multiply(j, smem + at * x_row + lane_b, first, last, a.plane_bytes);
-        }
-    }
-    if (pair == a.pairs) {  // on to the next tile or group
-      move_to(min(max(2 * (a.pairs - 1) + p.dy_end - a.pad_top, start), a.row_end));
-      row = start, pair = 0;
-      if (++tile == a.tiles) tile = 0;
-    }
-  }
-  ptx::cp_async_wait<0>();
-  __syncthreads();  // shared memory now holds tiles and sums
-
+  const bool sums_bias = a.grad_bias && p.first;
+  float* const bias = reinterpret_cast<float*>(smem + a.plane_bytes * L::kHalves) + thread;
   constexpr int kColumns = sum_columns(kOffsets);
   const int offsets = p.dy_end - p.dy0, warps = blockDim.x >> 5;
   float* tiles = reinterpret_cast<float*>(smem);
   float* sums = tiles + warps * tile_floats(kOffsets);
-  sum_diagonals<kOffsets, kRows>(a, t.acc, tiles + warp * tile_floats(kOffsets), sums + in_block * 2 * offsets * kColumns,
+  sum_diagonals<kOffsets, kRows>(a, acc, tiles + warp * tile_floats(kOffsets), sums + in_block * 2 * offsets * kColumns,
                                  own, offsets);
   if (sums_bias) {  // lanes hold pixels (and, in tf32, slots): add them in a fixed order
     float v = *bias;
@@ -313,6 +232,108 @@ __global__ void __launch_bounds__(kWarps * 32, 1) rt_weight_kernel(const __grid_
       store_sum(a, p.channel0 + channel, a.kh * a.kw, v);
     }
   }
+}
+
+template <RtwKernelMath kMath, int kOffsets, int kRows, int kChunks, bool kWhole, int kWarps>
+__global__ void __launch_bounds__(kWarps * 32, 1) rt_weight_kernel(const __grid_constant__ RtwArgs a) {
+  DYN_SMEM(smem);
+  using L = RtwLayout<kMath>;
+  using Warp = RtwWarp<kMath, kOffsets, kRows, kChunks, kWhole>;
+  constexpr int kBatch = kOffsets * kRows <= 8 ? 2 : 1;  // few accumulators leave registers for more
+  // the shuffle tells nvcc that a warp's number is the same in all its lanes
+  const int lane = threadIdx.x & 31, warp = __shfl_sync(~0u, static_cast<int>(threadIdx.x >> 5), 0);
+  const int in_block = warp / a.row_warps, own = warp - in_block * a.row_warps;
+  const RtwPart p = find_part<kOffsets>(a, a.row_warps * kRows);
+  const int row_base = p.dy0 - a.pad_top;  // input row of the first row offset at output row 0
+  const int x_row = a.block_channels * Warp::kIn * L::kChunk, grad_row = a.block_channels * kChunks * L::kChunk;
+  const int start = min(max(row_base, a.row_first), a.row_end);  // first input row of a job
+  unsigned char* const grad = smem + a.x_bytes;
+
+  // ---- fetching runs ahead of the products by a.ahead stages
+  int next_group = blockIdx.y, next_tile = 0, next_stage = 0, x_place = 0, grad_place = 0;
+  const int grad_stages = a.ahead + 1;
+  const bool sums_bias = a.grad_bias && p.first;
+  float* const bias = reinterpret_cast<float*>(smem + a.plane_bytes * L::kHalves);  // of every lane, its share
+  bias[threadIdx.x] = 0.f;
+  // rows [start, end_row(pair)) of a job are fetched for its first pairs; input_row(pair) is the first that a pair needs
+  const auto end_row = [&](int pair) { return min(max(2 * pair + p.dy_end - a.pad_top, start), a.row_end); };
+  const auto input_row = [&](int pair) { return min(max(2 * pair + row_base, start), a.row_end); };
+  const auto fetch = [&] {
+    if (next_group < a.groups) {
+      const int pair = next_stage * a.stage_pairs, pairs = min(a.stage_pairs, a.pairs - pair);
+      const int begin = pair == 0 ? start : end_row(pair - 1), end = end_row(pair + pairs - 1);
+#pragma unroll 1
+      for (int i = 0; i < 2; ++i) {  // one copy of the code for both tensors
+        const bool x = i == 0;
+        load_rows<kMath, kBatch>(a, a.tensor[i],
+                                 {x ? smem : grad, p.channel0, next_group, x ? begin : 2 * pair,
+                                  x ? end - begin : 2 * pairs, next_tile * kChunks + (x && !kWhole ? p.d_first : 0),
+                                  x ? x_place : grad_place * 2 * a.stage_pairs, x ? a.x_ring : grad_stages * 2 * a.stage_pairs, a.plane_bytes,
+                                  x && next_stage == 0 ? a.by_burst : a.by_steady});
+      }
+      x_place += end - begin;
+      if (x_place >= a.x_ring) x_place -= a.x_ring;
+      if (++next_stage == a.stages) {
+        next_stage = 0;
+        if (++next_tile == a.tiles) next_tile = 0, next_group += a.splits;
+      }
+    }
+    if (++grad_place == grad_stages) grad_place = 0;
+    ptx::cp_async_commit();
+  };
+  Warp t;
+  t.clear();
+  int lane_a = Warp::lane_a(lane, grad_row) + in_block * kChunks * L::kChunk;
+  int lane_b = Warp::lane_b(lane) + in_block * Warp::kIn * L::kChunk;
+  if (kChunks * kOffsets < 30) ptx::opaque(lane_a), ptx::opaque(lane_b);  // else computed again for every row, to save registers
+  // of the stage whose products are due; place: of input_row(pair) in its ring
+  int tile = 0, pair = 0, place = 0;
+  const auto advance = [&](int rows) {
+    place += rows;
+    if (place >= a.x_ring) place -= a.x_ring;
+  };
+  const int stages = (a.groups - static_cast<int>(blockIdx.y) + a.splits - 1) / a.splits * a.tiles * a.stages;
+#pragma unroll 1
+  for (int stage = -a.ahead; stage < stages; ++stage) {
+    if (stage >= 0) {
+      if (a.ahead == 1) ptx::cp_async_wait<0>();
+      else ptx::cp_async_wait<1>();
+      __syncthreads();  // the stage's rows have arrived, those before it are free
+    }
+    fetch();
+    if (stage < 0) continue;
+    const int first = -(tile * kChunks + p.d_first);  // of the tile's input chunks, the first inside the image
+    const int last = min((a.tensor[0].w + 7) / 8 + first, (a.tensor[1].w + 7) / 8 - tile * kChunks + kOffsets - 1);
+    const unsigned char* g = grad + grad_place * 2 * a.stage_pairs * grad_row + lane_a;  // the next to be fetched into
+#pragma unroll 1
+    for (const int stage_end = min(pair + a.stage_pairs, a.pairs); pair < stage_end; ++pair, g += 2 * grad_row) {
+      const int row = input_row(pair);
+      advance(row - input_row(pair - 1));
+      if (sums_bias)  // the warps share the chunks
+#pragma unroll 1
+        for (int c = own; c < kChunks; c += a.row_warps)
+          bias[threadIdx.x] += Warp::sum_chunk(g + c * L::kChunk, grad_row, a.plane_bytes);
+      t.load_a(g, grad_row, a.plane_bytes);
+      const int stop = min(a.row_end, 2 * pair + p.dy_end - a.pad_top);
+      int r = 2 * pair + row_base + own;
+#pragma unroll
+      for (int j = 0; j < kRows; ++j, r += a.row_warps)
+        if (r >= start && r < stop) {
+          int at = place + r - row;
+          if (at >= a.x_ring) at -= a.x_ring;
+          t.multiply(j, smem + at * x_row + lane_b, first, last, a.plane_bytes);
+        }
+    }
+    if (pair == a.pairs) {  // on to the next tile or group
+      advance(end_row(a.pairs - 1) - input_row(a.pairs - 1));
+      pair = 0;
+      if (++tile == a.tiles) tile = 0;
+    }
+  }
+  ptx::cp_async_wait<0>();
+  __syncthreads();  // shared memory now holds tiles and sums
+
+  finish<kMath, kOffsets, kRows, kWhole>(a, t.acc, smem);
 }
 
 }  // namespace replknet_ext::cuda

@@ -47,6 +47,16 @@ __device__ __forceinline__ uint4 gather_halves(const uint16_t* src, int columns)
                     ptx::funnel_shift_right(v[2], v[3], bits), ptx::funnel_shift_right(v[3], v[4], bits));
 }
 
+// The same into shared memory, slower and in few registers.
+__device__ __forceinline__ void copy_halves(unsigned char* to, const uint16_t* src, int columns) {
+#pragma unroll 1
+  for (int e = 0; e < 8; e += 2) {
+    uint32_t v = e < columns ? ptx::load_global(src + e) : 0;
+    if (e + 1 < columns) v |= static_cast<uint32_t>(ptx::load_global(src + e + 1)) << 16;
+    *reinterpret_cast<uint32_t*>(to + 2 * e) = v;
+  }
+}
+
 // 4 float32 columns into a slot: as they are (tf32), or as the sum of two bfloat16 (bf16x3), half_bytes apart.
 template <RtwKernelMath kMath>
 __device__ __forceinline__ void put_singles(unsigned char* to, const uint32_t (&v)[4], int half_bytes) {
@@ -80,8 +90,8 @@ struct RtwRows {
 // What a thread copies: a chunk of one slot in several rows. It finds its place once and steps from row to row.
 struct RtwItem {
   const unsigned char* from;  // in the first row; may lie outside the tensor
-  int to;                     // bytes from the start of a row of the ring
-  int iy, left, place;        // input row, rows to copy, place in the ring
+  int to;                     // bytes from the start of the ring
+  int iy, left;               // input row, rows to copy
   int columns;                // from here to the end of a row; <= 0: there are none to copy
 };
 
@@ -96,9 +106,9 @@ __device__ __forceinline__ RtwItem find_item(const RtwArgs& a, const RtwTensor& 
   RtwItem item;
   item.iy = r.row0 + row + (s - (image << a.split_log2)) * a.split_rows;
   item.left = min(r.rows - row, a.item_rows);
-  item.place = r.place + row;
-  if (item.place >= r.ring) item.place -= r.ring;
-  item.to = (in_block * t.chunks + chunk) * L::kChunk + rest * L::kPiece;
+  int place = r.place + row;
+  if (place >= r.ring) place -= r.ring;
+  item.to = ((place * a.block_channels + in_block) * t.chunks + chunk) * L::kChunk + rest * L::kPiece;
   const int64_t plane = a.channels_last ? static_cast<int64_t>(image) * t.h : (static_cast<int64_t>(image) * a.c + channel) * t.h;
   const int64_t pixel = (plane + item.iy) * t.w + ix;
   item.from = static_cast<const unsigned char*>(t.p) + (a.channels_last ? pixel * a.c + channel : pixel) * L::kElement;
@@ -165,7 +175,8 @@ __device__ __forceinline__ void copy_singles(unsigned char* to, const unsigned c
 }
 
 // Fetches rows; zeros outside the map, the batch and the channels. All is computed from the thread's number again on
-// every call: the registers belong to the accumulators. kBatch: gathered pieces of a thread that are in flight together.
+// every call: the registers belong to the accumulators. kBatch: pieces of rows that start anywhere in flight together, 1
+// where registers are few.
 template <RtwKernelMath kMath, int kBatch>
 __device__ __forceinline__ void load_rows(const RtwArgs& a, const RtwTensor& t, const RtwRows& r) {
   using L = RtwLayout<kMath>;
@@ -179,10 +190,11 @@ __device__ __forceinline__ void load_rows(const RtwArgs& a, const RtwTensor& t, 
   for (; i < items; i += blockDim.x) {
     RtwItem item = find_item<kMath>(a, t, r, i);
     const auto columns = [&] { return static_cast<unsigned>(item.iy) < static_cast<unsigned>(t.h) ? item.columns : 0; };
-    const auto to = [&] { return r.to + item.place * row_bytes + item.to; };
+    const auto to = [&] { return r.to + item.to; };
     const auto next = [&] {
       ++item.iy, --item.left, item.from += pitch;
-      if (++item.place == r.ring) item.place = 0;
+      item.to += row_bytes;
+      if (item.to >= r.ring * row_bytes) item.to -= r.ring * row_bytes;
     };
     if (a.channels_last) {
 #pragma unroll 1
@@ -194,18 +206,23 @@ __device__ __forceinline__ void load_rows(const RtwArgs& a, const RtwTensor& t, 
       for (; item.left > 0; next())
         copy_singles<kMath>(to(), item.from, columns(), t.access, r.half_bytes);
     } else if (L::kElement == 2 && t.access == 2) {
+      if constexpr (kBatch == 1) {
 #pragma unroll 1
-      while (item.left > 0) {
-        unsigned char* at[kBatch];
-        uint4 v[kBatch];
+        for (; item.left > 0; next()) copy_halves(to(), reinterpret_cast<const uint16_t*>(item.from), columns());
+      } else {
+#pragma unroll 1
+        while (item.left > 0) {
+          unsigned char* at[kBatch];
+          uint4 v[kBatch];
 #pragma unroll
-        for (int b = 0; b < kBatch; ++b, next()) {
-          at[b] = item.left > 0 ? to() : nullptr;
-          v[b] = gather_halves(reinterpret_cast<const uint16_t*>(item.from), item.left > 0 ? columns() : 0);
+          for (int b = 0; b < kBatch; ++b, next()) {
+            at[b] = item.left > 0 ? to() : nullptr;
+            v[b] = gather_halves(reinterpret_cast<const uint16_t*>(item.from), item.left > 0 ? columns() : 0);
+          }
+#pragma unroll
+          for (int b = 0; b < kBatch; ++b)
+            if (at[b]) ptx::store_shared(reinterpret_cast<uint4*>(at[b]), v[b]);
         }
-#pragma unroll
-        for (int b = 0; b < kBatch; ++b)
-          if (at[b]) ptx::store_shared(reinterpret_cast<uint4*>(at[b]), v[b]);
       }
     } else {
 #pragma unroll 1

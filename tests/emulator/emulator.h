@@ -58,11 +58,11 @@ void cp_async(void* dst, const void* src, int bytes);
 void cp_commit();
 void cp_wait(int groups_left);
 
-// PTX fragment layouts of m8n8 b16 matrices and m16n8k16 products
+// PTX fragment layouts of m8n8 b16 matrices, m16n8k16 products and, for tf32, m16n8k8
 void ldmatrix(uint32_t* r, const void* row, int matrices, bool transpose);
 void mma_f16(float* d, const uint32_t* a, const uint32_t* b);
 void mma_bf16(float* d, const uint32_t* a, const uint32_t* b);
-void mma_tf32(float* d, const uint32_t* a, const uint32_t* b);  // m16n8k8
+void mma_tf32(float* d, const uint32_t* a, const uint32_t* b);
 
 // shared memory through ptx.cuh's wide accesses: bounds, alignment, races, banks
 void load_shared(void* value, const void* src, int bytes);
@@ -72,6 +72,7 @@ float half_to_float(uint16_t u);
 uint16_t float_to_half(float f);
 float bfloat16_to_float(uint16_t u);
 uint16_t float_to_bfloat16(float f);
+uint32_t float_to_tf32(float f);
 }  // namespace emu
 
 #define DYN_SMEM(name) unsigned char* name = emu::now.smem

@@ -72,31 +72,30 @@ void run_mma(void** p) {
   }
 }
 
+// Operands lose the 13 bits that the hardware does not read.
 void run_mma_tf32(void** p) {
   ++counters.mma;
+  float a[16][8], b[8][8];
   const auto value = [](uint32_t u) {
+    u &= ~0x1fffu;
     float f;
-    u &= ~0x1fffu;  // what the hardware reads
     std::memcpy(&f, &u, 4);
     return f;
   };
-  float a[16][8], b[8][8], d[16][8];
   for (int l = 0; l < 32; ++l) {
     const auto* s = static_cast<const MmaArg*>(p[l]);
     const int g = l >> 2, t = l & 3;
     for (int i = 0; i < 4; ++i) a[g + 8 * (i & 1)][t + 4 * (i >> 1)] = value(s->a[i]);
     for (int i = 0; i < 2; ++i) b[t + 4 * i][g] = value(s->b[i]);
-    for (int i = 0; i < 4; ++i) d[g + 8 * (i >> 1)][2 * t + (i & 1)] = s->d[i];
   }
-  for (int m = 0; m < 16; ++m)
-    for (int n = 0; n < 8; ++n) {
+  for (int l = 0; l < 32; ++l) {
+    auto* s = static_cast<MmaArg*>(p[l]);
+    for (int i = 0; i < 4; ++i) {
+      const int m = (l >> 2) + 8 * (i >> 1), n = (l & 3) * 2 + (i & 1);
       float sum = 0;
       for (int k = 0; k < 8; ++k) sum += a[m][k] * b[k][n];
-      d[m][n] += sum;
+      s->d[i] += sum;
     }
-  for (int l = 0; l < 32; ++l) {
-    const int g = l >> 2, t = l & 3;
-    for (int i = 0; i < 4; ++i) static_cast<MmaArg*>(p[l])->d[i] = d[g + 8 * (i >> 1)][2 * t + (i & 1)];
   }
 }
 
@@ -207,6 +206,15 @@ uint16_t float_to_bfloat16(float f) {
   std::memcpy(&u, &f, 4);
   if (f != f) return 0x7fff;
   return static_cast<uint16_t>((u + 0x7fff + (u >> 16 & 1)) >> 16);
+}
+
+// to nearest, ties away from zero, as cvt.rna does
+uint32_t float_to_tf32(float f) {
+  uint32_t u;
+  std::memcpy(&u, &f, 4);
+  if (f != f) return 0x7fffffff;
+  if ((u & 0x7f800000) != 0x7f800000) u += 0x1000;
+  return u & ~0x1fffu;
 }
 
 }  // namespace emu

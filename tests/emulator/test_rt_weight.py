@@ -135,9 +135,7 @@ def test_channels_of_channels_last(plain: ModuleType, c: int) -> None:
      weight(1, 1, 30, 96, kernel=(31, 29)), weight(1, 1, 90, 20, kernel=(81, 5)), weight(9, 1, 14, 14, kernel=27)],
     ids=str,
 )  # fmt: skip
-def test_small_devices_and_filters_in_parts(
-    plain: ModuleType, case: Case, limits: tuple[int, int, int, int]
-) -> None:
+def test_small_devices_and_filters_in_parts(plain: ModuleType, case: Case, limits: tuple[int, int, int, int]) -> None:
     case = case.but(limits=limits)
     plan = family_plan(plain, case)
     assert plan["shared_bytes"] <= limits[2] and plan["blocks_per_sm"] * plan["shared_bytes"] <= limits[3]  # type: ignore[operator]
@@ -185,8 +183,11 @@ def errors(emulator: ModuleType, case: Case) -> dict[str, float]:
     return {key: float((got[key].double() - want[key]).norm() / want[key].norm()) for key in want}
 
 
-@pytest.mark.parametrize(("name", "bound"), [("rtw_5x4_w", 2.0**-8), ("rtw_3x2_w_tf32", 2.0**-10.5),
-                                             ("rtw_3x2_w_bf16x3", 2.0**-16), ("rtw_1x1_w_bf16x3", 2.0**-16)])  # fmt: skip
+@pytest.mark.parametrize(
+    ("name", "bound"),
+    [("rtw_5x4_w", 2.0**-8), ("rtw_3x2_w_tf32", 2.0**-10.5), ("rtw_3x2_w_bf16x3", 2.0**-16),
+     ("rtw_1x1_w_bf16x3", 2.0**-16)],
+)  # fmt: skip
 def test_random_data_is_within_the_bound_of_the_precision(plain: ModuleType, name: str, bound: float) -> None:
     """tf32 rounds operands to 11 bits, bf16x3 to 16 or more; 16-bit results to their own 8 (here) or 11."""
     case = variant_case(plain, name).but(n=9)
@@ -258,7 +259,11 @@ def test_offsets_beyond_two_to_the_31(plain: ModuleType) -> None:
         assert plain.launch(case.problem(), tensors, case.variant, case.limits) == ""
         small = case.but(c=1, h=10, w=10)
         want = harness.reference(small, {"x": x[:, -1:, :10, :10], "grad": grad[:, -1:, :10, :10]})["out"][0]
-        got = out[-1].double() if splits == 1 else workspace.view(splits, case.c, 10)[:, -1, :9].double().sum(0).view(3, 3)
+        got = (
+            out[-1].double()
+            if splits == 1
+            else workspace.view(splits, case.c, 10)[:, -1, :9].double().sum(0).view(3, 3)
+        )
         assert torch.equal(got, want)
 
 
@@ -300,8 +305,10 @@ def test_batch_of_a_row_needs_no_workspace_where_channels_fill_the_gpu(plain: Mo
 
 @pytest.mark.parametrize(
     ("case", "name", "share", "most_us"),
-    [(weight(64, 128, 56, 56, kernel=31), "rtw_5x7_w", 0.78, 98), (weight(64, 256, 28, 28, kernel=29), "rtw_5x4_w", 0.65, 40),
-     (weight(64, 512, 14, 14, kernel=27), "rtw_3x2_w", 0.76, 16), (weight(64, 1024, 7, 7, kernel=13), "rtw_1x1_w", 0.66, 10),
+    [(weight(64, 128, 56, 56, kernel=31), "rtw_5x7_w", 0.78, 98),
+     (weight(64, 256, 28, 28, kernel=29), "rtw_5x4_w", 0.65, 40),
+     (weight(64, 512, 14, 14, kernel=27), "rtw_3x2_w", 0.76, 16),
+     (weight(64, 1024, 7, 7, kernel=13), "rtw_1x1_w", 0.66, 10),
      (weight(64, 128, 96, 96, kernel=31), "rtw_5x6_t", 0.76, 330)],
     ids=lambda v: str(v) if isinstance(v, str) else "",
 )  # fmt: skip
