@@ -3,7 +3,8 @@
 #include "dwconv2d_cuda.h"
 
 // rt_fwd: fwd and bwd_input on tensor cores
-#define REPLKNET_EXT_FAMILIES(X) X(rt_fwd)
+// fma: float32 and float64 on the FMA pipe, all passes and memory formats
+#define REPLKNET_EXT_FAMILIES(X) X(rt_fwd) X(fma)
 
 namespace replknet_ext::cuda {
 
