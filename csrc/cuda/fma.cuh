@@ -9,7 +9,8 @@
 // [plane], planes first: shared memory is read without bank conflicts, filters are broadcast, and as the slots of a warp
 // are neighbours, loop bounds clip most taps outside the image: rows exactly (one row group a warp), columns by chunks of
 // 4 taps. A filter, or an output gradient, that does not fit goes through in parts; every warp then has one tile, whose sums
-// stay in registers over parts and, in bwd_weight, over images. No atomics: the same bits on every run.
+// stay in registers over parts and, in bwd_weight, over images. Where bwd_weight has few tiles, slices of the gradient's rows
+// go to different warps. No atomics: the same bits on every run.
 #pragma once
 #include "fma_tile.cuh"
 #include "fma_variants.h"
@@ -27,6 +28,13 @@ __host__ __device__ constexpr int fma_last_window(int origin, int width) { retur
 __host__ __device__ constexpr int fma_row_order(int i, int groups) {
   return i & 1 ? groups / 2 - (i + 1) / 2 : groups / 2 + i / 2;
 }
+
+// One warp's work: 32 slots, and for bwd_weight a slice of the filter's rows.
+struct FmaItem {
+  int group_low, group_high, column_low, column_high;  // row and column groups of the warp, in the tile
+  int plane, group, column;                            // of the lane
+  bool exists;
+};
 
 template <class T, int kRows, bool kWeight, int kWarps, int kBlocks>
 __global__ void __launch_bounds__(kWarps * 32, kBlocks) fma_kernel(const __grid_constant__ FmaArgs a) {
@@ -54,23 +62,44 @@ __global__ void __launch_bounds__(kWarps * 32, kBlocks) fma_kernel(const __grid_
   const int low_window = fma_first_window(origin), high_window = fma_last_window(origin, a.w);
   const int spread = (a.merge - 1) * kRows;  // input rows outside the image that a warp of several row groups may read
 
+  const auto locate = [&](int item) {
+    FmaItem w;
+    const int sub = item % item_warps, group = fma_row_order(item / item_warps, merged) * a.merge;
+    const int first = sub * 32 >> planes_log2, last = (sub * 32 + 31) >> planes_log2;
+    w.group_low = group + first / groups_x, w.group_high = min(groups_y - 1, group + min(a.merge - 1, last / groups_x));
+    const bool one_row = first / groups_x == last / groups_x;
+    w.column_low = one_row ? first % groups_x : 0, w.column_high = one_row ? last % groups_x : groups_x - 1;
+    const int slot = sub * 32 + lane, place = slot >> planes_log2;
+    w.plane = slot & (planes - 1), w.group = group + place / groups_x, w.column = place % groups_x;
+    w.exists = place / groups_x < a.merge && w.group < groups_y;
+    return w;
+  };
+  const auto store = [&](const FmaTile<T, kRows>& sums, const FmaItem& w, int n, bool exists) {
+    const int c = channel0 + (w.plane & (channels - 1)), y = (group_y0 + w.group) * kRows, x = (group_x0 + w.column) * 4;
+    if (!exists || !w.exists || c >= a.c) return;
+    T* out = static_cast<T*>(a.out) + n * a.os.n + c * a.os.c + y * a.os.y + x * a.os.x;
+#pragma unroll
+    for (int i = 0; i < kRows; ++i)
+      if (y + i < a.oh) ptx::store_quad(out + i * a.os.y, sums.acc[i], a.os.x, a.ow - x, a.out_vec);
+  };
+
   FmaTile<T, kRows> sums;
   T grad_sum = 0;
+  if constexpr (kWeight) sums.clear();
 #pragma unroll 1
   for (int round = 0; round < rounds; ++round) {
     const int image = first_image + (round / parts << a.images_log2), part = round % parts;
-    const int k0 = part / a.parts_along * a.part_rows, f_rows = min(a.part_rows, a.fh - k0);
+    const int k0 = part / a.parts_along * a.part_rows, part_rows = min(a.part_rows, a.fh - k0);
     const int t0 = part % a.parts_along * a.part_chunks, t_end = min(a.chunks, t0 + a.part_chunks);
-    const int above = a.pad_top - k0;  // of output row y and row k of the part: input row y + k - above
-    const int y_low = max(-spread, group_y0 * kRows - above);
-    const int y_end = min(a.h + spread, (group_y0 + groups_y) * kRows + f_rows - 1 - above);
+    const int y_low = max(-spread, group_y0 * kRows + k0 - a.pad_top);
+    const int y_end = min(a.h + spread, (group_y0 + groups_y) * kRows + k0 + part_rows - 1 - a.pad_top);
     const int window0 = max(low_window, group_x0 + t0);
 
     if (round > 0) __syncthreads();  // every warp has finished with the round before
     load_part(input, static_cast<const T*>(a.x), a.xs,
               {y_low, 4 * window0 + origin, max(0, y_end - y_low), a.in_pitch, a.in_tail, a.in_plane, a.h, a.w}, image,
               images, image_end, channel0, channels, a.c, a.channel_lanes, a.lanes_log2);
-    const FmaPart filter_part{k0, 4 * t0 - a.shift, f_rows, a.f_pitch, 0, a.f_plane, a.fh, a.fw};
+    const FmaPart filter_part{k0, 4 * t0 - a.shift, part_rows, a.f_pitch, 0, a.f_plane, a.fh, a.fw};
     load_part(filter, static_cast<const T*>(a.f), a.fs, filter_part, kWeight ? image : 0, kWeight ? images : 1,
               kWeight ? image_end : 1, channel0, channels, a.c, a.f_channel_lanes, a.f_lanes_log2);
     ptx::cp_async_commit();
@@ -79,65 +108,61 @@ __global__ void __launch_bounds__(kWarps * 32, kBlocks) fma_kernel(const __grid_
 
     if constexpr (kWeight)
       if (a.grad_bias && tile == 0)
-        for (int e = threadIdx.x >> planes_log2; e < f_rows * a.f_pitch; e += blockDim.x >> planes_log2)
+        for (int e = threadIdx.x >> planes_log2; e < part_rows * a.f_pitch; e += blockDim.x >> planes_log2)
           grad_sum += filter[(threadIdx.x & (planes - 1)) * a.f_plane + e];
 
-    for (int item = warp; item < items; item += warps) {
-      const int sub = item % item_warps, group = fma_row_order(item / item_warps, merged) * a.merge;
-      // the warp's row groups and column groups, and the lane's
-      const int first = sub * 32 >> planes_log2, last = (sub * 32 + 31) >> planes_log2;
-      const int group_low = group + first / groups_x, group_high = min(groups_y - 1, group + min(a.merge - 1, last / groups_x));
-      const bool one_row = first / groups_x == last / groups_x;
-      const int column_low = one_row ? first % groups_x : 0, column_high = one_row ? last % groups_x : groups_x - 1;
-      const int slot = sub * 32 + lane, plane = slot & (planes - 1), place = slot >> planes_log2;
-      const int own_group = group + place / groups_x, own_column = place % groups_x;
-      const bool exists = place / groups_x < a.merge && own_group < groups_y;
-      const int y0 = (group_y0 + group_low) * kRows, y_last = (group_y0 + group_high) * kRows;
-      const int rows = group_low == group_high ? min(kRows, a.oh - y0) : kRows;
+    for (int item = warp; item < items * a.slices; item += warps) {
+      const FmaItem w = locate(item % items);
+      const int skipped = item / items * a.slice_rows, f_rows = min(a.slice_rows, part_rows - skipped);
+      const int above = a.pad_top - k0 - skipped;  // output row y and row k of the slice meet input row y + k - above
+      const int y0 = (group_y0 + w.group_low) * kRows, y_last = (group_y0 + w.group_high) * kRows;
+      const int rows = w.group_low == w.group_high ? min(kRows, a.oh - y0) : kRows;
       const int k_low = max(0, above - y_last), k_end = min(f_rows + rows - 1, a.h + above - y0);
-      const int t_low = max(t0, low_window - (group_x0 + column_high));
-      const int t_high = min(t_end - 1, high_window - (group_x0 + column_low));
+      const int t_low = max(t0, low_window - (group_x0 + w.column_high));
+      const int t_high = min(t_end - 1, high_window - (group_x0 + w.column_low));
 
-      if (round == 0) sums.clear();
-      const int own_y = (group_y0 + own_group) * kRows - above + k_low - y_low;
-      const T* x = input + plane * a.in_plane + own_y * a.in_pitch;
-      const T* f = filter + (kWeight ? plane : plane & (channels - 1)) * a.f_plane + k_low * a.f_pitch;
+      if (!kWeight && round == 0) sums.clear();
+      const int own_y = (group_y0 + w.group) * kRows - above + k_low - y_low;
+      const T* x = input + w.plane * a.in_plane + own_y * a.in_pitch;
+      const T* f = filter + (kWeight ? w.plane : w.plane & (channels - 1)) * a.f_plane + (skipped + k_low) * a.f_pitch;
 #pragma unroll 1
-      for (int t = t_low; k_low < k_end && t <= t_high; ++t) {
-        const int window = group_x0 + own_column + t, low = t == 0 ? a.shift : 0;
+      for (int t = t_low; f_rows > 0 && k_low < k_end && t <= t_high; ++t) {
+        const int window = group_x0 + w.column + t, low = t == 0 ? a.shift : 0;
         const int high = min(4, a.fw + a.shift - 4 * t);
-        if (exists && window >= low_window && window <= high_window)
-          sums.chunk(low, high, x + (window - window0) * 4, f + (t - t0) * 4, k_low, k_end, f_rows, rows, a.in_pitch,
-                     a.f_pitch);
+        if (w.exists && window >= low_window && window <= high_window)
+          sums.chunk(low, high, {x + (window - window0) * 4, f + (t - t0) * 4, k_low, a.in_pitch, a.f_pitch}, k_end,
+                     f_rows, rows);
       }
-      if (round + 1 < rounds) continue;
-
-      const int n = plane >> a.channels_log2, c = channel0 + (plane & (channels - 1));
-      const int y = (group_y0 + own_group) * kRows, ox = (group_x0 + own_column) * 4;
-      bool store = exists && c < a.c;
-      T* out = static_cast<T*>(a.out) + c * a.os.c + y * a.os.y + ox * a.os.x;
-      if constexpr (kWeight) {
-        for (int bit = channels; bit < planes; bit *= 2)
+      if constexpr (!kWeight)
+        if (round + 1 == rounds) {
+          const int n = image + (w.plane >> a.channels_log2), c = channel0 + (w.plane & (channels - 1));
+          const T bias = a.bias && c < a.c ? static_cast<const T*>(a.bias)[c] : T(0);
 #pragma unroll
-          for (int i = 0; i < 4 * kRows; ++i) sums.acc[i / 4][i % 4] += ptx::shuffle_xor(sums.acc[i / 4][i % 4], bit);
-        store = store && n == 0;
-        out += blockIdx.y * a.os.n;
-      } else {
-        store = store && image + n < image_end;
-        out += (image + n) * a.os.n;
-        const T bias = store && a.bias ? static_cast<const T*>(a.bias)[c] : T(0);
-#pragma unroll
-        for (int i = 0; i < 4 * kRows; ++i)
-          sums.acc[i / 4][i % 4] = fma_activate(sums.acc[i / 4][i % 4] + bias, a.activation);
-      }
-      if (store) {
-#pragma unroll
-        for (int i = 0; i < kRows; ++i)
-          if (y + i < a.oh) ptx::store_quad(out + i * a.os.y, sums.acc[i], a.os.x, a.ow - ox, a.out_vec);
-      }
+          for (int i = 0; i < 4 * kRows; ++i)
+            sums.acc[i / 4][i % 4] = fma_activate(sums.acc[i / 4][i % 4] + bias, a.activation);
+          store(sums, w, n, n < image_end);
+        }
     }
   }
-  if constexpr (kWeight)
+
+  if constexpr (kWeight) {
+    T* const scratch = input;  // slices are summed in their order, then images by shuffles
+    __syncthreads();
+    if (warp >= items && warp < items * a.slices)
+#pragma unroll
+      for (int i = 0; i < 4 * kRows; ++i) scratch[((warp - items) * 4 * kRows + i) * 32 + lane] = sums.acc[i / 4][i % 4];
+    __syncthreads();
+    if (warp < items) {
+      for (int slice = 1; slice < a.slices; ++slice)
+#pragma unroll
+        for (int i = 0; i < 4 * kRows; ++i)
+          sums.acc[i / 4][i % 4] += scratch[(((slice - 1) * items + warp) * 4 * kRows + i) * 32 + lane];
+      for (int bit = channels; bit < planes; bit *= 2)
+#pragma unroll
+        for (int i = 0; i < 4 * kRows; ++i) sums.acc[i / 4][i % 4] += ptx::shuffle_xor(sums.acc[i / 4][i % 4], bit);
+      const FmaItem w = locate(warp);
+      store(sums, w, blockIdx.y, w.plane < channels);
+    }
     if (a.grad_bias && tile == 0) {
       __syncthreads();
       input[threadIdx.x] = grad_sum;
@@ -148,6 +173,7 @@ __global__ void __launch_bounds__(kWarps * 32, kBlocks) fma_kernel(const __grid_
         static_cast<T*>(a.grad_bias)[static_cast<int64_t>(blockIdx.y) * a.c + channel0 + threadIdx.x] = sum;
       }
     }
+  }
 }
 
 // Sums the splits' partial gradients in their order.

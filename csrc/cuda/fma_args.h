@@ -29,6 +29,7 @@ struct FmaArgs {
   int in_pitch, in_plane, in_tail, f_pitch, f_plane;    // elements of shared memory; in_tail: zeros after the last row
   // a warp's lanes while it loads the input and the filter: along channels and along a row
   int channel_lanes, lanes_log2, f_channel_lanes, f_lanes_log2;
+  int slices, slice_rows;    // of a part's rows, to different warps (bwd_weight; else 1)
   int images_per_split;      // bwd_weight
   int image0;                // first image of this launch
 };

@@ -15,14 +15,15 @@ int floor4(int v) { return v >= 0 ? v / 4 : -((3 - v) / 4); }
 int log2_of(int v) { return v <= 1 ? 0 : 1 + log2_of(v / 2); }
 
 // Instructions beside the multiply-adds, counted in the compiled kernels; cycles of rounds and launches are guesses.
-constexpr double kStepIssue = 5;      // of a steady step: loads and addresses
-constexpr double kEdgeStepIssue = 14; // of an edge step: loads, bounds, loop
-constexpr double kEdgeRowIssue = 4;   // of every output row in an edge step: load, branch
-constexpr double kItemIssue = 400;    // of an item: its geometry, epilogue, stores
-constexpr double kChunkIssue = 60;    // of a chunk: addresses, first filter rows
-constexpr double kRoundCycles = 1200; // latency of a load and two barriers, when nothing hides them
-constexpr double kWarpRate = 0.7;     // instructions a cycle of a warp that has its scheduler to itself
-constexpr double kLoadIssue = 10;     // instructions for every 32 elements that are loaded
+constexpr double kStepIssue = 5;       // of a step of the steady loop and of its ends: loads, addresses
+constexpr double kFullStepIssue = 14;  // of a full step outside it, which loads every filter row
+constexpr double kEdgeStepIssue = 20;  // of an edge step: loads, bounds, loop
+constexpr double kEdgeRowIssue = 4;    // of an output row in an edge step: branch, address, load
+constexpr double kItemIssue = 400;      // of an item: its geometry, epilogue, stores
+constexpr double kChunkIssue = 60;      // of a chunk: addresses, first filter rows
+constexpr double kRoundCycles = 1200;   // latency of a load and two barriers, when nothing hides them
+constexpr double kWarpRate = 0.7;       // instructions a cycle of a warp that has its scheduler to itself
+constexpr double kLoadIssue = 10;       // instructions for every 32 elements that are loaded
 
 struct Shape {  // the problem as one correlation, see FmaArgs
   int fh, fw, oh, ow;
@@ -57,6 +58,7 @@ struct Tile {
   int rows, columns;     // groups
   int merge;
   int part_rows, part_chunks;
+  int slices;
 };
 
 // Elements of a plane, padded so that 8 neighbouring lanes, planes first, read different banks.
@@ -76,7 +78,8 @@ class Candidate {
     parts_down_ = ceil_div(s.fh, t.part_rows), parts_along_ = ceil_div(s.chunks, t.part_chunks);
     item_warps_ = static_cast<int>((static_cast<int64_t>(t.columns) * t.merge * planes_ + 31) / 32);
     items_ = static_cast<int64_t>(ceil_div(t.rows, t.merge)) * item_warps_;
-    warps_ = static_cast<int>(std::min<int64_t>(items_, v.warps));
+    slice_rows_ = ceil_div(t.part_rows, t.slices), slices_ = ceil_div(t.part_rows, slice_rows_);
+    warps_ = static_cast<int>(std::min<int64_t>(items_ * slices_, v.warps));
     const int spread = (t.merge - 1) * v.rows;
     const int64_t in_rows = std::min<int64_t>(p.h + 2 * spread, static_cast<int64_t>(t.rows) * v.rows + t.part_rows - 1);
     const bool along = column_tiles_ == 1 && parts_along_ == 1, shares = along && s.shares_zeros;
@@ -87,45 +90,47 @@ class Candidate {
     f_pitch_ = 4 * t.part_chunks;
     const int filters = weight_ ? planes_ : t.channels;
     f_plane_ = padded(static_cast<int64_t>(t.part_rows) * f_pitch_, filters);
-    shared_ = 4 * s.elements * std::max<int64_t>(planes_ * in_plane_ + filters * f_plane_, 32 * warps_);
+    const int64_t reduced = (slices_ - 1) * items_ * 4 * v.rows * 32;
+    shared_ = 4 * s.elements * std::max({planes_ * in_plane_ + filters * f_plane_, reduced, int64_t{32} * warps_});
   }
 
   int64_t shared() const { return shared_; }
-  bool one_item_a_warp() const { return items_ <= v_.warps; }
+  bool one_item_a_warp() const { return items_ * slices_ <= v_.warps; }
   bool runs() const {
     const int64_t columns = (p_.c + t_.channels - 1) / t_.channels * row_tiles_ * column_tiles_;
     return columns <= 0x7fffffff && shared_ <= limits_.shared_per_block &&
            (one_item_a_warp() || (!weight_ && parts_down_ * parts_along_ == 1));
   }
 
-  // images: of a block, over all of its rounds (fwd: t.images)
-  void fill(int variant, int64_t images, FmaPlan* out) const {
-    const int by_registers = std::max(1, v_.warps * v_.blocks / warps_);
-    const int resident = std::min({std::max(1, static_cast<int>(limits_.shared_per_sm / (shared_ + 1024))), by_registers, 32,
-                                   64 / warps_});
-    const int64_t groups = (p_.n + images - 1) / images;
-    const int64_t blocks = (p_.c + t_.channels - 1) / t_.channels * row_tiles_ * column_tiles_ * groups;
-    const int parts = parts_down_ * parts_along_;
-    const double image_rounds = static_cast<double>((images + t_.images - 1) / t_.images), rounds = image_rounds * parts;
-
-    double issue = 0, longest = 0, waves = 0;  // of a block and a round of its images, of its busiest scheduler
-    block_work(&issue, &longest, &waves);
-    issue *= image_rounds, longest *= image_rounds, waves *= image_rounds;
+  // The model's cycles of the busiest SM; images: of a block, over all of its rounds (fwd: t.images).
+  double cycles(int64_t images) {
+    if (issue_ < 0) block_work();
+    const int64_t groups = (p_.n + images - 1) / images, blocks = blocks_of(groups);
+    const double image_rounds = static_cast<double>((images + t_.images - 1) / t_.images);
+    const double rounds = image_rounds * parts_down_ * parts_along_;
     const double loaded = rounds * (static_cast<double>(planes_) * in_rows_ * in_pitch_ +
                                     static_cast<double>(weight_ ? planes_ : t_.channels) * t_.part_rows * f_pitch_);
-    issue += loaded / 32 * kLoadIssue / 4;
-    const double bytes = 4. * s_.elements * (loaded * 0.95 + stored());
+    const double issue = issue_ * image_rounds + loaded / 32 * kLoadIssue / 4;
+    // channels_last: a sector of 32 bytes is read for the block's channels of a pixel
+    const double sectors = p_.channels_last ? std::max(1., 8. / (t_.channels * s_.elements)) : 1.;
+    const double outputs = static_cast<double>(t_.rows) * v_.rows * t_.columns * 4 * t_.channels * (weight_ ? 1 : t_.images);
+    const double load = 4. * s_.elements * loaded * sectors / kGlobalBytes;
+    const double stores = 4. * s_.elements * outputs * (weight_ ? 1. : sectors) / kGlobalBytes;
     const double rounds_of_sm = static_cast<double>((blocks + limits_.sms - 1) / limits_.sms);
-    const int together = warps_ * static_cast<int>(std::min<double>(resident, rounds_of_sm));
-    const double alone = std::max({issue / busy(warps_), longest / kWarpRate, waves});
-    const double shared = std::max(issue / busy(together), waves);
-    const double start = kStartCycles + kRoundCycles * (rounds - 1), fill = start + bytes / kGlobalBytes;
-    const double overlapped = std::max(shared + kExposed * fill, bytes / kGlobalBytes);
-    double cycles = resident >= 2 ? (rounds_of_sm - 1) * overlapped + alone + fill : rounds_of_sm * (alone + fill);
-    const int64_t count = p_.c * s_.oh * s_.ow;
+    const int together = warps_ * static_cast<int>(std::min<double>(resident(), rounds_of_sm));
+    const double waves = waves_ * image_rounds;
+    const double alone = std::max({issue / busy(warps_), longest_ * image_rounds / kWarpRate, waves});
+    const double start = kStartCycles + kRoundCycles * (rounds - 1) + load;
+    const double overlapped = std::max(std::max(issue / busy(together), waves) + kExposed * start, load + stores);
+    const double block = alone + start + kExposed * stores;
+    double all = resident() >= 2 ? (rounds_of_sm - 1) * overlapped + block : rounds_of_sm * std::max(block, load + stores);
     if (weight_ && groups > 1)
-      cycles += kStartCycles + 8. * s_.elements * static_cast<double>(count * groups) / (kGlobalBytes * limits_.sms);
+      all += kStartCycles + 8. * s_.elements * static_cast<double>(count() * groups) / (kGlobalBytes * limits_.sms);
+    return all;
+  }
 
+  void fill(int variant, int64_t images, FmaPlan* out) {
+    const int64_t groups = (p_.n + images - 1) / images;
     out->args = {};
     FmaArgs& a = out->args;
     a.n = static_cast<int>(p_.n), a.c = static_cast<int>(p_.c), a.h = static_cast<int>(p_.h), a.w = static_cast<int>(p_.w);
@@ -143,17 +148,51 @@ class Candidate {
     const auto lanes = [&](int pitch, int along) { return std::min(log2_of(2 * pitch - 1), log2_of(32 / along)); };
     a.channel_lanes = channel_lanes, a.lanes_log2 = lanes(in_pitch_, channel_lanes);
     a.f_channel_lanes = weight_ ? channel_lanes : 1, a.f_lanes_log2 = lanes(f_pitch_, a.f_channel_lanes);
-    a.images_per_split = static_cast<int>(images);
+    a.slices = slices_, a.slice_rows = slice_rows_, a.images_per_split = static_cast<int>(images);
     out->splits = groups;
-    out->plan = {variant, weight_ ? v_.weight : v_.fwd, t_.merge, t_.rows * v_.rows, t_.columns, planes_, parts, warps_,
-                 static_cast<int>(shared_), resident, blocks, 0, cycles, 0, 0};
-    if (weight_ && groups > 1) out->plan.workspace_bytes = groups * (count + p_.c) * 4 * s_.elements;
+    out->plan = {variant, weight_ ? v_.weight : v_.fwd, t_.merge, t_.rows * v_.rows, t_.columns, planes_,
+                 parts_down_ * parts_along_, warps_,
+                 static_cast<int>(shared_), resident(), blocks_of(groups), 0, cycles(images), 0, 0};
+    if (weight_ && groups > 1) out->plan.workspace_bytes = groups * (count() + p_.c) * 4 * s_.elements;
   }
 
  private:
-  double stored() const {
-    const double outputs = static_cast<double>(t_.rows) * v_.rows * t_.columns * 4 * t_.channels;
-    return weight_ ? outputs : outputs * t_.images;
+  int resident() const {
+    const int by_shared = static_cast<int>(limits_.shared_per_sm / (shared_ + 1024));
+    return std::max(1, std::min({by_shared, v_.warps * v_.blocks / warps_, 32}));
+  }
+  int64_t blocks_of(int64_t groups) const {
+    return (p_.c + t_.channels - 1) / t_.channels * row_tiles_ * column_tiles_ * groups;
+  }
+  int64_t count() const { return p_.c * s_.oh * s_.ow; }
+
+  struct Sum {
+    double issue, steps, filter_loads;
+  };
+
+  // What FmaTile::part does for a chunk of that many taps.
+  Sum sum_chunk(int k, int k_end, int f_rows, int rows, int taps, bool whole) const {
+    const int r = v_.rows, last = r - 1;
+    const double fma = 4. * taps;
+    Sum s{0, static_cast<double>(k_end - k), 0};
+    const auto edge = [&](int stop) {
+      for (; k < stop; ++k) {
+        const int met = std::max(0, std::min(rows - 1, k) - std::max(0, k - f_rows + 1) + 1);
+        s.issue += kEdgeStepIssue + met * (fma + kEdgeRowIssue) + (r - met), s.filter_loads += met;
+      }
+    };
+    const bool rising = whole && k == 0 && std::min(f_rows, k_end) >= last;
+    if (rising) s.issue += last * (kStepIssue + fma * r / 2), s.filter_loads += last, k = last;
+    else edge(std::min(k_end, last));
+    const int full_end = std::min(k_end, f_rows), steps = std::max(0, full_end - std::max(k, last));
+    const int steady = whole ? steps / r * r : 0;
+    s.issue += steady * (fma * r + kStepIssue) + (steps - steady) * (fma * r + kFullStepIssue);
+    s.filter_loads += steady + (steps - steady) * r;
+    k += steps;
+    if (whole && k == f_rows && k_end == f_rows + last && f_rows >= last)
+      s.issue += last * (kStepIssue + fma * r / 2), s.filter_loads += last;
+    else edge(k_end);
+    return s;
   }
 
   // Calls use(index, times) for the first, the middle and the last of n tiles.
@@ -165,7 +204,8 @@ class Candidate {
   }
 
   // The average block: instructions of its busiest scheduler, of its longest item, shared memory cycles.
-  void block_work(double* issue, double* longest, double* waves) const {
+  void block_work() {
+    issue_ = longest_ = waves_ = 0;
     each_tile(row_tiles_, [&](int ty, int times_y) {
       each_tile(column_tiles_, [&](int tx, int times_x) {
         double own = 0, own_longest = 0, own_waves = 0;
@@ -178,7 +218,7 @@ class Candidate {
           own += weight * part, own_longest += weight * part_longest, own_waves += weight * part_waves;
         }
         const double share = static_cast<double>(times_y) * times_x / (static_cast<double>(row_tiles_) * column_tiles_);
-        *issue += share * own, *longest += share * own_longest, *waves += share * own_waves;
+        issue_ += share * own, longest_ += share * own_longest, waves_ += share * own_waves;
       });
     });
   }
@@ -186,33 +226,24 @@ class Candidate {
   void part_work(int ty, int tx, int down, double* issue, double* longest, double* waves) const {
     const int groups_y = std::min(t_.rows, s_.row_groups - ty * t_.rows);
     const int groups_x = std::min(t_.columns, s_.column_groups - tx * t_.columns);
-    const int k0 = down * t_.part_rows, f_rows = std::min(t_.part_rows, s_.fh - k0);
-    const int above = static_cast<int>(p_.pad_top) - k0, merged = ceil_div(groups_y, t_.merge);
+    const int part_rows = std::min(t_.part_rows, s_.fh - down * t_.part_rows), merged = ceil_div(groups_y, t_.merge);
     const int subs = static_cast<int>((static_cast<int64_t>(groups_x) * t_.merge * planes_ + 31) / 32);
     const int last_window = s_.first_window + s_.windows - 1;
-    const double fma = 4. * s_.elements, filter_wave = (weight_ || t_.channels > 1 ? 4 : 2) * s_.elements;
+    const double filter_wave = weight_ || t_.channels > 1 ? 4 : 2;  // cycles of shared memory; fewer if a warp shares it
     double scheduler[4] = {}, shared = 0, most = 0;
     const int counted = std::min(merged, 64);
-    for (int i = 0; i < counted; ++i) {
-      const int group = static_cast<int>(static_cast<int64_t>(i) * merged / counted) * t_.merge;
+    for (int i = 0; i < counted * slices_; ++i) {
+      const int skipped = i / counted * slice_rows_, f_rows = std::min(slice_rows_, part_rows - skipped);
+      const int above = static_cast<int>(p_.pad_top) - down * t_.part_rows - skipped;
+      if (f_rows <= 0) break;
+      const int group = static_cast<int>(static_cast<int64_t>(i % counted) * merged / counted) * t_.merge;
       const int group_high = std::min(groups_y - 1, group + t_.merge - 1);
       const int y0 = (ty * t_.rows + group) * v_.rows, y_last = (ty * t_.rows + group_high) * v_.rows;
       const int rows = group == group_high ? std::min(v_.rows, s_.oh - y0) : v_.rows;
       const int k_low = std::max(0, above - y_last);
       const int k_end = std::min(f_rows + rows - 1, static_cast<int>(p_.h) + above - y0);
       if (k_low >= k_end) continue;
-      const int first = std::max(k_low, v_.rows - 1), trips = std::max(0, std::min(k_end, f_rows) - first) / v_.rows;
-      double edge_rows = 0;  // meetings of an output row and a filter row in edge steps
-      const auto met = [&](int k) { return std::max(0, std::min(rows - 1, k) - std::max(0, k - f_rows + 1) + 1); };
-      const int turn = trips ? first : k_end, again = trips ? first + trips * v_.rows : k_end;
-      for (int k = k_low; k < turn; ++k) edge_rows += met(k);
-      for (int k = again; k < k_end; ++k) edge_rows += met(k);
-      const int edge_steps = turn - k_low + k_end - again, steady_steps = trips * v_.rows;
-      const double whole = steady_steps * (4 * fma * v_.rows + kStepIssue * s_.elements) + edge_steps * kEdgeStepIssue +
-                           edge_rows * (4 * fma + kEdgeRowIssue) + kChunkIssue;
-      const double whole_waves = (steady_steps + edge_steps) * 8. * s_.elements + (steady_steps + edge_rows) * filter_wave;
-      double all_rows = 0;
-      for (int k = k_low; k < k_end; ++k) all_rows += met(k);
+      const Sum whole = sum_chunk(k_low, k_end, f_rows, rows, 4, true);
       for (int sub = 0; sub < subs; ++sub) {
         const int64_t low = static_cast<int64_t>(sub) * 32 / planes_, high = (static_cast<int64_t>(sub) * 32 + 31) / planes_;
         const bool one_row = low / groups_x == high / groups_x;
@@ -222,15 +253,14 @@ class Candidate {
         if (t_low > t_high) continue;
         int chunks = t_high - t_low + 1;
         double item = kItemIssue / (parts_down_ * parts_along_), item_waves = 0;
-        const auto partial = [&](int taps) {
-          --chunks;
-          item += (k_end - k_low) * kEdgeStepIssue + all_rows * (taps * fma + kEdgeRowIssue) + kChunkIssue;
-          item_waves += (k_end - k_low) * 8. * s_.elements + all_rows * filter_wave;
+        const auto count = [&](const Sum& sum, int times) {
+          item += times * (sum.issue * s_.elements + kChunkIssue);
+          item_waves += times * s_.elements * (8. * sum.steps + filter_wave * sum.filter_loads);
         };
         const int tail = s_.fw + s_.shift - 4 * (s_.chunks - 1);
-        if (t_high == s_.chunks - 1 && tail < 4) partial(tail);
-        if (t_low == 0 && s_.shift && s_.chunks > 1) partial(3);
-        item += chunks * whole, item_waves += chunks * whole_waves;
+        if (t_high == s_.chunks - 1 && tail < 4) count(sum_chunk(k_low, k_end, f_rows, rows, tail, false), 1), --chunks;
+        if (t_low == 0 && s_.shift && s_.chunks > 1) count(sum_chunk(k_low, k_end, f_rows, rows, 3, false), 1), --chunks;
+        count(whole, chunks);
         const double times = static_cast<double>(merged) / counted;
         scheduler[(static_cast<int64_t>(i) * subs + sub) % warps_ % 4] += item * times;
         shared += item_waves * times, most = std::max(most, item);
@@ -245,9 +275,10 @@ class Candidate {
   const Shape& s_;
   Tile t_;
   bool weight_;
-  int planes_, row_tiles_, column_tiles_, parts_down_, parts_along_, item_warps_, warps_;
+  int planes_, row_tiles_, column_tiles_, parts_down_, parts_along_, item_warps_, warps_, slices_, slice_rows_;
   int in_rows_, in_pitch_, in_tail_, f_pitch_;
   int64_t items_, in_plane_, f_plane_, shared_;
+  double issue_ = -1, longest_, waves_;  // of a block and a round of its images: block_work
 };
 
 // Calls use(size) for the whole extent, its halves, quarters ... down to 1.
@@ -260,19 +291,19 @@ void each_split(int extent, const Use& use) {
   }
 }
 
-bool plan_variant(const Problem& p, const DeviceLimits& limits, int variant, FmaPlan* best) {
+// strict: only tiles that use memory well; not every problem has one.
+bool plan_variant(const Problem& p, const DeviceLimits& limits, int variant, bool strict, FmaPlan* best) {
   const FmaVariant& v = kFma[variant];
   const Shape s = shape_of(p, v);
   const bool weight = p.pass == Pass::bwd_weight;
   bool found = false;
-  const auto keep = [&](const Candidate& candidate, int64_t images) {
-    FmaPlan plan;
-    candidate.fill(variant, images, &plan);
-    if (!found || plan.plan.cycles < best->plan.cycles) *best = plan;
+  const auto keep = [&](Candidate& candidate, int64_t images) {
+    if (found && candidate.cycles(images) >= best->plan.cycles) return;
+    candidate.fill(variant, images, best);
     found = true;
   };
-  const auto consider = [&](Tile t) {
-    const Candidate candidate(p, limits, v, s, t);
+  const auto consider = [&](const Tile& t) {
+    Candidate candidate(p, limits, v, s, t);
     if (!candidate.runs()) return false;
     if (!weight) {
       keep(candidate, t.images);
@@ -283,32 +314,44 @@ bool plan_variant(const Problem& p, const DeviceLimits& limits, int variant, Fma
       keep(candidate, (rounds + splits - 1) / splits * t.images);
     return true;
   };
+  // The filter in parts: as few as fit; of a gradient's many rows, also smaller ones.
+  const auto in_parts = [&](Tile t) {
+    if (consider(t) && !(weight && t.part_rows >= 16)) return;
+    if (!Candidate(p, limits, v, s, t).one_item_a_warp()) return;
+    bool fits = false;
+    for (int tries = 0; t.part_rows > 1 && (!fits || (weight && tries < 2 && t.part_rows >= 16)); ++tries) {
+      t.part_rows = ceil_div(t.part_rows, 2);
+      fits = consider(t) || fits;
+    }
+    while (!fits && t.part_chunks > 1) {
+      t.part_chunks = ceil_div(t.part_chunks, 2);
+      fits = consider(t);
+    }
+  };
   const int most_planes = weight ? 32 : 64;
-  for (int channels = 1; channels <= 32 && channels < 2 * p.c; channels *= 2) {
-    if (p.channels_last ? channels < 4 && p.c > 2 * channels && found : channels > 8 && p.n >= 32) continue;
+  for (int channels = 1; channels <= 32 && channels < 2 * p.c; channels *= 2)
     for (int images = 1; images * channels <= most_planes && images < 2 * p.n; images *= 2) {
-      if (!weight && images < 8 && 2 * images <= p.n && channels * images < 8 && images * 16 < p.n) continue;
+      // of channels and images, those that are neighbours in memory or share a filter come first
+      const bool first_used = p.channels_last ? channels >= 8 || channels >= p.c : images >= 8 || images >= p.n;
+      const int second = p.channels_last ? images : channels;
+      if (strict && (p.channels_last ? !first_used : second > 1 && !first_used)) continue;
       each_split(s.row_groups, [&](int rows) {
         each_split(s.column_groups, [&](int columns) {
-          if (columns < s.column_groups && columns < 8 && s.column_groups > 8 && found) return;
+          if (weight && strict && columns < s.column_groups && columns > 16) return;
+          if (weight && strict && columns < std::min(s.column_groups, 8)) return;
           for (int merge = 1; merge == 1 || (merge < 2 * rows && columns * channels * images * (merge / 2) < 32); merge *= 2) {
-            Tile t{channels, images, rows, columns, merge, s.fh, s.chunks};
-            bool fits = consider(t);
-            if (!Candidate(p, limits, v, s, t).one_item_a_warp()) continue;
-            // the filter in parts: as few as fit, and where the parts are many rows of the gradient, a few more
-            for (int tries = 0; t.part_rows > 1 && (!fits || (weight && tries < 2 && t.part_rows >= 16)); ++tries) {
-              t.part_rows = ceil_div(t.part_rows, 2);
-              fits = consider(t) || fits;
-            }
-            while (!fits && t.part_chunks > 1) {
-              t.part_chunks = ceil_div(t.part_chunks, 2);
-              fits = consider(t);
+            Tile t{channels, images, rows, columns, merge, s.fh, s.chunks, 1};
+            in_parts(t);
+            if (!weight) continue;
+            const int items = ceil_div(rows, merge) * ceil_div(columns * channels * images * merge, 32);
+            for (int slices = v.warps / items, tries = 0; slices > 1 && tries < 2; slices /= 2, ++tries) {
+              t.slices = std::min(slices, std::max(1, s.fh / v.rows));
+              if (t.slices > 1) in_parts(t);
             }
           }
         });
       });
     }
-  }
   return found;
 }
 
@@ -325,7 +368,7 @@ const char* make_plan(const Problem& p, const DeviceLimits& limits, int variant,
   for (int i = 0; i < kFmaCount; ++i) {
     if ((variant >= 0 && i != variant) || kFma[i].f64 != f64) continue;
     FmaPlan candidate;
-    if (plan_variant(some, limits, i, &candidate) && (!found || candidate.plan.cycles < plan->plan.cycles)) {
+    if ((plan_variant(some, limits, i, true, &candidate) || plan_variant(some, limits, i, false, &candidate)) && (!found || candidate.plan.cycles < plan->plan.cycles)) {
       *plan = candidate;
       found = true;
     }

@@ -5,11 +5,20 @@
 
 namespace replknet_ext::cuda {
 
+// Where a tile is in its sum. Step k meets output row 0 with filter row k: x points to the window of inputs, f to the chunk
+// of taps there; output row i then meets filter row k - i.
+template <class T>
+struct FmaPlace {
+  const T *x, *f;
+  int k, x_pitch, f_pitch;
+  __device__ __forceinline__ void step(int n) { k += n, x += n * x_pitch, f += n * f_pitch; }
+};
+
 // kRows rows x 4 columns of one plane's output. Input and filter come from shared memory in quads of 4 columns: a chunk of
-// 4 taps meets a window of 7 inputs. x points to the window in the input row that meets filter row k and output row 0,
-// f to the chunk in filter row k; output row i then meets filter row k - i.
+// 4 taps meets a window of 7 inputs.
 template <class T, int kRows>
 struct FmaTile {
+  using Place = FmaPlace<T>;
   T acc[kRows][4];
 
   __device__ __forceinline__ void clear() {
@@ -26,62 +35,106 @@ struct FmaTile {
       for (int c = 0; c < 4; ++c) acc[i][c] = ptx::fused(c + j < 4 ? a.v[c + j] : b.v[c + j - 4], w.v[j], acc[i][c]);
   }
 
-  // Steps k ... k_end of which any output row may be outside the filter: rows it does not meet cost a branch.
+  // Steps of which any output row may be outside the filter: every row costs a branch.
   template <int kLow, int kHigh>
-  __device__ __forceinline__ void edge(const T* x, const T* f, int k, int k_end, int f_rows, int rows, int x_pitch,
-                                       int f_pitch) {
+  __device__ __forceinline__ void edge(Place& p, int stop, int f_rows, int rows) {
 #pragma unroll 1
-    for (; k < k_end; ++k, x += x_pitch, f += f_pitch) {
-      const int low = max(0, k - f_rows + 1), high = min(rows - 1, k);
-      const ptx::Quad<T> a = ptx::load_quad(x);
+    for (; p.k < stop; p.step(1)) {
+      const int low = max(0, p.k - f_rows + 1), high = min(rows - 1, p.k);
+      const ptx::Quad<T> a = ptx::load_quad(p.x);
       ptx::Quad<T> b{};
-      if constexpr (kHigh > 1) b = ptx::load_quad(x + 4);
+      if constexpr (kHigh > 1) b = ptx::load_quad(p.x + 4);
 #pragma unroll
       for (int i = 0; i < kRows; ++i)
-        if (i >= low && i <= high) add<kLow, kHigh>(i, a, b, ptx::load_quad(f - i * f_pitch));
+        if (i >= low && i <= high) add<kLow, kHigh>(i, a, b, ptx::load_quad(p.f - i * p.f_pitch));
     }
   }
 
-  // trips * kRows steps that meet every output row. A filter row is loaded once and passed between output rows in
-  // registers: at step u of a trip, row i uses w[(u - i) mod kRows].
-  __device__ __forceinline__ void steady(const T* x, const T* f, int trips, int x_pitch, int f_pitch) {
-    ptx::Quad<T> w[kRows];
+  // Steps that meet every output row.
+  template <int kLow, int kHigh>
+  __device__ __forceinline__ void full(Place& p, int stop) {
+#pragma unroll 1
+    for (; p.k < stop; p.step(1)) {
+      const ptx::Quad<T> a = ptx::load_quad(p.x);
+      ptx::Quad<T> b{};
+      if constexpr (kHigh > 1) b = ptx::load_quad(p.x + 4);
 #pragma unroll
-    for (int i = 1; i < kRows; ++i) w[kRows - i] = ptx::load_quad(f - i * f_pitch);
+      for (int i = 0; i < kRows; ++i) add<kLow, kHigh>(i, a, b, ptx::load_quad(p.f - i * p.f_pitch));
+    }
+  }
+
+  // The first kRows - 1 steps, if the tile starts with them (rising), then trips * kRows steps that meet every output row.
+  // A filter row is loaded once and passed between output rows in registers: at step u of a trip, row i uses
+  // w[(u - i) mod kRows].
+  __device__ __forceinline__ void steady(Place& p, bool rising, int trips) {
+    ptx::Quad<T> w[kRows];
+    if (rising) {
+#pragma unroll
+      for (int u = 0; u + 1 < kRows; ++u, p.step(1)) {
+        w[u + 1] = ptx::load_quad(p.f);
+        const ptx::Quad<T> a = ptx::load_quad(p.x), b = ptx::load_quad(p.x + 4);
+#pragma unroll
+        for (int i = 0; i <= u; ++i) add<0, 4>(i, a, b, w[u + 1 - i]);
+      }
+    } else {
+#pragma unroll
+      for (int i = 1; i < kRows; ++i) w[kRows - i] = ptx::load_quad(p.f - i * p.f_pitch);
+    }
 #pragma unroll 1
     for (; trips > 0; --trips) {
 #pragma unroll
-      for (int u = 0; u < kRows; ++u, x += x_pitch, f += f_pitch) {
-        w[u] = ptx::load_quad(f);
-        const ptx::Quad<T> a = ptx::load_quad(x), b = ptx::load_quad(x + 4);
+      for (int u = 0; u < kRows; ++u, p.step(1)) {
+        w[u] = ptx::load_quad(p.f);
+        const ptx::Quad<T> a = ptx::load_quad(p.x), b = ptx::load_quad(p.x + 4);
 #pragma unroll
         for (int i = 0; i < kRows; ++i) add<0, 4>(i, a, b, w[(u - i + kRows) % kRows]);
       }
     }
   }
 
-  // Steps k ... k_end of a whole chunk.
-  __device__ __forceinline__ void whole(const T* x, const T* f, int k, int k_end, int f_rows, int rows, int x_pitch,
-                                        int f_pitch) {
-    const int first = max(k, kRows - 1), trips = max(0, min(k_end, f_rows) - first) / kRows;
-    const int turn = trips > 0 ? first : k_end;
-#pragma unroll 1
-    for (int stop = turn;; stop = k_end) {
-      edge<0, 4>(x, f, k, stop, f_rows, rows, x_pitch, f_pitch);
-      x += (stop - k) * x_pitch, f += (stop - k) * f_pitch, k = stop;
-      if (stop == k_end) break;
-      steady(x, f, trips, x_pitch, f_pitch);
-      x += trips * kRows * x_pitch, f += trips * kRows * f_pitch, k += trips * kRows;
+  // The last kRows - 1 steps: the filter has ended for the first output row, then for the second ...
+  __device__ __forceinline__ void falling(Place& p) {
+    ptx::Quad<T> w[kRows];
+#pragma unroll
+    for (int d = 0; d + 1 < kRows; ++d) w[d] = ptx::load_quad(p.f - (d + 1) * p.f_pitch);
+#pragma unroll
+    for (int u = 0; u + 1 < kRows; ++u, p.step(1)) {
+      const ptx::Quad<T> a = ptx::load_quad(p.x), b = ptx::load_quad(p.x + 4);
+#pragma unroll
+      for (int i = u + 1; i < kRows; ++i) add<0, 4>(i, a, b, w[i - u - 1]);
     }
   }
 
-  __device__ __forceinline__ void chunk(int low, int high, const T* x, const T* f, int k, int k_end, int f_rows,
-                                        int rows, int x_pitch, int f_pitch) {
-    if (low == 0 && high == 4) whole(x, f, k, k_end, f_rows, rows, x_pitch, f_pitch);
-    else if (low == 1) edge<1, 4>(x, f, k, k_end, f_rows, rows, x_pitch, f_pitch);
-    else if (high == 3) edge<0, 3>(x, f, k, k_end, f_rows, rows, x_pitch, f_pitch);
-    else if (high == 2) edge<0, 2>(x, f, k, k_end, f_rows, rows, x_pitch, f_pitch);
-    else edge<0, 1>(x, f, k, k_end, f_rows, rows, x_pitch, f_pitch);
+  // Steps p.k ... k_end of taps [kLow, kHigh) of a chunk. The filter has f_rows rows, the tile's output has rows.
+  template <int kLow, int kHigh>
+  __device__ __forceinline__ void part(Place p, int k_end, int f_rows, int rows) {
+    constexpr bool kWhole = kLow == 0 && kHigh == 4;
+    const bool rising = kWhole && p.k == 0 && min(f_rows, k_end) >= kRows - 1;
+    int stop = rising ? 0 : min(k_end, kRows - 1);
+    bool falls = false;
+#pragma unroll 1
+    for (bool head = true;; head = false) {  // one copy of the code for both ends
+      edge<kLow, kHigh>(p, stop, f_rows, rows);
+      if (!head) break;
+      const int full_end = min(k_end, f_rows);
+      if constexpr (kWhole) {
+        const int trips = max(0, full_end - max(p.k, kRows - 1)) / kRows;
+        if (rising || trips > 0) steady(p, rising, trips);
+      }
+      full<kLow, kHigh>(p, full_end);
+      falls = kWhole && p.k == f_rows && k_end == f_rows + kRows - 1 && f_rows >= kRows - 1;
+      stop = falls ? p.k : k_end;
+    }
+    if constexpr (kWhole)
+      if (falls) falling(p);
+  }
+
+  __device__ __forceinline__ void chunk(int low, int high, const Place& p, int k_end, int f_rows, int rows) {
+    if (low == 0 && high == 4) part<0, 4>(p, k_end, f_rows, rows);
+    else if (low == 1) part<1, 4>(p, k_end, f_rows, rows);
+    else if (high == 3) part<0, 3>(p, k_end, f_rows, rows);
+    else if (high == 2) part<0, 2>(p, k_end, f_rows, rows);
+    else part<0, 1>(p, k_end, f_rows, rows);
   }
 };
 

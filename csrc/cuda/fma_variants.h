@@ -6,7 +6,7 @@
 //  X(name,      type,   rows, warps, blocks)
 #define FMA_VARIANTS(X)                                   \
   X("7x4",     float,  7,    16,    1) /* 56, 28, 14, 7 */ \
-  X("8x4",     float,  8,    16,    1) /* 96, 48, 24; filters of 31 and 29 */
+  X("8x4",     float,  8,    16,    1)
 
 #define FMA_VARIANTS_F64(X) X("4x4_f64", double, 4, 8, 1)
 
