@@ -24,7 +24,7 @@ struct FmaArgs {
   int tile_rows, tile_columns;     // of a block, in groups
   int column_tiles, tiles;
   int merge;                 // row groups whose columns share warps
-  int shift, chunks;         // chunk t is the taps 4t - shift ... 4t - shift + 3
+  int shift, chunks;         // chunk t is the taps 4t - shift ... 4t - shift + 3; shift 1: chunk 0 has 3
   int part_rows, part_chunks, parts_down, parts_along;  // the filter in parts
   int in_pitch, in_plane, in_tail, f_pitch, f_plane;    // elements of shared memory; in_tail: zeros after the last row
   // a warp's lanes while it loads the input and the filter: along channels and along a row

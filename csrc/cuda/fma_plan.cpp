@@ -41,8 +41,8 @@ Shape shape_of(const Problem& p, const FmaVariant& v) {
   s.oh = static_cast<int>(weight ? p.kh : p.ho), s.ow = static_cast<int>(weight ? p.kw : p.wo);
   s.row_groups = ceil_div(s.oh, v.rows), s.column_groups = ceil_div(s.ow, 4);
   const int pad = static_cast<int>(p.pad_left), width = static_cast<int>(p.w);
-  // One tap less in the first chunk lets rows share their border of zeros; not if it costs a chunk.
-  s.shift = ((pad % 4) + 4) % 4 == 3 && s.fw % 4 != 0 && s.fw > 4 ? 1 : 0;
+  // A chunk of 3 taps comes first: then rows share their border of zeros for the paddings of the papers' filters.
+  s.shift = s.fw % 4 == 3;
   s.chunks = ceil_div(s.fw + s.shift, 4);
   const int origin = -s.shift - pad;
   s.first_window = std::max(0, floor4(-6 - origin + 3));
@@ -259,7 +259,7 @@ class Candidate {
         };
         const int tail = s_.fw + s_.shift - 4 * (s_.chunks - 1);
         if (t_high == s_.chunks - 1 && tail < 4) count(sum_chunk(k_low, k_end, f_rows, rows, tail, false), 1), --chunks;
-        if (t_low == 0 && s_.shift && s_.chunks > 1) count(sum_chunk(k_low, k_end, f_rows, rows, 3, false), 1), --chunks;
+        if (t_low == 0 && s_.shift) count(sum_chunk(k_low, k_end, f_rows, rows, 3, !v_.f64), 1), --chunks;
         count(whole, chunks);
         const double times = static_cast<double>(merged) / counted;
         scheduler[(static_cast<int64_t>(i) * subs + sub) % warps_ % 4] += item * times;

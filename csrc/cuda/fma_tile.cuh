@@ -66,6 +66,7 @@ struct FmaTile {
   // The first kRows - 1 steps, if the tile starts with them (rising), then trips * kRows steps that meet every output row.
   // A filter row is loaded once and passed between output rows in registers: at step u of a trip, row i uses
   // w[(u - i) mod kRows].
+  template <int kLow, int kHigh>
   __device__ __forceinline__ void steady(Place& p, bool rising, int trips) {
     ptx::Quad<T> w[kRows];
     if (rising) {
@@ -74,7 +75,7 @@ struct FmaTile {
         w[u + 1] = ptx::load_quad(p.f);
         const ptx::Quad<T> a = ptx::load_quad(p.x), b = ptx::load_quad(p.x + 4);
 #pragma unroll
-        for (int i = 0; i <= u; ++i) add<0, 4>(i, a, b, w[u + 1 - i]);
+        for (int i = 0; i <= u; ++i) add<kLow, kHigh>(i, a, b, w[u + 1 - i]);
       }
     } else {
 #pragma unroll
@@ -87,12 +88,13 @@ struct FmaTile {
         w[u] = ptx::load_quad(p.f);
         const ptx::Quad<T> a = ptx::load_quad(p.x), b = ptx::load_quad(p.x + 4);
 #pragma unroll
-        for (int i = 0; i < kRows; ++i) add<0, 4>(i, a, b, w[(u - i + kRows) % kRows]);
+        for (int i = 0; i < kRows; ++i) add<kLow, kHigh>(i, a, b, w[(u - i + kRows) % kRows]);
       }
     }
   }
 
   // The last kRows - 1 steps: the filter has ended for the first output row, then for the second ...
+  template <int kLow, int kHigh>
   __device__ __forceinline__ void falling(Place& p) {
     ptx::Quad<T> w[kRows];
 #pragma unroll
@@ -101,14 +103,14 @@ struct FmaTile {
     for (int u = 0; u + 1 < kRows; ++u, p.step(1)) {
       const ptx::Quad<T> a = ptx::load_quad(p.x), b = ptx::load_quad(p.x + 4);
 #pragma unroll
-      for (int i = u + 1; i < kRows; ++i) add<0, 4>(i, a, b, w[i - u - 1]);
+      for (int i = u + 1; i < kRows; ++i) add<kLow, kHigh>(i, a, b, w[i - u - 1]);
     }
   }
 
   // Steps p.k ... k_end of taps [kLow, kHigh) of a chunk. The filter has f_rows rows, the tile's output has rows.
   template <int kLow, int kHigh>
   __device__ __forceinline__ void part(Place p, int k_end, int f_rows, int rows) {
-    constexpr bool kWhole = kLow == 0 && kHigh == 4;
+    constexpr bool kWhole = kHigh == 4 && (kLow == 0 || sizeof(T) == 4);  // else rare or not tuned
     const bool rising = kWhole && p.k == 0 && min(f_rows, k_end) >= kRows - 1;
     int stop = rising ? 0 : min(k_end, kRows - 1);
     bool falls = false;
@@ -119,20 +121,20 @@ struct FmaTile {
       const int full_end = min(k_end, f_rows);
       if constexpr (kWhole) {
         const int trips = max(0, full_end - max(p.k, kRows - 1)) / kRows;
-        if (rising || trips > 0) steady(p, rising, trips);
+        if (rising || trips > 0) steady<kLow, kHigh>(p, rising, trips);
       }
       full<kLow, kHigh>(p, full_end);
       falls = kWhole && p.k == f_rows && k_end == f_rows + kRows - 1 && f_rows >= kRows - 1;
       stop = falls ? p.k : k_end;
     }
     if constexpr (kWhole)
-      if (falls) falling(p);
+      if (falls) falling<kLow, kHigh>(p);
   }
 
+  // Taps [low, high): all, the last 3 (of the first chunk of a filter of 4m + 3 taps), the first 2 or 1.
   __device__ __forceinline__ void chunk(int low, int high, const Place& p, int k_end, int f_rows, int rows) {
     if (low == 0 && high == 4) part<0, 4>(p, k_end, f_rows, rows);
-    else if (low == 1) part<1, 4>(p, k_end, f_rows, rows);
-    else if (high == 3) part<0, 3>(p, k_end, f_rows, rows);
+    else if (high == 4) part<1, 4>(p, k_end, f_rows, rows);
     else if (high == 2) part<0, 2>(p, k_end, f_rows, rows);
     else part<0, 1>(p, k_end, f_rows, rows);
   }
