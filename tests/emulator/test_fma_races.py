@@ -25,7 +25,8 @@ def test_no_race_in_twenty_random_schedules(race: ModuleType, name: str) -> None
 @pytest.mark.parametrize(
     "case",
     [Case(1, 1, 20, 40, (35, 45), limits=SMALLEST), Case(2, 1, 13, 15, 7, shift=1),
-     Case(1, 1, 60, 61, 5, limits=SMALLEST), Case(3, 2, 9, 26, (5, 5), shift=2, channels_last=True), Case(9, 2, 7, 7, 13), Case(2, 1, 3, 9, 3)],
+     Case(1, 1, 60, 61, 5, limits=SMALLEST), Case(3, 2, 9, 26, (5, 5), shift=2, channels_last=True),
+     Case(9, 2, 7, 7, 13), Case(2, 1, 3, 9, 3)],
     ids=str,
 )  # fmt: skip
 def test_no_race_in_parts_tiles_and_odd_rows(race: ModuleType, case: Case, pass_: str, schedule: str) -> None:
