@@ -2,23 +2,23 @@
 // meets only the inputs that it sees, so Inf and NaN stay in their receptive field.
 //
 // One routine serves all passes, since the filter's gradient is a correlation of the input with the output's gradient:
-// "filter" is the layer's filter in fwd (flipped for bwd_input) and the gradient's plane in bwd_weight, whose "output" are
-// the taps. Memory formats differ in strides only: a block holds whole planes (image, channel) in shared memory.
+// "filter" is the layer's filter in fwd (flipped for bwd_input) and the gradient's plane in bwd_weight, whose "output"
+// are the taps. Memory formats differ in strides only: a block holds planes (image, channel) in shared memory.
 //
 // A thread computes kRows x 4 outputs of one plane. A warp's 32 slots go over [row group of a merged few][column group]
-// [plane], planes first: shared memory is read without bank conflicts, filters are broadcast, and as the slots of a warp
-// are neighbours, loop bounds clip most taps outside the image: rows exactly (one row group a warp), columns by chunks of
-// 4 taps. A filter, or an output gradient, that does not fit goes through in parts; every warp then has one tile, whose sums
-// stay in registers over parts and, in bwd_weight, over images. Where bwd_weight has few tiles, slices of the gradient's rows
-// go to different warps. No atomics: the same bits on every run.
+// [plane], planes first: shared memory is read without bank conflicts, filters are broadcast, and as the slots of a
+// warp are neighbours, loop bounds clip most taps outside the image: rows exactly (one row group a warp), columns by
+// chunks of 4 taps. A filter, or an output gradient, that does not fit goes through in parts; every warp then has one
+// tile, whose sums stay in registers over parts and, in bwd_weight, over images. Where bwd_weight has few tiles, slices
+// of the gradient's rows go to different warps. No atomics: the same bits on every run.
 #pragma once
 #include "fma_tile.cuh"
 #include "fma_variants.h"
 
 namespace replknet_ext::cuda {
 
-// Which windows of 4 columns meet the image: the window of column group g and chunk t is number g + t and starts at input
-// column 4 (g + t) + fma_origin.
+// Which windows meet the image: that of column group g and chunk t is number g + t and starts at input column
+// 4 (g + t) + fma_origin.
 __host__ __device__ constexpr int fma_origin(int shift, int pad_left) { return -shift - pad_left; }
 __host__ __device__ constexpr int fma_floor4(int v) { return v >= 0 ? v / 4 : -((3 - v) / 4); }
 __host__ __device__ constexpr int fma_first_window(int origin) { return fma_floor4(-6 - origin + 3); }
@@ -75,7 +75,8 @@ __global__ void __launch_bounds__(kWarps * 32, kBlocks) fma_kernel(const __grid_
     return w;
   };
   const auto store = [&](const FmaTile<T, kRows>& sums, const FmaItem& w, int n, bool exists) {
-    const int c = channel0 + (w.plane & (channels - 1)), y = (group_y0 + w.group) * kRows, x = (group_x0 + w.column) * 4;
+    const int c = channel0 + (w.plane & (channels - 1));
+    const int y = (group_y0 + w.group) * kRows, x = (group_x0 + w.column) * 4;
     if (!exists || !w.exists || c >= a.c) return;
     T* out = static_cast<T*>(a.out) + n * a.os.n + c * a.os.c + y * a.os.y + x * a.os.x;
 #pragma unroll
@@ -150,7 +151,8 @@ __global__ void __launch_bounds__(kWarps * 32, kBlocks) fma_kernel(const __grid_
     __syncthreads();
     if (warp >= items && warp < items * a.slices)
 #pragma unroll
-      for (int i = 0; i < 4 * kRows; ++i) scratch[((warp - items) * 4 * kRows + i) * 32 + lane] = sums.acc[i / 4][i % 4];
+      for (int i = 0; i < 4 * kRows; ++i)
+        scratch[((warp - items) * 4 * kRows + i) * 32 + lane] = sums.acc[i / 4][i % 4];
     __syncthreads();
     if (warp < items) {
       for (int slice = 1; slice < a.slices; ++slice)

@@ -8,9 +8,9 @@ struct FmaStrides {  // in elements
   int64_t n, c, y, x;
 };
 
-// out = sum over the taps (i, j) of filter[i, j] * in[y + i - pad_top, x + j - pad_left] of every plane (image, channel).
-// fwd: the filter is the layer's, one a channel. bwd_weight: it is the output's gradient, one a plane, and out is the
-// filter's gradient, summed over images.
+// out = sum over the taps (i, j) of filter[i, j] * in[y + i - pad_top, x + j - pad_left], for every plane: an image's
+// channel. fwd: the filter is the layer's, one a channel. bwd_weight: it is the output's gradient, one a plane, and out
+// is the filter's gradient, summed over images.
 struct FmaArgs {
   const void *x, *f, *bias;  // bias may be null
   void *out, *grad_bias;     // grad_bias may be null

@@ -24,7 +24,8 @@ int launch_fma(const Problem& p, const Tensors& t, const DeviceLimits& limits, i
   FmaArgs a = plan.args;
   a.x = t.x;
   a.xs = strides(p.channels_last, p.c, p.h, p.w);
-  FmaReduceArgs reduce{t.workspace, t.out, t.grad_bias, p.c * taps, static_cast<int>(p.c), static_cast<int>(plan.splits)};
+  FmaReduceArgs reduce{t.workspace, t.out,   t.grad_bias, p.c * taps, static_cast<int>(p.c),
+                       static_cast<int>(plan.splits)};
   if (weight) {
     const bool split = plan.splits > 1;
     a.f = t.grad, a.fs = strides(p.channels_last, p.c, p.ho, p.wo);
@@ -40,7 +41,8 @@ int launch_fma(const Problem& p, const Tensors& t, const DeviceLimits& limits, i
   a.out_vec = a.os.x == 1 && a.ow % 4 == 0 && reinterpret_cast<uint64_t>(a.out) % 16 == 0 ? 4 : 1;
   const auto kernel = f64 ? fma_f64(weight) : fma_f32(weight, variant);
   const int64_t columns = (p.c + (1 << a.channels_log2) - 1 >> a.channels_log2) * a.tiles;
-  for (int64_t left = plan.splits; left > 0; left -= kMostBlocksY, a.image0 += static_cast<int>(kMostBlocksY) << a.images_log2) {
+  const int images_a_launch = static_cast<int>(kMostBlocksY) << a.images_log2;
+  for (int64_t left = plan.splits; left > 0; left -= kMostBlocksY, a.image0 += images_a_launch) {
     const dim3 grid(static_cast<unsigned>(columns), static_cast<unsigned>(left < kMostBlocksY ? left : kMostBlocksY));
     if (const auto e = launch_kernel(kernel, grid, dim3(plan.plan.warps * 32), plan.plan.shared_bytes, stream, a))
       return static_cast<int>(e);

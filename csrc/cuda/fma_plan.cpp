@@ -1,6 +1,7 @@
 #include "fma_plan.h"
 
 #include <algorithm>
+#include <cmath>
 
 #include "family.h"
 #include "fma_variants.h"
@@ -81,7 +82,8 @@ class Candidate {
     slice_rows_ = ceil_div(t.part_rows, t.slices), slices_ = ceil_div(t.part_rows, slice_rows_);
     warps_ = static_cast<int>(std::min<int64_t>(items_ * slices_, v.warps));
     const int spread = (t.merge - 1) * v.rows;
-    const int64_t in_rows = std::min<int64_t>(p.h + 2 * spread, static_cast<int64_t>(t.rows) * v.rows + t.part_rows - 1);
+    const int64_t in_rows =
+        std::min<int64_t>(p.h + 2 * spread, static_cast<int64_t>(t.rows) * v.rows + t.part_rows - 1);
     const bool along = column_tiles_ == 1 && parts_along_ == 1, shares = along && s.shares_zeros;
     const int quads = std::min(s.windows, t.columns + t.part_chunks - 1) + 1;
     in_rows_ = static_cast<int>(in_rows);
@@ -113,7 +115,7 @@ class Candidate {
     const double issue = issue_ * image_rounds + loaded / 32 * kLoadIssue / 4;
     // channels_last: a sector of 32 bytes is read for the block's channels of a pixel
     const double sectors = p_.channels_last ? std::max(1., 8. / (t_.channels * s_.elements)) : 1.;
-    const double outputs = static_cast<double>(t_.rows) * v_.rows * t_.columns * 4 * t_.channels * (weight_ ? 1 : t_.images);
+    const double outputs = 4. * t_.rows * v_.rows * t_.columns * t_.channels * (weight_ ? 1 : t_.images);
     const double load = 4. * s_.elements * loaded * sectors / kGlobalBytes;
     const double stores = 4. * s_.elements * outputs * (weight_ ? 1. : sectors) / kGlobalBytes;
     const double rounds_of_sm = static_cast<double>((blocks + limits_.sms - 1) / limits_.sms);
@@ -123,7 +125,17 @@ class Candidate {
     const double start = kStartCycles + kRoundCycles * (rounds - 1) + load;
     const double overlapped = std::max(std::max(issue / busy(together), waves) + kExposed * start, load + stores);
     const double block = alone + start + kExposed * stores;
-    double all = resident() >= 2 ? (rounds_of_sm - 1) * overlapped + block : rounds_of_sm * std::max(block, load + stores);
+    double all = rounds_of_sm * std::max(block, load + stores);
+    if (resident() >= 2) all = (rounds_of_sm - 1) * overlapped + block;
+    if (weight_) {  // long blocks of many rounds: those that an SM holds run side by side
+      const auto side_by_side = [&](double n) {
+        const double work = std::max(issue / busy(warps_ * static_cast<int>(n)), waves) * n;
+        const double exposed = (n >= 2 ? kExposed : 1) * (start - kStartCycles);
+        return n == 0 ? 0 : kStartCycles + std::max({work, alone, n * (load + stores)}) + exposed;
+      };
+      const double all_at_once = resident(), turns = std::floor(rounds_of_sm / all_at_once);
+      all = turns * side_by_side(all_at_once) + side_by_side(rounds_of_sm - turns * all_at_once);
+    }
     if (weight_ && groups > 1)
       all += kStartCycles + 8. * s_.elements * static_cast<double>(count() * groups) / (kGlobalBytes * limits_.sms);
     return all;
@@ -133,15 +145,18 @@ class Candidate {
     const int64_t groups = (p_.n + images - 1) / images;
     out->args = {};
     FmaArgs& a = out->args;
-    a.n = static_cast<int>(p_.n), a.c = static_cast<int>(p_.c), a.h = static_cast<int>(p_.h), a.w = static_cast<int>(p_.w);
+    a.n = static_cast<int>(p_.n), a.c = static_cast<int>(p_.c);
+    a.h = static_cast<int>(p_.h), a.w = static_cast<int>(p_.w);
     a.fh = s_.fh, a.fw = s_.fw, a.oh = s_.oh, a.ow = s_.ow;
     a.pad_top = static_cast<int>(p_.pad_top), a.pad_left = static_cast<int>(p_.pad_left);
     a.activation = weight_ ? 0 : static_cast<int>(p_.activation);
     a.channels_log2 = log2_of(t_.channels), a.images_log2 = log2_of(t_.images);
     a.row_groups = s_.row_groups, a.column_groups = s_.column_groups;
-    a.tile_rows = t_.rows, a.tile_columns = t_.columns, a.column_tiles = column_tiles_, a.tiles = row_tiles_ * column_tiles_;
+    a.tile_rows = t_.rows, a.tile_columns = t_.columns;
+    a.column_tiles = column_tiles_, a.tiles = row_tiles_ * column_tiles_;
     a.merge = t_.merge, a.shift = s_.shift, a.chunks = s_.chunks;
-    a.part_rows = t_.part_rows, a.part_chunks = t_.part_chunks, a.parts_down = parts_down_, a.parts_along = parts_along_;
+    a.part_rows = t_.part_rows, a.part_chunks = t_.part_chunks;
+    a.parts_down = parts_down_, a.parts_along = parts_along_;
     a.in_pitch = in_pitch_, a.in_plane = static_cast<int>(in_plane_), a.in_tail = in_tail_;
     a.f_pitch = f_pitch_, a.f_plane = static_cast<int>(f_plane_);
     const int channel_lanes = p_.channels_last ? std::min(t_.channels, 32) : 1;
@@ -229,7 +244,7 @@ class Candidate {
     const int part_rows = std::min(t_.part_rows, s_.fh - down * t_.part_rows), merged = ceil_div(groups_y, t_.merge);
     const int subs = static_cast<int>((static_cast<int64_t>(groups_x) * t_.merge * planes_ + 31) / 32);
     const int last_window = s_.first_window + s_.windows - 1;
-    const double filter_wave = weight_ || t_.channels > 1 ? 4 : 2;  // cycles of shared memory; fewer if a warp shares it
+    const double filter_wave = weight_ || t_.channels > 1 ? 4 : 2;  // shared memory cycles; fewer if a warp shares it
     double scheduler[4] = {}, shared = 0, most = 0;
     const int counted = std::min(merged, 64);
     for (int i = 0; i < counted * slices_; ++i) {
@@ -245,11 +260,12 @@ class Candidate {
       if (k_low >= k_end) continue;
       const Sum whole = sum_chunk(k_low, k_end, f_rows, rows, 4, true);
       for (int sub = 0; sub < subs; ++sub) {
-        const int64_t low = static_cast<int64_t>(sub) * 32 / planes_, high = (static_cast<int64_t>(sub) * 32 + 31) / planes_;
+        const int64_t low = int64_t{sub} * 32 / planes_, high = (int64_t{sub} * 32 + 31) / planes_;
         const bool one_row = low / groups_x == high / groups_x;
         const int column_low = tx * t_.columns + (one_row ? static_cast<int>(low % groups_x) : 0);
         const int column_high = tx * t_.columns + (one_row ? static_cast<int>(high % groups_x) : groups_x - 1);
-        const int t_low = std::max(0, s_.first_window - column_high), t_high = std::min(s_.chunks - 1, last_window - column_low);
+        const int t_low = std::max(0, s_.first_window - column_high);
+        const int t_high = std::min(s_.chunks - 1, last_window - column_low);
         if (t_low > t_high) continue;
         int chunks = t_high - t_low + 1;
         double item = kItemIssue / (parts_down_ * parts_along_), item_waves = 0;
@@ -316,10 +332,10 @@ bool plan_variant(const Problem& p, const DeviceLimits& limits, int variant, boo
   };
   // The filter in parts: as few as fit; of a gradient's many rows, also smaller ones.
   const auto in_parts = [&](Tile t) {
-    if (consider(t) && !(weight && t.part_rows >= 16)) return;
+    if (consider(t) && !(weight && t.part_rows >= 12)) return;
     if (!Candidate(p, limits, v, s, t).one_item_a_warp()) return;
     bool fits = false;
-    for (int tries = 0; t.part_rows > 1 && (!fits || (weight && tries < 2 && t.part_rows >= 16)); ++tries) {
+    for (int tries = 0; t.part_rows > 1 && (!fits || (weight && tries < 3 && t.part_rows >= 12)); ++tries) {
       t.part_rows = ceil_div(t.part_rows, 2);
       fits = consider(t) || fits;
     }
@@ -339,11 +355,12 @@ bool plan_variant(const Problem& p, const DeviceLimits& limits, int variant, boo
         each_split(s.column_groups, [&](int columns) {
           if (weight && strict && columns < s.column_groups && columns > 16) return;
           if (weight && strict && columns < std::min(s.column_groups, 8)) return;
-          for (int merge = 1; merge == 1 || (merge < 2 * rows && columns * channels * images * (merge / 2) < 32); merge *= 2) {
+          const int slots = columns * channels * images;
+          for (int merge = 1; merge == 1 || (merge < 2 * rows && slots * (merge / 2) < 32); merge *= 2) {
             Tile t{channels, images, rows, columns, merge, s.fh, s.chunks, 1};
             in_parts(t);
             if (!weight) continue;
-            const int items = ceil_div(rows, merge) * ceil_div(columns * channels * images * merge, 32);
+            const int items = ceil_div(rows, merge) * ceil_div(slots * merge, 32);
             for (int slices = v.warps / items, tries = 0; slices > 1 && tries < 2; slices /= 2, ++tries) {
               t.slices = std::min(slices, std::max(1, s.fh / v.rows));
               if (t.slices > 1) in_parts(t);
@@ -368,7 +385,8 @@ const char* make_plan(const Problem& p, const DeviceLimits& limits, int variant,
   for (int i = 0; i < kFmaCount; ++i) {
     if ((variant >= 0 && i != variant) || kFma[i].f64 != f64) continue;
     FmaPlan candidate;
-    if ((plan_variant(some, limits, i, true, &candidate) || plan_variant(some, limits, i, false, &candidate)) && (!found || candidate.plan.cycles < plan->plan.cycles)) {
+    if (!plan_variant(some, limits, i, true, &candidate) && !plan_variant(some, limits, i, false, &candidate)) continue;
+    if (!found || candidate.plan.cycles < plan->plan.cycles) {
       *plan = candidate;
       found = true;
     }
@@ -385,7 +403,9 @@ const char* plan_fma(const Problem& p, const DeviceLimits& limits, int variant, 
 
 namespace {
 int count(Pass) { return kFmaCount; }
-const char* name_of(Pass pass, int variant) { return pass == Pass::bwd_weight ? kFma[variant].weight : kFma[variant].fwd; }
+const char* name_of(Pass pass, int variant) {
+  return pass == Pass::bwd_weight ? kFma[variant].weight : kFma[variant].fwd;
+}
 const char* plan_family(const Problem& p, const DeviceLimits& limits, int variant, LaunchPlan* out) {
   FmaPlan found;
   const char* why = plan_fma(p, limits, variant, &found);

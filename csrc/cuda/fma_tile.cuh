@@ -5,8 +5,8 @@
 
 namespace replknet_ext::cuda {
 
-// Where a tile is in its sum. Step k meets output row 0 with filter row k: x points to the window of inputs, f to the chunk
-// of taps there; output row i then meets filter row k - i.
+// Where a tile is in its sum. Step k meets output row 0 with filter row k: x points to the window of inputs, f to the
+// chunk of taps there; output row i then meets filter row k - i.
 template <class T>
 struct FmaPlace {
   const T *x, *f;
@@ -14,8 +14,8 @@ struct FmaPlace {
   __device__ __forceinline__ void step(int n) { k += n, x += n * x_pitch, f += n * f_pitch; }
 };
 
-// kRows rows x 4 columns of one plane's output. Input and filter come from shared memory in quads of 4 columns: a chunk of
-// 4 taps meets a window of 7 inputs.
+// kRows rows x 4 columns of one plane's output. Input and filter come from shared memory in quads of 4 columns: a chunk
+// of 4 taps meets a window of 7 inputs.
 template <class T, int kRows>
 struct FmaTile {
   using Place = FmaPlace<T>;
@@ -63,7 +63,7 @@ struct FmaTile {
     }
   }
 
-  // The first kRows - 1 steps, if the tile starts with them (rising), then trips * kRows steps that meet every output row.
+  // The first kRows - 1 steps, if the tile starts with them (rising), then trips * kRows that meet every output row.
   // A filter row is loaded once and passed between output rows in registers: at step u of a trip, row i uses
   // w[(u - i) mod kRows].
   template <int kLow, int kHigh>
@@ -146,14 +146,16 @@ struct FmaPart {
   int h, w;
 };
 
-// Planes are [image][channel]; a warp's lanes go along channels (channel_lanes of them), columns (1 << lanes_log2), rows.
+// Planes are [image][channel]; a warp's lanes go along channels (channel_lanes of them), columns (1 << lanes_log2), and
+// rows.
 template <class T>
 __device__ __forceinline__ void load_part(T* to, const T* from, const FmaStrides& s, const FmaPart& p, int image,
                                           int images, int image_end, int channel, int channels, int channel_end,
                                           int channel_lanes, int lanes_log2) {
   const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, warps = blockDim.x >> 5;
   const int own_channel = lane & (channel_lanes - 1), column_lanes = 1 << lanes_log2;
-  const int place = lane / channel_lanes, column = place & (column_lanes - 1), row_lanes = 32 / channel_lanes / column_lanes;
+  const int place = lane / channel_lanes, column = place & (column_lanes - 1);
+  const int row_lanes = 32 / channel_lanes / column_lanes;
   const int rows = p.rows + (p.tail > 0), planes = images * (channels / channel_lanes);
   int outer = 0, row = warp * row_lanes + (place >> lanes_log2);  // outer: [image][channel / channel_lanes]
   for (;; row += warps * row_lanes) {
@@ -168,7 +170,8 @@ __device__ __forceinline__ void load_part(T* to, const T* from, const FmaStrides
     const int width = row < p.rows ? p.pitch : p.tail;
     for (int x = column; x < width; x += column_lanes) {
       const int ix = p.x + x;
-      if (inside && static_cast<unsigned>(ix) < static_cast<unsigned>(p.w)) ptx::cp_async<sizeof(T)>(target + x, source + ix * s.x);
+      if (inside && static_cast<unsigned>(ix) < static_cast<unsigned>(p.w))
+        ptx::cp_async<sizeof(T)>(target + x, source + ix * s.x);
       else target[x] = T(0);
     }
   }

@@ -96,6 +96,9 @@ PTX Quad<T> load_quad(const T* p) {
 template <class T>
 PTX void store_quad(T* to, const T (&v)[4], int64_t stride, int count, int vec) {
   if (vec == 4 && count >= 4) {
+#ifndef __CUDACC__
+    emu::require_aligned(to, 16);
+#endif
     *reinterpret_cast<Quad<T>*>(to) = {v[0], v[1], v[2], v[3]};
     return;
   }

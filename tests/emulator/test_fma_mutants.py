@@ -78,6 +78,7 @@ CASES = [
     Case(1, 1, 56, 9, 9),
     Case(2, 1, 9, 13, 3, shift=1),
     Case(3, 1, 9, 8, 5),
+    Case(3, 1, 9, 8, 6),
     Case(5, 2, 16, 13, (11, 9), bias=True, pass_="bwd_weight"),
     Case(9, 3, 17, 10, 5, bias=True, pass_="bwd_weight", channels_last=True),
     Case(3, 1, 60, 61, 5, limits=SMALLEST, bias=True, pass_="bwd_weight"),
