@@ -51,6 +51,7 @@ class Family:
     variant_of: Callable[[str], str | None]  # by mangled kernel name; None: a helper that has no budget
     variants: list[str]  # all of the family, in the order of its table
     work: str = "HMMA"
+    whole_loop: bool = False  # the steady block is the innermost loop with the most work, branches included
 
 
 @dataclass(frozen=True)
@@ -114,6 +115,26 @@ def _steady_block(sass: str, work: str) -> list[str]:
     return max(blocks, key=lambda block: sum(op.split(".")[0] == work for op in block))
 
 
+def _steady_loop(sass: str, work: str) -> list[str]:
+    """The innermost loop with the most instructions of work."""
+    ops: list[str] = []
+    labels: dict[str, int] = {}
+    loops: list[tuple[int, int]] = []
+    for line in sass.split("\n"):
+        label = re.match(r"^(\.L_x_\d+):", line)
+        found = re.match(r"^\s+/\*[0-9a-f]+\*/\s+(.*?);", line)
+        if label:
+            labels[label[1]] = len(ops)
+        elif found:
+            ops.append(re.sub(r"^@!?U?P\w+\s+", "", found[1]).split()[0])
+            target = re.search(r"\bBRA\b.*`\((\.L_x_\d+)\)", found[1])
+            if target and target[1] in labels:
+                loops.append((labels[target[1]], len(ops)))
+    inner = [a for a in loops if not any(b != a and b[0] >= a[0] and b[1] <= a[1] for b in loops)]
+    bodies = [ops[first:end] for first, end in inner]
+    return max(bodies, key=lambda body: sum(op.split(".")[0] == work for op in body))
+
+
 def _sources_of(path: Path, seen: dict[Path, bytes]) -> dict[Path, bytes]:
     """A file and what it includes from its own folder."""
     if path not in seen and path.exists():
@@ -158,7 +179,8 @@ def compile_kernels(arch: str, nvcc: str, nvdisasm: str | None, family: Family, 
         name = family.variant_of(symbol)
         if name is None:
             continue
-        block = _steady_block(sass[symbol], family.work) if symbol in sass else []
+        find = _steady_loop if family.whole_loop else _steady_block
+        block = find(sass[symbol], family.work) if symbol in sass else []
         ops = Counter(op.split(".")[0] for op in block)
         busy = len(block) - ops["NOP"]
         local = len(re.findall(r"\b(?:LDL|STL)\b", sass[symbol])) if symbol in sass else -1

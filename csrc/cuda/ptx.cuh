@@ -88,6 +88,64 @@ PTX T load_global(const T* p) {
 #endif
 }
 
+// Four elements of shared memory, aligned to 16 bytes.
+template <class T>
+struct alignas(16) Quad {
+  T v[4];
+};
+
+template <class T>
+PTX Quad<T> load_quad(const T* p) {
+  Quad<T> q;
+#ifdef __CUDACC__
+  if constexpr (sizeof(T) == 4) {
+    const float4 a = *reinterpret_cast<const float4*>(p);
+    q.v[0] = a.x, q.v[1] = a.y, q.v[2] = a.z, q.v[3] = a.w;
+  } else {
+    const double2 a = *reinterpret_cast<const double2*>(p), b = *reinterpret_cast<const double2*>(p + 2);
+    q.v[0] = a.x, q.v[1] = a.y, q.v[2] = b.x, q.v[3] = b.y;
+  }
+#else
+  for (size_t i = 0; i < 4; i += 16 / sizeof(T)) emu::load_shared(&q.v[i], p + i, 16);
+#endif
+  return q;
+}
+
+// Up to 4 elements to global memory, stride apart; vec 4: one store may take 4 neighbours.
+template <class T>
+PTX void store_quad(T* to, const T (&v)[4], int64_t stride, int count, int vec) {
+  if (vec == 4 && count >= 4) {
+#ifndef __CUDACC__
+    emu::require_aligned(to, 16);
+#endif
+    *reinterpret_cast<Quad<T>*>(to) = {v[0], v[1], v[2], v[3]};
+    return;
+  }
+#pragma unroll
+  for (int i = 0; i < 4; ++i)
+    if (i < count) to[i * stride] = v[i];
+}
+
+// a * b + c with one rounding
+PTX float fused(float a, float b, float c) { return fmaf(a, b, c); }
+PTX double fused(double a, double b, double c) { return fma(a, b, c); }
+
+// The value of lane 0: tells the compiler that a warp agrees on it.
+PTX int uniform(int v) { return __shfl_sync(~0u, v, 0); }
+
+template <class T>
+PTX T shuffle_xor(T v, int mask) {
+#ifdef __CUDACC__
+  return __shfl_xor_sync(~0u, v, mask);
+#else
+  int words[sizeof(T) / 4];
+  std::memcpy(words, &v, sizeof v);
+  for (int& word : words) word = __shfl_xor_sync(~0u, word, mask);
+  std::memcpy(&v, words, sizeof v);
+  return v;
+#endif
+}
+
 // r[i] <- the lane's two elements of 8x8 matrix i of 16-bit elements; lane 8i + j passes the address of its row j.
 PTX void ldmatrix_x4(uint32_t* r, const void* row) {
 #ifdef __CUDACC__

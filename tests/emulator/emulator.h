@@ -67,6 +67,7 @@ void mma_tf32(float* d, const uint32_t* a, const uint32_t* b);
 // shared memory through ptx.cuh's wide accesses: bounds, alignment, races, banks
 void load_shared(void* value, const void* src, int bytes);
 void store_shared(void* dst, const void* value, int bytes);
+void require_aligned(const void* p, int bytes);  // of a wide access of global memory
 
 float half_to_float(uint16_t u);
 uint16_t float_to_half(float f);
