@@ -3,7 +3,8 @@
 #include "dwconv2d_cuda.h"
 
 // rt_fwd: fwd and bwd_input on tensor cores
-#define REPLKNET_EXT_FAMILIES(X) X(rt_fwd)
+// fft: all passes of float32 by FFT in shared memory
+#define REPLKNET_EXT_FAMILIES(X) X(rt_fwd) X(fft)
 
 namespace replknet_ext::cuda {
 

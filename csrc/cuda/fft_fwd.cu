@@ -1,0 +1,13 @@
+#include "fft.cuh"
+#include "fft_kernels.h"
+
+namespace replknet_ext::cuda {
+
+FftKernel fft_fwd(int variant) {
+#define FFT_KERNEL(name, q, p, threads, blocks, weight_blocks) fft_fwd_kernel<q, p, threads, blocks>,
+  static constexpr FftKernel kernels[] = {FFT_VARIANTS(FFT_KERNEL)};
+#undef FFT_KERNEL
+  return kernels[variant];
+}
+
+}  // namespace replknet_ext::cuda
