@@ -85,20 +85,20 @@ struct Fft {
   __device__ __forceinline__ void load(const FftArgs& a, int which, int64_t image, int channel, int tile_y,
                                        int tile_x) const {
     const FftWindow& w = a.from[which];
-    const float* plane = a.source[which] + image * w.image + channel * w.channel;
     const int pairs = (w.rows + 1) / 2, top = tile_y * w.step_y + w.origin_y, left = tile_x * w.step_x + w.origin_x;
-    const int second = threadIdx.x >> 4 & 1;
+    const int second = (threadIdx.x >> 4 & 1) * pairs, warp = threadIdx.x >> 5;
+    // row pairs whose row of this half a warp exists
+    const int first = max(0, -top - second), last = min(min(pairs, w.rows - second), w.height - top - second);
+    const float* rows = a.source[which] + image * w.image + channel * w.channel + (top + second + warp) * w.row;
+    const int64_t down = kThreads / 32 * w.row;
     for (int x = threadIdx.x & 15; x < w.columns; x += 16) {
       const int ix = left + x;
-      const bool inside = static_cast<unsigned>(ix) < static_cast<unsigned>(w.width);
-      float* to = reinterpret_cast<float*>(z + t->x[which][x]) + second;
-      const float* column = plane + ix * w.column;
-      for (int p = threadIdx.x >> 5; p < pairs; p += kThreads / 32) {
-        const int r = p + second * pairs, iy = top + r;
-        float* at = to + 2 * kStride * p;
-        if (inside && r < w.rows && static_cast<unsigned>(iy) < static_cast<unsigned>(w.height))
-          ptx::cp_async<4>(at, column + iy * w.row);
-        else *at = 0.f;
+      const unsigned count = static_cast<unsigned>(ix) < static_cast<unsigned>(w.width) ? max(0, last - first) : 0;
+      float* to = reinterpret_cast<float*>(z + warp * kStride + t->x[which][x]) + (second ? 1 : 0);
+      const float* from = rows + ix * w.column;
+      for (int p = warp; p < pairs; p += kThreads / 32, from += down, to += kThreads / 16 * kStride) {
+        if (static_cast<unsigned>(p - first) < count) ptx::cp_async<4>(to, from);
+        else *to = 0.f;
       }
     }
     ptx::cp_async_commit();
@@ -245,17 +245,21 @@ struct Fft {
     }
   }
 
-  // use(row, column, value) for every element of the window that is written; lanes follow each other in a row
+  // Stores what is wanted of a window: rows x columns of it from `out` on. Lanes follow each other in a row.
   template <class Use>
-  __device__ __forceinline__ void written(const FftWindow& w, const Use& use) const {
-    const int pairs = (w.rows + 1) / 2;
-    for (int x = threadIdx.x & 31; x < w.columns; x += 32) {
+  __device__ __forceinline__ void store(const FftWindow& w, float* out, int rows, int columns, const Use& use) const {
+    const int pairs = (w.rows + 1) / 2, warp = threadIdx.x >> 5;
+    const int64_t down = kThreads / 32 * w.row, second = pairs * w.row;
+    out += warp * w.row;
+    for (int x = threadIdx.x & 31; x < columns; x += 32) {
       const int place = t->to_x[x];
       const Complex* column = s + (place & (kHalf - 1)) * kStride;
-      for (int p = threadIdx.x >> 5; p < pairs; p += kThreads / 32) {
-        const Complex v = ptx::load_shared8(column + t->y[2][place & kHalf ? p + pairs : p]);
-        use(p, x, v.re);
-        if (p + pairs < w.rows) use(p + pairs, x, v.im);
+      const uint16_t* y = t->y[2] + (place & kHalf ? pairs : 0) + warp;
+      float* to = out + x * w.column;
+      for (int p = warp; p < min(pairs, rows); p += kThreads / 32, to += down, y += kThreads / 32) {
+        const Complex v = ptx::load_shared8(column + *y);
+        *to = use(v.re);
+        if (p + pairs < rows) to[second] = use(v.im);
       }
     }
   }
@@ -318,11 +322,9 @@ __global__ void __launch_bounds__(kThreads, kBlocks) fft_fwd_kernel(const __grid
     const int64_t image = item / tiles;
     const int tile = static_cast<int>(item - image * tiles);
     const int top = tile / a.tiles_x * a.to.step_y, left = tile % a.tiles_x * a.to.step_x;
-    float* plane = a.out + image * a.to.image + channel * a.to.channel;
-    f.written(a.to, [&](int row, int column, float v) {
-      const int y = top + row, x = left + column;
-      if (y < a.to.height && x < a.to.width) plane[y * a.to.row + x * a.to.column] = fft_activate(v + bias, a.activation);
-    });
+    f.store(a.to, a.out + image * a.to.image + channel * a.to.channel + top * a.to.row + left * a.to.column,
+            min(a.to.rows, a.to.height - top), min(a.to.columns, a.to.width - left),
+            [&](float v) { return fft_activate(v + bias, a.activation); });
   }
 }
 
@@ -390,9 +392,7 @@ __global__ void __launch_bounds__(kThreads, kBlocks) fft_weight_kernel(const __g
   f.rows_inverse_second(out_pairs);
   __syncthreads();
   float* out = a.out + split * a.out_split + channel * a.to.channel;
-  f.written(a.to, [&](int row, int column, float v) {
-    out[(row + a.to.origin_y) * a.to.row + column + a.to.origin_x] = v;
-  });
+  f.store(a.to, out + a.to.origin_y * a.to.row + a.to.origin_x, a.to.rows, a.to.columns, [](float v) { return v; });
   // taps that no output meets
   for (int64_t i = threadIdx.x; i < a.to.channel; i += kThreads) {
     const int row = static_cast<int>(i / a.to.row) - a.to.origin_y, column = static_cast<int>(i % a.to.row) - a.to.origin_x;
