@@ -78,10 +78,11 @@ class Candidate {
     pairs_[1] = ceil_div(y.in, 2);
     out_pairs_ = ceil_div(weight_ ? y.taps : y.out, 2);
     columns_ = fft_columns(v.q, v.p);
-    const int64_t numbers = (columns_ + std::max(pairs_[0], pairs_[1])) * fft_stride(v.q * v.p);
+    const int64_t numbers = columns_ * v.s + std::max(pairs_[0], pairs_[1]) * v.zs;
     shared_ = fft_tables_bytes(v.q, v.p) + static_cast<int>(numbers) * 8;
     items_ = p.n * y.tiles * static_cast<int64_t>(x.tiles);
     const int by_registers = weight_ ? v.weight_blocks : v.blocks;
+    warps_ = (weight_ ? v.weight_threads : v.threads) / 32;
     resident_ = std::max(1, std::min(limits.shared_per_sm / (shared_ + 1024), by_registers));
   }
 
@@ -105,14 +106,14 @@ class Candidate {
     const double each = weight_ ? forward(pairs_[0], out) + forward(pairs_[1], in)
                                 : forward(pairs_[1], in) + inverse(out_pairs_, out);
     const int64_t per_sm = ceil_div(p_.c * splits, limits_.sms), at_once = std::min<int64_t>(per_sm, resident_);
-    const double share = busy(static_cast<int>(at_once), v_.threads / 32);
+    const double share = busy(static_cast<int>(at_once), warps_);
     const double work = per_sm * (once + ceil_div(items_, splits) * each) / share;
     return kStartCycles + kBlockCycles * ceil_div(per_sm, resident_) + work + (splits > 1 && weight_ ? kReduceCycles : 0);
   }
 
   void fill(int variant, FftPlan* out) const {
-    int64_t splits = 1;
-    for (int64_t s = 2; s <= std::min<int64_t>(items_, 512); s += std::max<int64_t>(1, s / 8))
+    int64_t splits = std::max<int64_t>(1, ceil_div(items_, 1 << 30));  // a block counts its items in 32 bits
+    for (int64_t s = splits + 1; s <= std::min<int64_t>(items_, 512); s += std::max<int64_t>(1, s / 8))
       if (p_.c * s <= 0x7fffffff && predict(s) < predict(splits)) splits = s;
     const int64_t per_split = std::max<int64_t>(1, ceil_div(items_, splits));
     splits = std::max<int64_t>(1, ceil_div(items_, per_split));
@@ -133,10 +134,11 @@ class Candidate {
     output.rows = y_.out, output.columns = x_.out;
     a.from[0] = weight_ ? output : filter, a.from[1] = input, a.to = weight_ ? filter : output;
     if (weight_ && (a.to.origin_y < 0 || a.to.origin_x < 0)) a.to.rows = a.to.columns = 0;
+    for (FftWindow* w : {&a.from[0], &a.from[1], &a.to}) pair_rows(w);
 
     const double predicted = predict(splits);
     const int64_t workspace = weight_ && splits > 1 ? splits * p_.c * (p_.kh * p_.kw + 1) * 4 : 0;
-    out->plan = {variant, v_.name, 1, 0, 0, 0, 1, v_.threads / 32, shared_, resident_, p_.c * splits, 0, predicted,
+    out->plan = {variant, v_.name, 1, 0, 0, 0, 1, warps_, shared_, resident_, p_.c * splits, 0, predicted,
                  -1,      -1,      workspace};
   }
 
@@ -151,6 +153,33 @@ class Candidate {
     // a pixel of channels_last is a sector, and a step of the load unit, of its own
     const double global = p_.channels_last ? elements : elements * 4 / kGlobalBytes;
     return std::max({issue, shared, global * busy(2, 8)});
+  }
+  // Rows in layers of one a bank, 16 for the first rows of pairs, 16 for the second and so on.
+  void pair_rows(FftWindow* w) const {
+    w->pairs = (w->rows + 1) / 2;
+    for (int unit = 16; unit >= 1; unit /= 2) {
+      w->padded = static_cast<int>(ceil_div(w->pairs, unit)) * unit;
+      if (4 * w->padded <= 5 * w->pairs) break;
+    }
+    w->magic = (1u << 20) / std::max(1, w->padded) + 1;
+    int by_layer[112], rows = 0, seen[16];
+    for (int layer = 0; rows < w->rows; ++layer) {
+      int in_layer[16];
+      std::fill(seen, seen + 16, 0);
+      std::fill(in_layer, in_layer + 16, -1);
+      for (int r = 0; r < w->rows; ++r) {
+        const int n = (r + w->slot_y) % (v_.q * v_.p), bank = (n % v_.q * v_.a + n % v_.p) % 16;
+        if (seen[bank]++ == layer) in_layer[bank] = r;
+      }
+      for (int r : in_layer)
+        if (r >= 0) by_layer[rows++] = r;
+    }
+    if (rows < 2 * w->pairs) by_layer[rows++] = w->rows;
+    for (int p = 0, i = 0; p < w->pairs; p += 16) {
+      const int group = std::min(16, w->pairs - p);
+      for (int half = 0; half < 2; ++half)
+        for (int k = 0; k < group; ++k) w->order[half * w->pairs + p + k] = static_cast<uint8_t>(by_layer[i++]);
+    }
   }
   FftWindow plane(int64_t height, int64_t width) const {
     FftWindow w{};
@@ -167,7 +196,7 @@ class Candidate {
   Axis y_, x_;
   bool weight_;
   int64_t pairs_[2], out_pairs_, columns_, items_;
-  int shared_, resident_;
+  int shared_, resident_, warps_;
 };
 
 // As few tiles as fit, down and along.

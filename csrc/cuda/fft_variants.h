@@ -1,18 +1,20 @@
 // The table of FFT kernels: one line a length. A variant's number is its place here; add new ones at the end.
 #pragma once
 
-// length = q p, coprime, no twiddles between them. threads: of a block. blocks: an SM that registers are left for,
-// in fwd and in bwd_weight.
-//  X(name, q, p, threads, blocks, weight_blocks)
-#define FFT_VARIANTS(X)                                                                \
-  X("fft_14",  7,  2,  64,  12, 12) /* 7 K13 */                                        \
-  X("fft_20",  5,  4,  64,  12, 10) /* 12 K13, 10 K13 */                               \
-  X("fft_28",  7,  4,  128, 6,  5)  /* 14 K27, 14 K13 */                               \
-  X("fft_42",  7,  6,  160, 4,  4)  /* 28 K29, 24 K27 */                               \
-  X("fft_56",  7,  8,  256, 2,  2)  /* 40 K29, 28 K51 */                               \
-  X("fft_72",  9,  8,  352, 2,  2)  /* 56 K31, 48 K29 */                               \
-  X("fft_90",  9,  10, 480, 1,  1)  /* 80 K19, 56 K51 */                               \
-  X("fft_112", 16, 7,  480, 1,  1)  /* 96 K31; larger planes by tiles */
+// length = q p, coprime, no twiddles between them.
+// Place n of a transform stands at (n mod q) * a + n mod p, columns are s apart (odd); az and zs likewise for row pairs:
+// chosen so that few lanes of half a warp meet a bank twice.
+// threads: of a block, and blocks: an SM that registers are left for; of fwd, then of bwd_weight.
+//  X(name, q, p, a, s, az, zs, threads, blocks, weight_threads, weight_blocks)
+#define FFT_VARIANTS(X)                                                                      \
+  X("fft_14",  7,  2,  4,  31,  3,  23,  64,  12, 64,  12) /* 7 K13 */                       \
+  X("fft_20",  5,  4,  5,  35,  4,  23,  64,  12, 64,  12) /* 12 K13, 10 K13 */              \
+  X("fft_28",  7,  4,  4,  31,  5,  35,  128, 6,  128, 6)  /* 14 K27, 14 K13 */              \
+  X("fft_42",  7,  6,  6,  49,  6,  43,  160, 4,  160, 4)  /* 28 K29, 24 K27 */              \
+  X("fft_56",  7,  8,  9,  69,  8,  57,  256, 2,  256, 2)  /* 40 K29, 28 K51 */              \
+  X("fft_72",  9,  8,  8,  77,  8,  73,  352, 2,  256, 2)  /* 56 K31, 48 K29 */              \
+  X("fft_90",  9,  10, 10, 91,  10, 91,  480, 1,  480, 1)  /* 80 K19, 56 K51 */              \
+  X("fft_112", 16, 7,  7,  121, 7,  113, 480, 1,  480, 1)  /* 96 K31; larger planes by tiles */
 
 namespace replknet_ext::cuda {
 
@@ -24,10 +26,10 @@ namespace replknet_ext::cuda {
 
 struct FftVariant {
   const char* name;
-  int q, p, threads, blocks, weight_blocks;
+  int q, p, a, s, az, zs, threads, blocks, weight_threads, weight_blocks;
 };
 
-#define FFT_ROW(name, q, p, threads, blocks, weight_blocks) {name, q, p, threads, blocks, weight_blocks},
+#define FFT_ROW(name, q, p, a, s, az, zs, threads, blocks, weight_threads, weight_blocks) {name, q, p, a, s, az, zs, threads, blocks, weight_threads, weight_blocks},
 inline constexpr FftVariant kFft[] = {FFT_VARIANTS(FFT_ROW)};
 #undef FFT_ROW
 inline constexpr int kFftCount = sizeof kFft / sizeof *kFft;
@@ -38,10 +40,6 @@ REPLKNET_EXT_BOTH constexpr int fft_self_columns(int p) { return p / 2 + 1; }
 REPLKNET_EXT_BOTH constexpr int fft_columns(int q, int p) {
   return q % 2 ? fft_self_columns(p) + q / 2 * p : 2 * fft_self_columns(p) + (q / 2 - 1) * p;
 }
-// Complex numbers between the columns, and between the row pairs, in shared memory: odd, so that lanes which go from
-// one to the next meet different banks.
-REPLKNET_EXT_BOTH constexpr int fft_stride(int length) { return length | 1; }
-
-REPLKNET_EXT_BOTH constexpr int fft_tables_bytes(int q, int p) { return (6 * q * p * 2 + 5 * p * 4 + 7) / 8 * 8; }
+REPLKNET_EXT_BOTH constexpr int fft_tables_bytes(int q, int p) { return (18 * q * p + 20 * p + 7) / 8 * 8; }
 
 }  // namespace replknet_ext::cuda
