@@ -4,7 +4,7 @@
 namespace replknet_ext::cuda {
 
 FftKernel fft_fwd(int variant) {
-#define FFT_KERNEL(name, q, p, a, s, az, zs, threads, blocks, weight_threads, weight_blocks) fft_fwd_kernel<q, p, a, s, az, zs, threads, blocks>,
+#define FFT_KERNEL(name, q, p, a, s, az, zs, threads, blocks, weight_threads, weight_blocks, waves) fft_fwd_kernel<q, p, a, s, az, zs, threads, blocks>,
   static constexpr FftKernel kernels[] = {FFT_VARIANTS(FFT_KERNEL)};
 #undef FFT_KERNEL
   return kernels[variant];

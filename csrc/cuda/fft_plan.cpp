@@ -4,21 +4,19 @@
 
 #include "family.h"
 #include "fft_variants.h"
+#include "model.h"
 #include "plan_cache.h"
 
 namespace replknet_ext::cuda {
 namespace {
 
-// Model constants, in cycles of one SM; predictions, used only to compare candidates.
-constexpr double kGlobalBytes = 18;    // an SM's share of memory bandwidth, bytes a cycle
-constexpr double kSharedBytes = 128;   // shared memory, bytes a cycle
-constexpr double kStartCycles = 2500;  // launch, first loads, barriers
-constexpr double kBlockCycles = 2000;  // tables and the first load of a block
-constexpr double kOverhead = 2.2;      // instructions beside the arithmetic for every number that is loaded or stored
-constexpr double kConflicts = 1.15;    // shared memory cycles over those without bank conflicts
+// Predictions beside those of model.h, used only to compare candidates.
+constexpr double kBlockCycles = 2000;   // tables and the first load of a block
+constexpr double kOverhead = 2.4;       // instructions beside the arithmetic for every number loaded or stored (SASS)
+constexpr double kCopyOverhead = 6;     // instructions for every element of a plane that is copied in or out (SASS)
 constexpr double kReduceCycles = 3500;  // the second launch of bwd_weight in splits
-// Share of the issue slots that a number of blocks on an SM fills: barriers leave fewer to one alone.
-double busy(int blocks, int warps) { return std::min(blocks == 1 ? 0.6 : 0.75, 0.045 * blocks * warps); }
+// Share of the fullest of the pipes that a number of blocks on an SM fills: one alone waits at its barriers.
+double filled(int64_t blocks, int warps) { return std::min(blocks == 1 ? 0.65 : 0.8, 0.045 * blocks * warps); }
 
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 int even(int v) { return (v + 1) / 2 * 2; }
@@ -29,8 +27,8 @@ int arithmetic(int n) {
     case 2: return 4;
     case 4: return 16;
     case 6: return 40;
-    case 8: return 56;
-    case 9: return 100;
+    case 8: return 54;
+    case 9: return 88;
     case 10: return 92;
     case 16: return 160;
     default: return (n - 1) * (n - 1) + 5 * (n - 1);  // odd primes
@@ -106,7 +104,7 @@ class Candidate {
     const double each = weight_ ? forward(pairs_[0], out) + forward(pairs_[1], in)
                                 : forward(pairs_[1], in) + inverse(out_pairs_, out);
     const int64_t per_sm = ceil_div(p_.c * splits, limits_.sms), at_once = std::min<int64_t>(per_sm, resident_);
-    const double share = busy(static_cast<int>(at_once), warps_);
+    const double share = filled(at_once, warps_);
     const double work = per_sm * (once + ceil_div(items_, splits) * each) / share;
     return kStartCycles + kBlockCycles * ceil_div(per_sm, resident_) + work + (splits > 1 && weight_ ? kReduceCycles : 0);
   }
@@ -148,11 +146,11 @@ class Candidate {
   }
   double columns_arithmetic() const { return v_.p * arithmetic(v_.q) + v_.q * arithmetic(v_.p); }
   double cycles(double instructions, double numbers, double elements) const {
-    const double issue = (instructions + kOverhead * numbers + 6 * elements) / 128;
-    const double shared = (numbers * 8 + elements * 8) * kConflicts / kSharedBytes;
-    // a pixel of channels_last is a sector, and a step of the load unit, of its own
-    const double global = p_.channels_last ? elements : elements * 4 / kGlobalBytes;
-    return std::max({issue, shared, global * busy(2, 8)});
+    const double issue = (instructions + kOverhead * numbers + kCopyOverhead * elements) / kFmaPerCycle;
+    const double shared = (numbers + elements) * 8 * v_.waves / kSharedBytes;
+    // a pixel of channels_last is a sector of its own in L2, and a cycle of the load and store unit
+    const double global = p_.channels_last ? std::max(1.0, 32 / kL2Bytes) * elements : elements * 4 / kGlobalBytes;
+    return std::max({issue, shared, global * 0.8});
   }
   // Rows in layers of one a bank, 16 for the first rows of pairs, 16 for the second and so on.
   void pair_rows(FftWindow* w) const {

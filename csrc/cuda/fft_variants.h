@@ -5,16 +5,19 @@
 // Place n of a transform stands at (n mod q) * a + n mod p, columns are s apart (odd); az and zs likewise for row pairs:
 // chosen so that few lanes of half a warp meet a bank twice.
 // threads: of a block, and blocks: an SM that registers are left for; of fwd, then of bwd_weight.
-//  X(name, q, p, a, s, az, zs, threads, blocks, weight_threads, weight_blocks)
-#define FFT_VARIANTS(X)                                                                      \
-  X("fft_14",  7,  2,  4,  31,  3,  23,  64,  12, 64,  12) /* 7 K13 */                       \
-  X("fft_20",  5,  4,  5,  35,  4,  23,  64,  12, 64,  12) /* 12 K13, 10 K13 */              \
-  X("fft_28",  7,  4,  4,  31,  5,  35,  128, 6,  128, 6)  /* 14 K27, 14 K13 */              \
-  X("fft_42",  7,  6,  6,  49,  6,  43,  160, 4,  160, 4)  /* 28 K29, 24 K27 */              \
-  X("fft_56",  7,  8,  9,  69,  8,  57,  256, 2,  256, 2)  /* 40 K29, 28 K51 */              \
-  X("fft_72",  9,  8,  8,  77,  8,  73,  352, 2,  256, 2)  /* 56 K31, 48 K29 */              \
-  X("fft_90",  9,  10, 10, 91,  10, 91,  480, 1,  480, 1)  /* 80 K19, 56 K51 */              \
-  X("fft_112", 16, 7,  7,  121, 7,  113, 480, 1,  480, 1)  /* 96 K31; larger planes by tiles */
+// waves: shared memory cycles of a window, counted by the emulator, over those of its bytes: idle lanes and conflicts.
+//  X(name, q, p, a, s, az, zs, threads, blocks, weight_threads, weight_blocks, waves)
+#define FFT_VARIANTS(X)                                                                           \
+  X("fft_14",  7,  2,  4,  31,  3,  23,  64,  18, 64,  18, 3.0)  /* 7 K13 */                      \
+  X("fft_20",  5,  4,  5,  35,  4,  23,  64,  16, 64,  16, 2.2)  /* 12 K13, 10 K13 */             \
+  X("fft_28",  7,  4,  4,  31,  5,  35,  128, 8,  128, 8,  1.7)  /* 14 K27, 14 K13 */             \
+  X("fft_36",  9,  4,  5,  55,  5,  45,  192, 5,  192, 5,  1.4)  /* 20 K27 */                     \
+  X("fft_42",  7,  6,  6,  49,  6,  43,  160, 5,  160, 5,  1.5)  /* 28 K29, 24 K27 */             \
+  X("fft_56",  7,  8,  9,  69,  8,  57,  256, 3,  256, 2,  1.4)  /* 40 K29, 28 K51 */             \
+  X("fft_63",  9,  7,  9,  79,  8,  71,  288, 3,  288, 2,  1.3)  /* 48 K29 */                     \
+  X("fft_72",  9,  8,  8,  77,  8,  73,  352, 2,  256, 2,  1.25) /* 56 K31 */                     \
+  X("fft_90",  9,  10, 10, 91,  10, 91,  480, 1,  480, 1,  1.25) /* 80 K19, 56 K51 */             \
+  X("fft_112", 16, 7,  7,  121, 7,  113, 480, 1,  480, 1,  1.35) /* 96 K31; larger planes by tiles */
 
 namespace replknet_ext::cuda {
 
@@ -27,9 +30,10 @@ namespace replknet_ext::cuda {
 struct FftVariant {
   const char* name;
   int q, p, a, s, az, zs, threads, blocks, weight_threads, weight_blocks;
+  double waves;
 };
 
-#define FFT_ROW(name, q, p, a, s, az, zs, threads, blocks, weight_threads, weight_blocks) {name, q, p, a, s, az, zs, threads, blocks, weight_threads, weight_blocks},
+#define FFT_ROW(name, q, p, a, s, az, zs, threads, blocks, weight_threads, weight_blocks, waves) {name, q, p, a, s, az, zs, threads, blocks, weight_threads, weight_blocks, waves},
 inline constexpr FftVariant kFft[] = {FFT_VARIANTS(FFT_ROW)};
 #undef FFT_ROW
 inline constexpr int kFftCount = sizeof kFft / sizeof *kFft;
