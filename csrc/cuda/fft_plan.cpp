@@ -61,6 +61,8 @@ bool fit_axis(int64_t in, int64_t out, int64_t k, int64_t pad, int length, int64
   return true;
 }
 
+int count(Pass pass) { return pass == Pass::fwd ? kFftFwdCount : kFftWeightCount; }
+
 const char* refuse(const Problem& p, const DeviceLimits& limits) {
   if (p.algorithm == Algorithm::direct) return "computes by FFT, not directly";
   if (p.dtype != DType::f32) return "the FFT kernels are for float32";
@@ -79,9 +81,8 @@ class Candidate {
     const int64_t numbers = columns_ * v.s + std::max(pairs_[0], pairs_[1]) * v.zs;
     shared_ = fft_tables_bytes(v.q, v.p) + static_cast<int>(numbers) * 8;
     items_ = p.n * y.tiles * static_cast<int64_t>(x.tiles);
-    const int by_registers = weight_ ? v.weight_blocks : v.blocks;
-    warps_ = (weight_ ? v.weight_threads : v.threads) / 32;
-    resident_ = std::max(1, std::min(limits.shared_per_sm / (shared_ + 1024), by_registers));
+    warps_ = v.threads / 32;
+    resident_ = std::max(1, std::min(limits.shared_per_sm / (shared_ + 1024), v.blocks));
   }
 
   bool runs() const { return shared_ <= limits_.shared_per_block && p_.c <= 0x7fffffff; }
@@ -199,7 +200,7 @@ class Candidate {
 
 // As few tiles as fit, down and along.
 bool plan_variant(const Problem& p, const DeviceLimits& limits, int variant, FftPlan* best) {
-  const FftVariant& v = kFft[variant];
+  const FftVariant& v = (p.pass == Pass::fwd ? kFftFwd : kFftWeight)[variant];
   const int length = v.q * v.p;
   const auto fewest = [&](int64_t in, int64_t out, int64_t k, int64_t pad, int64_t from, Axis* a) {
     if (fit_axis(in, out, k, pad, length, from, a)) return from;
@@ -225,7 +226,7 @@ bool plan_variant(const Problem& p, const DeviceLimits& limits, int variant, Fft
 const char* make_plan(const Problem& p, const DeviceLimits& limits, int variant, FftPlan* plan) {
   if (const char* why = refuse(p, limits)) return why;
   bool found = false;
-  for (int i = 0; i < kFftCount; ++i) {
+  for (int i = 0; i < count(p.pass); ++i) {
     if (variant >= 0 && i != variant) continue;
     FftPlan candidate;
     if (plan_variant(p, limits, i, &candidate) && (!found || candidate.plan.cycles < plan->plan.cycles)) {
@@ -246,8 +247,7 @@ const char* plan_fft(const Problem& p, const DeviceLimits& limits, int variant, 
 }
 
 namespace {
-int count(Pass) { return kFftCount; }
-const char* name_of(Pass, int variant) { return kFft[variant].name; }
+const char* name_of(Pass pass, int variant) { return (pass == Pass::fwd ? kFftFwd : kFftWeight)[variant].name; }
 const char* plan_family(const Problem& p, const DeviceLimits& limits, int variant, LaunchPlan* out) {
   FftPlan found;
   const char* why = plan_fft(p, limits, variant, &found);
