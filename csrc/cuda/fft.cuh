@@ -1,17 +1,17 @@
 // Depthwise convolution by FFT in shared memory, float32: one block one channel, looping over (image, tile) pairs.
 //
-// The circular length L = Q P is the same for rows and columns and a product of coprime factors (Good and Thomas): place
-// n stands at (n mod Q, n mod P), a transform is one of size Q over the first residue and one of size P over the
-// second, without twiddles. Every thread computes whole transforms of size Q or P in registers, in place in shared
-// memory: all offsets of an item are known when compiling.
+// The circular length L = Q P is the same for rows and columns, a product of coprime factors (Good and Thomas): place n
+// stands at (n mod Q, n mod P), a transform is one of size Q over the first residue and one of size P over the second,
+// without twiddles. Every thread computes whole transforms of size Q or P in registers, in place in shared memory: all
+// offsets of an item are known when compiling.
 //
-// Two rows of one window are the real and imaginary part of one complex row (FftWindow::order says which); no image ever
-// meets another one. Z: [row pair][place] complex, filled by asynchronous copies while the columns of the image before
-// are computed. The transform of size P over rows is done for the classes q and -q of the first residue together: they
-// untangle to the half spectrum S: [column][place] complex. Columns are transformed, multiplied by the filter's spectrum,
-// which stays in registers for the block's life, and transformed back in place; the inverse over rows is in place in S:
-// complex place (q, b) of a row pair stands in the column that (q, b) untangled to, at the pair's first row for the
-// classes 0 ... Q / 2, at its second row for the others.
+// Two rows of one window are the real and imaginary part of one complex row (FftWindow::order says which); no image
+// ever meets another one. Z: [row pair][place] complex, filled by asynchronous copies while the columns of the image
+// before are computed. The transform of size P over rows is done for the classes q and -q of the first residue
+// together: they untangle to the half spectrum S: [column][place] complex. Columns are transformed, multiplied by the
+// filter's spectrum, which stays in registers for the block's life, and transformed back in place; the inverse over rows is in
+// place in S: complex place (q, b) of a row pair stands in the column that (q, b) untangled to, at the pair's first row
+// for the classes 0 ... Q / 2, at its second row for the others.
 //
 // bwd_weight: the spectra X conj(G) are summed in registers over the block's images in order, then one inverse.
 // Non-finite values fill their tile of their plane, no other.
@@ -101,7 +101,8 @@ struct Fft {
     }
   }
 
-  // Starts the copy of a window into Z. Half a warp copies 16 columns of a pair's first row, the other half of its second.
+  // Starts the copy of a window into Z. Half a warp copies 16 columns of a pair's first row, the other half of its
+  // second.
   __device__ __forceinline__ void load(const FftArgs& a, int which, int channel, const FftItem& item) const {
     constexpr int kChunks = (L + 15) / 16;
     const FftWindow& w = a.from[which];
@@ -281,7 +282,8 @@ struct Fft {
       float *to0 = out + row0 * w.row, *to1 = out + row1 * w.row;
       each<kChunks>([&](auto c) {
         if (c * 32 + lane < columns) {
-          const Complex v = ptx::load_shared8(s + (column[c] & (kHalf - 1)) * kS + (column[c] < kHalf ? first >> 16 : second >> 16));
+          const uint32_t row = (column[c] < kHalf ? first : second) >> 16;
+          const Complex v = ptx::load_shared8(s + (column[c] & (kHalf - 1)) * kS + row);
           if (row0 < rows) to0[c * 32 * w.column] = use(v.re);
           if (row1 < rows) to1[c * 32 * w.column] = use(v.im);
         }
@@ -360,7 +362,8 @@ __global__ void __launch_bounds__(kThreads, kBlocks) fft_weight_kernel(const __g
   f.t = tables;
   f.s = reinterpret_cast<Complex*>(smem + fft_tables_bytes(kQ, kP));
   f.z = f.s + Transform::kColumns * kS;
-  const int channel = static_cast<int>(blockIdx.x / a.splits), split = static_cast<int>(blockIdx.x) - channel * a.splits;
+  const int channel = static_cast<int>(blockIdx.x / a.splits);
+  const int split = static_cast<int>(blockIdx.x) - channel * a.splits;
   const int64_t first = split * a.split_items;
   const int count = static_cast<int>(min(a.split_items, a.items - first));
   FftItem item(a, first);
@@ -415,7 +418,8 @@ __global__ void __launch_bounds__(kThreads, kBlocks) fft_weight_kernel(const __g
   f.store(a.to, out + a.to.origin_y * a.to.row + a.to.origin_x, a.to.rows, a.to.columns, [](float v) { return v; });
   // taps that no output meets
   for (int64_t i = threadIdx.x; i < a.to.channel; i += kThreads) {
-    const int row = static_cast<int>(i / a.to.row) - a.to.origin_y, column = static_cast<int>(i % a.to.row) - a.to.origin_x;
+    const int row = static_cast<int>(i / a.to.row) - a.to.origin_y;
+    const int column = static_cast<int>(i % a.to.row) - a.to.origin_x;
     if (row < 0 || row >= a.to.rows || column < 0 || column >= a.to.columns) out[i] = 0.f;
   }
   if (a.grad_bias && threadIdx.x == 0) a.grad_bias[split * static_cast<int64_t>(a.channels) + channel] = 0.5f * total;

@@ -12,8 +12,8 @@ struct FftWindow {
   int rows, columns;                    // of the window
   int origin_y, origin_x, step_y, step_x;
   int slot_y, slot_x;
-  // Row pair p: rows order[p] and order[pairs + p], so that the places of 16 pairs fall into different banks; one of them
-  // is `rows`, which is no row, where their number is odd.
+  // Row pair p: rows order[p] and order[pairs + p], so that the places of 16 pairs fall into different banks; one of
+  // them is `rows`, which is no row, where their number is odd.
   int pairs, padded;   // padded: that many items, so that half a warp seldom belongs to two groups of items
   uint32_t magic;      // 2^20 / padded, rounded up
   uint8_t order[112];

@@ -107,7 +107,8 @@ class Candidate {
     const int64_t per_sm = ceil_div(p_.c * splits, limits_.sms), at_once = std::min<int64_t>(per_sm, resident_);
     const double share = filled(at_once, warps_);
     const double work = per_sm * (once + ceil_div(items_, splits) * each) / share;
-    return kStartCycles + kBlockCycles * ceil_div(per_sm, resident_) + work + (splits > 1 && weight_ ? kReduceCycles : 0);
+    const double reduce = splits > 1 && weight_ ? kReduceCycles : 0;
+    return kStartCycles + kBlockCycles * ceil_div(per_sm, resident_) + work + reduce;
   }
 
   void fill(int variant, FftPlan* out) const {

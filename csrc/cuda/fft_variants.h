@@ -2,14 +2,14 @@
 #pragma once
 
 // length = q p, coprime, no twiddles between them.
-// Place n of a transform stands at (n mod q) * a + n mod p, columns are s apart (odd); az and zs likewise for row pairs:
-// chosen so that few lanes of half a warp meet a bank twice.
-// threads: of a block, which takes every item of the middle part in as few rounds as registers allow. blocks: an SM that
-// registers are left for. waves: shared memory cycles of a window, counted by the emulator, over those of its bytes:
-// idle lanes and conflicts.
+// Place n of a transform stands at (n mod q) * a + n mod p, columns are s apart (odd); az and zs likewise for row
+// pairs: chosen so that few lanes of half a warp meet a bank twice.
+// threads: of a block, which takes every item of the middle part in as few rounds as registers allow. blocks: an SM
+// that registers are left for. waves: shared memory cycles of a window, counted by the emulator, over those of its
+// bytes: idle lanes and conflicts.
 //  X(name, q, p, a, s, az, zs, threads, blocks, waves)
 #define FFT_FWD_VARIANTS(X)                                                          \
-  X("fft_14",  7, 2,  4,  31,  3,  23,  64,  18, 3.0)  /* 7 K13 */                   \
+  X("fft_14",  7, 2,  4,  31,  3,  23,  64,  16, 3.0)  /* 7 K13 */                   \
   X("fft_20",  5, 4,  5,  35,  4,  23,  64,  16, 2.2)  /* 12 K13, 10 K13 */          \
   X("fft_28",  7, 4,  4,  31,  5,  35,  128, 8,  1.7)  /* 14 K27, 14 K13 */          \
   X("fft_36",  9, 4,  5,  55,  5,  45,  192, 5,  1.4)  /* 20 K27 */                  \
@@ -18,10 +18,10 @@
   X("fft_63",  9, 7,  9,  79,  8,  71,  288, 3,  1.3)  /* 48 K29 */                  \
   X("fft_72",  9, 8,  8,  77,  8,  73,  352, 2,  1.25) /* 56 K31 */                  \
   X("fft_90",  9, 10, 10, 91,  10, 91,  480, 1,  1.25) /* 80 K19, 56 K51 */          \
-  X("fft_112", 7, 16, 16, 121, 16, 113, 416, 1,  1.1)  /* 96 K31; larger by tiles */
+  X("fft_112", 7, 16, 16, 121, 16, 113, 416, 1,  1.05) /* 96 K31; larger by tiles */
 
 #define FFT_WEIGHT_VARIANTS(X)                                                       \
-  X("fft_14",  7,  2,  4,  31,  3,  23,  64,  18, 3.0)                               \
+  X("fft_14",  7,  2,  4,  31,  3,  23,  64,  16, 3.0)                               \
   X("fft_20",  5,  4,  5,  35,  4,  23,  64,  16, 2.2)                               \
   X("fft_28",  7,  4,  4,  31,  5,  35,  128, 8,  1.7)                               \
   X("fft_36",  9,  4,  5,  55,  5,  45,  192, 5,  1.4)                               \

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from types import ModuleType
 
 import cases as table
@@ -43,3 +44,17 @@ def variant_cases(emulator: ModuleType, pass_: str) -> dict[str, Case]:
             k = length - h
             found[name] = fft(2, 1, h, h + 1, k=(2 * k - 1, k), variant=number, pass_=pass_)
     return found
+
+
+def cut_variants(cuda: Path, kept: tuple[str, ...] = ("fft_14", "fft_20")) -> None:
+    """Leaves few lengths in a copy of the sources, so that a mutant builds in seconds."""
+    path = cuda / "fft_variants.h"
+    lines = path.read_text().split("\n")
+    rows = [i for i, line in enumerate(lines) if line.startswith('  X("fft_')]
+    last = {i for i in rows if i + 1 not in rows}
+    path.write_text(
+        "\n".join(
+            ("" if i in last else "\\") if i in rows and line.split('"')[1] not in kept else line
+            for i, line in enumerate(lines)
+        )
+    )

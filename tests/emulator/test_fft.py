@@ -151,9 +151,7 @@ def test_a_non_finite_value_fills_its_plane_and_no_other(plain: ModuleType, pass
     "case", [fft(1, 1, 96, 96, k=31), fft(1, 1, 130, 70, k=(5, 41)), fft(1, 1, 150, 20, k=13)], ids=str
 )
 @pytest.mark.parametrize("pass_", PASSES)
-def test_tiles_of_small_devices(
-    plain: ModuleType, case: Case, limits: tuple[int, int, int, int], pass_: str
-) -> None:
+def test_tiles_of_small_devices(plain: ModuleType, case: Case, limits: tuple[int, int, int, int], pass_: str) -> None:
     case = case.but(limits=limits, pass_=pass_)
     plan = plain.plan(case.problem(), limits, -1)
     assert plan["shared_bytes"] <= limits[2] and plan["blocks_per_sm"] * plan["shared_bytes"] <= limits[3]

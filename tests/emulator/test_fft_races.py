@@ -48,8 +48,23 @@ def shared_memory(emulator: ModuleType, case: Case) -> tuple[int, int]:
     return counters["accesses"], counters["access_conflicts"]
 
 
+#: Extra wavefronts an access of shared memory, beside the two that 8 bytes a lane take: the layouts of fft_variants.h
+#: are chosen for few, lengths of few items have some left.
+CONFLICTS = {"fft_14": 0.5, "fft_20": 0.7, "fft_28": 0.8, "fft_36": 0.5, "fft_42": 0.65, "fft_56": 0.5, "fft_63": 0.45,
+             "fft_72": 0.45, "fft_90": 0.4, "fft_112": 0.2}  # fmt: skip
+PLANES = {"fft_14": (7, 13), "fft_20": (12, 13), "fft_28": (14, 27), "fft_36": (20, 27), "fft_42": (28, 29),
+          "fft_56": (40, 29), "fft_63": (48, 29), "fft_72": (56, 31), "fft_90": (80, 19),
+          "fft_112": (96, 31)}  # fmt: skip
+
+
 @pytest.mark.parametrize("pass_", PASSES)
 def test_bank_conflicts(race: ModuleType, pass_: str) -> None:
-    for name, case in variant_cases(race, pass_).items():
-        accesses, extra = shared_memory(race, case.but(limits=(90, 1, 227 << 10, 228 << 10)))
-        print(name, pass_, accesses, extra, round(extra / accesses, 3))
+    one_block = (90, 1, 227 << 10, 1000)
+    for number, name in enumerate(race.variants(pass_)):
+        if not name.startswith("fft_"):
+            continue
+        size, k = PLANES[name]
+        case = fft(3, 1, size, size, k=k, variant=number, pass_=pass_, limits=one_block)
+        accesses, extra = shared_memory(race, case)
+        allowed = 0.75 if (name, pass_) == ("fft_112", "bwd_weight") else CONFLICTS[name]  # 16 x 7: fewer registers
+        assert extra <= allowed * accesses, f"{name}: {extra / accesses:.2f}"
