@@ -10,8 +10,8 @@
 // before are computed. The transform of size P over rows is done for the classes q and -q of the first residue
 // together: they untangle to the half spectrum S: [column][place] complex. Columns are transformed, multiplied by the
 // filter's spectrum, which stays in registers for the block's life, and transformed back in place; the inverse over
-// rows is in place in S: complex place (q, b) of a row pair stands in the column that (q, b) untangled to, at the pair's
-// first row for the classes 0 ... Q / 2, at its second row for the others.
+// rows is in place in S: complex place (q, b) of a row pair stands in the column that (q, b) untangled to, at the
+// pair's first row for the classes 0 ... Q / 2, at its second row for the others.
 //
 // bwd_weight: the spectra X conj(G) are summed in registers over the block's images in order, then one inverse.
 // Non-finite values fill their tile of their plane, no other.
