@@ -221,10 +221,12 @@ class Tolerance:
     float64, float32: |error| <= ``ulps`` * eps * sum of |x||w|, for each output.
     halves: max |error| <= ``of_torch`` * max |error of torch's own result in that dtype| + one rounding of the largest
     result.
+    float32 by FFT: |error| <= ``of_plane`` * the largest sum of |x||w| of its plane.
     """
 
     ulps: float | None = None
     of_torch: float | None = None
+    of_plane: float | None = None
 
 
 TOLERANCES: dict[torch.dtype, Tolerance] = {
@@ -242,6 +244,22 @@ PRECISIONS: dict[str, Tolerance] = {
     "tf32": Tolerance(ulps=8192 + 16),
     "bf16x3": Tolerance(ulps=256 + 16),
 }
+
+#: float32 by FFT. On the layers of the papers it also holds of the plane's largest result and in the norm.
+FFT_TOLERANCE = Tolerance(of_plane=1e-6)
+
+
+def assert_close_by_fft(actual: Tensor, wanted: Tensor, scale: Tensor) -> None:
+    """Hold ``actual`` to `FFT_TOLERANCE`; ``scale``: sum of |x||w|. The last two axes are a plane."""
+    assert actual.shape == wanted.shape, f"shape {tuple(actual.shape)}, wanted {tuple(wanted.shape)}"
+    if actual.numel() == 0:
+        return
+    assert bool(torch.isfinite(actual).all()), "not finite"
+    assert FFT_TOLERANCE.of_plane is not None
+    largest = scale.amax((-2, -1), keepdim=True)
+    error = (actual.double() - wanted).abs()
+    worst = (error / largest.clamp_min(torch.finfo(torch.float64).tiny)).max().item()
+    assert worst <= FFT_TOLERANCE.of_plane, f"error is {worst:.2g} of the plane's largest sum |x||w|"
 
 
 def assert_close(

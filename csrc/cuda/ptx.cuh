@@ -146,6 +146,29 @@ PTX T shuffle_xor(T v, int mask) {
 #endif
 }
 
+// The same for 8 bytes of any 8-byte aligned type
+template <class T>
+PTX T load_shared8(const T* p) {
+  static_assert(sizeof(T) == 8 && alignof(T) == 8);
+#ifdef __CUDACC__
+  return *p;
+#else
+  T v;
+  emu::load_shared(&v, p, sizeof v);
+  return v;
+#endif
+}
+
+template <class T>
+PTX void store_shared8(T* p, T v) {
+  static_assert(sizeof(T) == 8 && alignof(T) == 8);
+#ifdef __CUDACC__
+  *p = v;
+#else
+  emu::store_shared(p, &v, sizeof v);
+#endif
+}
+
 // r[i] <- the lane's two elements of 8x8 matrix i of 16-bit elements; lane 8i + j passes the address of its row j.
 PTX void ldmatrix_x4(uint32_t* r, const void* row) {
 #ifdef __CUDACC__
