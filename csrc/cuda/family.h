@@ -16,6 +16,9 @@ struct Family {
   const char* (*plan)(const Problem& p, const DeviceLimits& limits, int variant, LaunchPlan* plan);
 };
 
+using LaunchFunction = int (*)(const Problem& p, const Tensors& tensors, const DeviceLimits& limits, int variant,
+                               void* stream);
+
 // x_family is host code (x_plan.cpp), launch_x is not (x_launch.cu): planners are also used without CUDA. launch_x
 // launches a variant that the plan accepted for these arguments, and returns 0 or a CUDA error.
 #define REPLKNET_EXT_DECLARE(name)   \

@@ -4,6 +4,7 @@
 #include <cmath>
 
 #include "family.h"
+#include "model.h"
 #include "plan_cache.h"
 #include "rt_weight_variants.h"
 
@@ -30,18 +31,11 @@ Layout layout_of(RtwMath math) {
 int in_chunks_of(const RtwVariant& v) { return v.whole ? v.chunks : v.chunks + v.offsets - 1; }
 
 // Model constants, in cycles of one SM; predictions, used only to compare candidates.
-constexpr double kMmaCycles = 6.4;     // a product of one of the four tensor cores by mma.sync (63 % of wgmma's rate)
-constexpr double kSharedBytes = 128;   // shared memory, bytes a cycle
-constexpr double kGlobalBytes = 18;    // an SM's share of memory bandwidth, bytes a cycle
-constexpr double kL2Bytes = 24;        // an SM's share of what the L2 cache delivers
-constexpr double kStartCycles = 2500;  // launch, first loads, barriers
-constexpr double kExposed = 0.3;       // share of a block's start and end that the other blocks of its SM do not hide
 constexpr double kStageCycles = 150;   // barrier and first fragments of a stage, for a block alone on its SM
 constexpr double kReduceCycles = 4000; // a second launch
 // Instructions, counted in the kernels: of finding what a thread copies, of a chunk's copy and its parts, of a gathered
 // chunk, of a row offset beside its products, of a pair beside its fragments, of a row offset's diagonals (a lane sums one column at a time).
 constexpr double kFind = 75, kCopy = 16, kPart = 7, kGather = 50, kRow = 8, kPair = 60, kDiagonals = 70;
-double busy(int w) { return w >= 12 ? 0.95 : w >= 8 ? 0.9 : w >= 4 ? 0.75 : 0.75 * w / 4; }
 
 const char* refuse(const Problem& p, const DeviceLimits& limits) {
   if (p.pass != Pass::bwd_weight) return "only bwd_weight";

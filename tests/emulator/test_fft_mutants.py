@@ -1,24 +1,17 @@
-"""Bugs planted in the FFT sources: the values or the race check must notice each one."""
+"""Bugs planted in the FFT kernels: the values or the race check must notice each one."""
 
 from __future__ import annotations
 
-import json
-import re
-import shutil
-import subprocess
-import sys
 from pathlib import Path
 from types import ModuleType
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # when run as a program
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-
-import emulator_build
 import pytest
+from emulator_harness import Case
 from fft_harness import check_close, cut_variants, fft
+from mutants import Mutants
 
 # name: (file, text, replacement)
-MUTANTS = {
+BUGS = {
     "no barrier after the load": (
         "fft.cuh",
         "    __syncthreads();\n    f.rows_first(w, which);",
@@ -114,62 +107,23 @@ CASES = [
 ]
 
 
-def sources(folder: Path, mutant: tuple[str, str, str] | None) -> Path:
-    """A copy of csrc with this family alone, few variants and at most one bug; returns its cuda folder."""
-    shutil.copytree(emulator_build.CUDA.parent, folder / "csrc", ignore=shutil.ignore_patterns("cpu"))
-    cuda = folder / "csrc" / "cuda"
-    for path in cuda.iterdir():
-        if path.suffix in (".cu", ".cpp") and not path.name.startswith(("fft", "launch", "dispatch")):
-            path.unlink()
-    family, launch = cuda / "family.h", cuda / "launch.cu"
-    family.write_text(re.sub(r"(#define REPLKNET_EXT_FAMILIES\(X\))(.*\\\n)*.*", r"\1 X(fft)", family.read_text()))
-    launch.write_text(re.sub(r"&launch_\w+", "&launch_fft", launch.read_text()))
-    cut_variants(cuda)
-    if mutant is not None:
-        name, text, replacement = mutant
-        path = cuda / name
-        source = path.read_text()
-        assert text in source, f"{name} has no {text!r}"
-        path.write_text(source.replace(text, replacement))
-    return cuda
+def check(emulator: ModuleType, case: Case) -> None:
+    """Random data within the tolerance."""
+    check_close(emulator, case)
 
 
-def findings(emulator: ModuleType) -> list[str]:
-    """What goes wrong in the cases."""
-    found = []
-    for case in CASES:
-        for schedule, seed in (("ordered", 0), ("reversed", 0), ("random", 1), ("random", 2)):
-            emulator.set_options(schedule, seed)
-            try:
-                check_close(emulator, case)
-            except AssertionError as error:
-                found.append(str(error).split("): ", 1)[-1])
-    return found
-
-
-def notice(folder: Path, mutant: str | None) -> list[str]:
-    """Builds and runs in a process of its own: a mutant may crash, and Python loads a module name once."""
-    why = emulator_build.missing()
-    if why is not None:
-        pytest.skip(why)
-    emulator_build.build_module("race")  # objects that every build shares
-    emulator_build.build_module("race", folder / "build", sources(folder, MUTANTS[mutant] if mutant else None))
-    done = subprocess.run([sys.executable, __file__, str(folder)], capture_output=True, text=True)
-    return json.loads(done.stdout) if done.returncode == 0 else [f"crash: {done.returncode} {done.stderr[-300:]}"]
+MUTANTS = Mutants("fft", BUGS, CASES, cut_variants, check)
 
 
 def test_the_unchanged_sources_have_no_finding(tmp_path: Path) -> None:
-    assert notice(tmp_path, None) == []
+    assert MUTANTS.notice(__file__, tmp_path, None) == []
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("mutant", MUTANTS)
-def test_every_mutant_is_noticed(tmp_path: Path, mutant: str) -> None:
-    found = notice(tmp_path, mutant)
-    assert found, "nothing noticed the bug"
-    assert not any("Error" in text for text in found), found  # the harness itself must not be what fails
+@pytest.mark.parametrize("bug", MUTANTS.chosen())
+def test_mutants_are_noticed(tmp_path: Path, bug: str) -> None:
+    MUTANTS.must_notice(__file__, tmp_path, bug)
 
 
 if __name__ == "__main__":
-    place = Path(sys.argv[1])
-    print(json.dumps(findings(emulator_build.load("race", place / "build", place / "csrc" / "cuda"))))
+    MUTANTS.main()

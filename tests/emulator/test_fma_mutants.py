@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
-import json
-import shutil
-import subprocess
-import sys
 from pathlib import Path
 from types import ModuleType
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # when run as a program
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-
-import emulator_build
 import emulator_harness as harness
 import pytest
 from emulator_harness import Case
+from mutants import SMALLEST, Mutants
+
+NAN = float("nan")
 
 # name: (file, text, replacement)
-MUTANTS = {
+BUGS = {
     "no wait for the input": ("fma.cuh", "    ptx::cp_async_wait<0>();\n", ""),
     "no barrier after the load": ("fma.cuh", "wait<0>();\n    __syncthreads();\n", "wait<0>();\n"),
     "no barrier between rounds": ("fma.cuh", "    if (round > 0) __syncthreads();", "    "),
@@ -38,7 +33,11 @@ MUTANTS = {
     "an image is lost": ("fma.cuh", "for (int bit = channels; bit", "for (int bit = 2 * channels; bit"),
     "sums are not cleared": ("fma.cuh", "if (!kWeight && round == 0) sums.clear();", ""),
     "no zero rows for merged groups": ("fma.cuh", "(a.merge - 1) * kRows;", "0;"),
-    "the last row is clipped": ("fma.cuh", "min(f_rows + rows - 1, a.h + above - y0)", "min(f_rows + rows - 1, a.h + above - y0 - 1)"),
+    "the last row is clipped": (
+        "fma.cuh",
+        "min(f_rows + rows - 1, a.h + above - y0)",
+        "min(f_rows + rows - 1, a.h + above - y0 - 1)",
+    ),
     "the first window is clipped": ("fma.cuh", "max(t0, low_window - (group_x0", "max(t0, low_window + 1 - (group_x0"),
     "the last window is clipped": ("fma.cuh", "min(t_end - 1, high_window - ", "min(t_end - 1, high_window - 1 - "),
     "the row order repeats a group": ("fma.cuh", "groups / 2 - (i + 1) / 2", "groups / 2 - i / 2"),
@@ -63,62 +62,43 @@ MUTANTS = {
     "relu drops NaN": ("fma_tile.cuh", "v > T(0) || v != v", "v > T(0)"),
     "filter not flipped along x": ("fma_launch.cu", "-p.kw, -1}", "-p.kw, 1}"),
     "splits are not summed": ("fma_launch.cu", "if (!weight || plan.splits == 1) return 0;", "return 0;"),
-    "unaligned vector stores": ("fma_launch.cu", " && a.ow % 4 == 0 && reinterpret_cast<uint64_t>(a.out) % 16 == 0", ""),
+    "unaligned vector stores": (
+        "fma_launch.cu",
+        " && a.ow % 4 == 0 && reinterpret_cast<uint64_t>(a.out) % 16 == 0",
+        "",
+    ),
     "plane one row too small": ("fma_plan.cpp", "* v.rows + t.part_rows - 1);", "* v.rows + t.part_rows - 2);"),
     "rows share a border that is not zeros": ("fma_plan.cpp", "+ origin + 3 < 0 &&", "+ origin < 0 &&"),
-}  # fmt: skip
+}
 
-KEPT = '"7x4"'  # the float32 line of the variants table that the mutants keep, so that each builds in seconds
-SMALLEST = (86, 1, 48 << 10, 49 << 10)
-NAN = float("nan")
 CASES = [
-    Case(9, 2, 16, 13, 11, bias=True, activation="relu", flip=True),
-    Case(2, 3, 30, 9, (4, 6), bias=True, channels_last=True),
-    Case(1, 1, 20, 40, (35, 46), limits=SMALLEST),
-    Case(1, 1, 56, 9, 9),
-    Case(2, 1, 9, 13, 3, shift=1),
-    Case(3, 1, 9, 8, 5),
-    Case(3, 1, 9, 8, 6),
-    Case(5, 2, 16, 13, (11, 9), bias=True, pass_="bwd_weight"),
-    Case(9, 3, 17, 10, 5, bias=True, pass_="bwd_weight", channels_last=True),
-    Case(3, 1, 60, 61, 5, limits=SMALLEST, bias=True, pass_="bwd_weight"),
+    case.but(dtype="float32")
+    for case in [
+        Case(9, 2, 16, 13, 11, bias=True, activation="relu", flip=True),
+        Case(2, 3, 30, 9, (4, 6), bias=True, channels_last=True),
+        Case(1, 1, 20, 40, (35, 46), limits=SMALLEST),
+        Case(1, 1, 56, 9, 9),
+        Case(2, 1, 9, 13, 3, shift=1),
+        Case(3, 1, 9, 8, 5),
+        Case(3, 1, 9, 8, 6),
+        Case(5, 2, 16, 13, (11, 9), bias=True, pass_="bwd_weight"),
+        Case(9, 3, 17, 10, 5, bias=True, pass_="bwd_weight", channels_last=True),
+        Case(3, 1, 60, 61, 5, limits=SMALLEST, bias=True, pass_="bwd_weight"),
+    ]
 ]
 
 
-def sources(folder: Path, mutant: tuple[str, str, str] | None) -> Path:
-    """A copy of csrc with this family alone and at most one bug; returns its cuda folder."""
-    ignored = shutil.ignore_patterns("cpu", "rt*", "fft*")
-    shutil.copytree(emulator_build.CUDA.parent, folder / "csrc", ignore=ignored)
-    cuda = folder / "csrc" / "cuda"
-    for path, head, line in (
-        (cuda / "family.h", "#define REPLKNET_EXT_FAMILIES(X)", " X(fma)"),
-        (cuda / "fma_variants.h", "#define FMA_VARIANTS(X)", f" X({KEPT}, float, 7, 16, 1)"),
-    ):
-        before, after = path.read_text().split(head, 1)
-        path.write_text(before + head + line + "\n" + after.split("\n\n", 1)[1].join(("\n", "")))
-    launch = cuda / "launch.cu"
-    launch.write_text(launch.read_text().replace("launch_rt_fwd", "launch_fma"))
-    if mutant is not None:
-        name, text, replacement = mutant
-        path = cuda / name
-        source = path.read_text()
-        assert source.count(text) == 1, f"{name} has {source.count(text)} places like {text!r}"
-        path.write_text(source.replace(text, replacement))
-    return cuda
+def cut(cuda: Path) -> None:
+    """Leaves one line of float32."""
+    path = cuda / "fma_variants.h"
+    before, after = path.read_text().split("#define FMA_VARIANTS(X)", 1)
+    path.write_text(before + '#define FMA_VARIANTS(X) X("7x4", float, 7, 16, 1)\n\n' + after.split("\n\n", 1)[1])
 
 
-def findings(emulator: ModuleType) -> list[str]:
-    """What goes wrong in the cases."""
-    found = []
-    for case in CASES:
-        for schedule, seed in (("ordered", 0), ("reversed", 0), ("random", 1), ("random", 2)):
-            emulator.set_options(schedule, seed)
-            try:
-                harness.check_exact(emulator, case.but(dtype="float32"))
-            except AssertionError as error:
-                found.append(str(error).split("): ", 1)[-1])
-    emulator.set_options()
-    case = Case(2, 1, 12, 12, 7, dtype="float32", activation="relu")  # NaN keeps to its receptive field
+def more(emulator: ModuleType) -> list[str]:
+    """NaN keeps to its receptive field."""
+    found: list[str] = []
+    case = Case(2, 1, 12, 12, 7, dtype="float32", activation="relu")
     inputs = harness.exact_inputs(case)
     inputs["w"] += 3
     inputs["x"][0, 0, 4, 8] = NAN
@@ -129,30 +109,18 @@ def findings(emulator: ModuleType) -> list[str]:
     return found
 
 
-def notice(folder: Path, mutant: str | None) -> list[str]:
-    """Builds and runs in a process of its own: a mutant may crash, and Python loads a module name once."""
-    why = emulator_build.missing()
-    if why is not None:
-        pytest.skip(why)
-    emulator_build.build_module("race")  # objects that every build shares
-    emulator_build.build_module("race", folder / "build", sources(folder, MUTANTS[mutant] if mutant else None))
-    done = subprocess.run([sys.executable, __file__, str(folder)], capture_output=True, text=True)
-    return json.loads(done.stdout) if done.returncode == 0 else [f"crash: {done.returncode} {done.stderr[-300:]}"]
+MUTANTS = Mutants("fma", BUGS, CASES, cut, more=more)
 
 
-@pytest.mark.slow
 def test_the_unchanged_sources_have_no_finding(tmp_path: Path) -> None:
-    assert notice(tmp_path, None) == []
+    assert MUTANTS.notice(__file__, tmp_path, None) == []
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("mutant", MUTANTS)
-def test_every_mutant_is_noticed(tmp_path: Path, mutant: str) -> None:
-    found = notice(tmp_path, mutant)
-    assert found, "nothing noticed the bug"
-    assert not any("Error" in text for text in found), found  # the harness itself must not be what fails
+@pytest.mark.parametrize("bug", MUTANTS.chosen())
+def test_mutants_are_noticed(tmp_path: Path, bug: str) -> None:
+    MUTANTS.must_notice(__file__, tmp_path, bug)
 
 
 if __name__ == "__main__":
-    place = Path(sys.argv[1])
-    print(json.dumps(findings(emulator_build.load("race", place / "build", place / "csrc" / "cuda"))))
+    MUTANTS.main()

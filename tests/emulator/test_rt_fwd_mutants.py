@@ -1,25 +1,21 @@
-"""Bugs planted in the CUDA sources: the values or the race check must notice each one."""
+"""Bugs planted in the RT kernels of fwd and bwd_input: the values or the race check must notice each one."""
 
 from __future__ import annotations
 
-import json
-import shutil
-import subprocess
-import sys
 from pathlib import Path
 from types import ModuleType
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # when run as a program
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-
-import emulator_build
 import emulator_harness as harness
 import pytest
 import torch
 from emulator_harness import Case
+from mutants import SMALLEST, Mutants, keep_lines
+
+ONE_SM = (90, 1, 227 << 10, 228 << 10)  # several turns or channels a block even where there is little to do
+KEPT = ("rt_3x2_w", "rt_3x4_t", "rt_1x1_w")
 
 # name: (file, text, replacement)
-MUTANTS = {
+BUGS = {
     "no barrier before the table": ("rt_fwd.cuh", "    __syncthreads();\n    build_table", "    build_table"),
     "no barrier after the table": (
         "rt_fwd.cuh",
@@ -120,10 +116,6 @@ MUTANTS = {
     ),
 }
 
-ONE_SM = (90, 1, 227 << 10, 228 << 10)  # several turns or channels a block even where there is little to do
-# Lines of the variants tables that the mutants keep, so that each builds in seconds.
-KEPT = ("rt_3x2_w", "rt_3x4_t", "rt_1x1_w")
-SMALLEST = (86, 1, 48 << 10, 49 << 10)
 CASES = [
     Case(9, 2, 13, 14, 9, bias=True, activation="relu"),
     Case(1, 1, 23, 14, 5, flip=True),
@@ -141,6 +133,14 @@ CASES = [
 ]
 
 
+def cut(cuda: Path) -> None:
+    """Leaves the lines of KEPT, staged or not."""
+    keep_lines("rt_fwd_variants.h", "RT_FWD_VARIANTS", KEPT)(cuda)
+    staged = cuda / "rt_fwd_staged_variants.h"
+    lines = [line for line in staged.read_text().split("\n") if 'X("' not in line or line.split('"')[1] in KEPT]
+    staged.write_text("\n".join(lines).replace("\\\n\n", "\n\n") + "\n")
+
+
 def check_both_halves(emulator: ModuleType, case: Case) -> None:
     """Multiples of 257, which take hi and lo, on either side: the products of bf16x3 are exact all the same."""
     inputs = harness.exact_inputs(case)
@@ -150,66 +150,25 @@ def check_both_halves(emulator: ModuleType, case: Case) -> None:
         assert torch.equal(got.double(), want), "lo is lost"
 
 
-def sources(folder: Path, mutant: tuple[str, str, str] | None) -> Path:
-    """A copy of csrc with few variants and at most one bug; returns its cuda folder."""
-    shutil.copytree(emulator_build.CUDA.parent, folder / "csrc", ignore=shutil.ignore_patterns("cpu"))
-    cuda = folder / "csrc" / "cuda"
-    table = cuda / "rt_fwd_variants.h"
-    head, rest = table.read_text().split("#define RT_FWD_VARIANTS(X)", 1)
-    lines, tail = rest.split("\nnamespace", 1)
-    rows = [line.split("/*")[0].rstrip(" \\") for line in lines.split("\n") if 'X("' in line]
-    kept = [row for row in rows if row.split('"')[1] in KEPT]
-    table.write_text(f"{head}#define RT_FWD_VARIANTS(X) {' '.join(kept)}\n\nnamespace{tail}")
-    staged = cuda / "rt_fwd_staged_variants.h"
-    kept_lines = [line for line in staged.read_text().split("\n") if 'X("' not in line or line.split('"')[1] in KEPT]
-    staged.write_text("\n".join(kept_lines).replace("\\\n\n", "\n\n") + "\n")
-    if mutant is not None:
-        name, text, replacement = mutant
-        path = cuda / name
-        source = path.read_text()
-        assert source.count(text) == 1, f"{name} has {source.count(text)} places like {text!r}"
-        path.write_text(source.replace(text, replacement))
-    return cuda
+def check(emulator: ModuleType, case: Case) -> None:
+    """Exact, and in bf16x3 with values that take both halves."""
+    harness.check_exact(emulator, case)
+    if case.precision == "bf16x3":
+        check_both_halves(emulator, case)
 
 
-def findings(emulator: ModuleType) -> list[str]:
-    """What goes wrong in the cases."""
-    found = []
-    for case in CASES:
-        for schedule, seed in (("ordered", 0), ("reversed", 0), ("random", 1), ("random", 2)):
-            emulator.set_options(schedule, seed)
-            try:
-                harness.check_exact(emulator, case)
-                if case.precision == "bf16x3":
-                    check_both_halves(emulator, case)
-            except AssertionError as error:
-                found.append(str(error).split("): ", 1)[-1])
-    return found
-
-
-def notice(folder: Path, mutant: str | None) -> list[str]:
-    """Builds and runs in a process of its own: a mutant may crash, and Python loads a module name once."""
-    why = emulator_build.missing()
-    if why is not None:
-        pytest.skip(why)
-    emulator_build.build_module("race")  # objects that every build shares
-    emulator_build.build_module("race", folder / "build", sources(folder, MUTANTS[mutant] if mutant else None))
-    done = subprocess.run([sys.executable, __file__, str(folder)], capture_output=True, text=True)
-    return json.loads(done.stdout) if done.returncode == 0 else [f"crash: {done.returncode} {done.stderr[-300:]}"]
+MUTANTS = Mutants("rt_fwd", BUGS, CASES, cut, check)
 
 
 def test_the_unchanged_sources_have_no_finding(tmp_path: Path) -> None:
-    assert notice(tmp_path, None) == []
+    assert MUTANTS.notice(__file__, tmp_path, None) == []
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("mutant", MUTANTS)
-def test_every_mutant_is_noticed(tmp_path: Path, mutant: str) -> None:
-    found = notice(tmp_path, mutant)
-    assert found, "nothing noticed the bug"
-    assert not any("Error" in text for text in found), found  # the harness itself must not be what fails
+@pytest.mark.parametrize("bug", MUTANTS.chosen())
+def test_mutants_are_noticed(tmp_path: Path, bug: str) -> None:
+    MUTANTS.must_notice(__file__, tmp_path, bug)
 
 
 if __name__ == "__main__":
-    place = Path(sys.argv[1])
-    print(json.dumps(findings(emulator_build.load("race", place / "build", place / "csrc" / "cuda"))))
+    MUTANTS.main()
