@@ -16,7 +16,7 @@
   X("rtw_5x7_w_tf32",     tf32,   5, 4, 7, true, 16)                                     \
   X("rtw_3x2_w_tf32",     tf32,   3, 7, 2, true, 16)                                     \
   X("rtw_1x1_w_tf32",     tf32,   1, 7, 1, true, 16)                                    \
-  X("rtw_5x4_t_tf32",     tf32,   5, 4, 4, false, 16)                                    \
+  X("rtw_5x4_t_tf32",     tf32,   5, 3, 4, false, 16)                                    \
   X("rtw_5x7_w_bf16x3",   bf16x3, 5, 4, 7, true, 8)                                      \
   X("rtw_3x2_w_bf16x3",   bf16x3, 3, 7, 2, true, 12)                                     \
   X("rtw_1x1_w_bf16x3",   bf16x3, 1, 7, 1, true, 16)                                    \
