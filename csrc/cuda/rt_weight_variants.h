@@ -13,10 +13,10 @@
   X("rtw_1x1_w",          half,   1, 7, 1, true, 16)  /* 7 K13, up to 8 wide */          \
   X("rtw_5x6_t",          half,   5, 4, 6, false, 16) /* any plane, any K */             \
   X("rtw_3x4_t",          half,   3, 6, 4, false, 16) /* any plane, small K */           \
-  X("rtw_5x7_w_tf32",     tf32,   5, 4, 7, true, 16)                                     \
+  X("rtw_5x7_w_tf32",     tf32,   5, 4, 7, true, 12)                                     \
   X("rtw_3x2_w_tf32",     tf32,   3, 7, 2, true, 16)                                     \
   X("rtw_1x1_w_tf32",     tf32,   1, 7, 1, true, 16)                                    \
-  X("rtw_5x4_t_tf32",     tf32,   5, 4, 4, false, 16)                                    \
+  X("rtw_5x4_t_tf32",     tf32,   5, 3, 4, false, 16)                                    \
   X("rtw_5x7_w_bf16x3",   bf16x3, 5, 4, 7, true, 8)                                      \
   X("rtw_3x2_w_bf16x3",   bf16x3, 3, 7, 2, true, 12)                                     \
   X("rtw_1x1_w_bf16x3",   bf16x3, 1, 7, 1, true, 16)                                    \
