@@ -116,6 +116,19 @@ def test_tiles_and_parts_of_small_devices(
         harness.check_exact(plain, launch)
 
 
+@pytest.mark.parametrize(
+    "case",
+    [Case(3, 1, 21, 24, 15), Case(3, 1, 21, 24, (3, 9)), Case(1, 1, 21, 9, 15, pass_="bwd_weight"),
+     Case(1, 1, 21, 24, 15, pass_="bwd_weight")],
+    ids=str,
+)  # fmt: skip
+def test_row_groups_that_share_warps(plain: ModuleType, case: Case) -> None:
+    number = plain.variants(case.pass_).index("fma_7x4" if case.pass_ == "fwd" else "fma_weight_7x4")
+    case = case.but(dtype="float32", variant=number)
+    assert plain.plan(case.problem(), case.limits, number)["row_groups"] > 1
+    harness.check_exact(plain, case)
+
+
 @pytest.mark.parametrize("channels_last", [False, True], ids=["nchw", "nhwc"])
 def test_a_filter_in_parts(plain: ModuleType, channels_last: bool) -> None:
     """Parts along both axes of the filter, and of the gradient in bwd_weight."""
