@@ -7,8 +7,9 @@
 namespace replknet_ext {
 namespace {
 
-void check_variant(int64_t variant) {
+void check_choice(const Problem& p, int64_t variant) {
   STD_TORCH_CHECK(variant == -1, "variant must be -1: the CPU kernels have no variants, got ", variant);
+  STD_TORCH_CHECK(p.algorithm != Algorithm::fft, "algorithm must be 'auto' or 'direct': there is no FFT on the CPU yet");
 }
 int thread_count() { return static_cast<int>(torch::stable::get_num_threads()); }
 
@@ -48,21 +49,21 @@ Tensor dwconv2d(const Tensor& input, const Tensor& weight, const std::optional<T
                 std::vector<int64_t> padding, std::string activation, std::string precision, std::string algorithm,
                 int64_t variant) {
   const Problem p = fwd_problem(input, weight, bias, {padding, precision, algorithm}, activation);
-  check_variant(variant);
+  check_choice(p, variant);
   return run_fwd(p, input, weight, bias);
 }
 
 Tensor dwconv2d_backward_input(const Tensor& grad_output, const Tensor& weight, std::vector<int64_t> padding,
                                std::string precision, std::string algorithm, int64_t variant) {
   const Problem p = bwd_input_problem(grad_output, weight, {padding, precision, algorithm});
-  check_variant(variant);
+  check_choice(p, variant);
   return run_fwd(p, grad_output, weight, std::nullopt);
 }
 
 Tensor dwconv2d_backward_weight(const Tensor& grad_output, const Tensor& input, std::vector<int64_t> padding,
                                 std::string precision, std::string algorithm, int64_t variant) {
   const Problem p = bwd_weight_problem(grad_output, input, {padding, precision, algorithm});
-  check_variant(variant);
+  check_choice(p, variant);
   Tensor grad_weight = empty_like(input, {p.c, 1, p.kh, p.kw}, MemoryFormat::Contiguous);
   if (p.n == 0) return torch::stable::zero_(grad_weight);
   const Tensor x = torch::stable::contiguous(input, memory_format(p));

@@ -1,5 +1,5 @@
-// The CUDA kernels of the ops: current stream, device guard, memory formats around cuda/. What those kernels do not
-// cover goes to torch's convolution through the `_torch_*` ops that replknet_ext.ops defines.
+// The CUDA kernels of the ops: current stream, device guard, workspace around cuda/. What those kernels do not cover goes
+// to torch's convolution through the `_torch_*` ops that replknet_ext.ops defines.
 #ifdef REPLKNET_EXT_WITH_CUDA
 #include <dlfcn.h>
 #include <torch/csrc/stable/accelerator.h>
@@ -9,6 +9,7 @@
 #include <map>
 #include <mutex>
 #include <string>
+#include <tuple>
 
 #include "cuda/dwconv2d_cuda.h"
 #include "glue.h"
@@ -44,43 +45,81 @@ const cuda::DeviceLimits& limits_of(int32_t device) {
   return found->second;
 }
 
-// The kernels read and write NCHW: channels_last is copied there and back.
-Problem as_nchw(Problem p) {
-  p.channels_last = false;
-  return p;
+// A problem as the kernels run it on a device: its own memory format, else NCHW with copies around it, else not at all.
+struct Route {
+  bool covered;
+  Problem p;
+  cuda::LaunchPlan plan;
+};
+
+// A named variant that can't run the problem, and an FFT that can't, are errors, never something else in its place.
+Route route(Problem p, int32_t device, int64_t variant) {
+  if (p.n == 0) return {true, p, {}};
+  Route r{false, p, {}};
+  const cuda::DeviceLimits& limits = limits_of(device);
+  const char* why = cuda::plan(p, limits, static_cast<int>(variant), &r.plan);
+  if (why != nullptr && p.channels_last) {
+    r.p.channels_last = false;
+    if (cuda::plan(r.p, limits, static_cast<int>(variant), &r.plan) == nullptr) why = nullptr;
+  }
+  r.covered = why == nullptr;
+  STD_TORCH_CHECK(r.covered || variant == -1, "variant ", variant, " can't run this: ", why);
+  STD_TORCH_CHECK(r.covered || p.algorithm != Algorithm::fft, "algorithm 'fft' can't run this: ", why);
+  return r;
 }
 
-// Whether the kernels run this problem on this device; a named variant that can't is an error, never another one.
-bool covered(const Problem& p, int32_t device, int64_t variant) {
-  if (p.n == 0) return true;
-  const char* why = cuda::supports(as_nchw(p), limits_of(device), static_cast<int>(variant));
-  STD_TORCH_CHECK(why == nullptr || variant == -1, "variant ", variant, " can't run this: ", why);
-  return why == nullptr;
+void launch(const Route& r, const Tensor& like, cuda::Tensors t) {
+  const int32_t device = like.get_device_index();
+  std::optional<Tensor> workspace;
+  if (r.plan.workspace_bytes > 0) {
+    const std::vector<int64_t> bytes{r.plan.workspace_bytes};
+    workspace = torch::stable::empty(bytes, ScalarType::Byte, std::nullopt, like.device());
+    t.workspace = workspace->mutable_data_ptr();
+  }
+  const int error = cuda::launch(r.p, t, limits_of(device), r.plan.variant, current_stream(device));
+  STD_TORCH_CHECK(error == 0, "CUDA launch failed: ", cuda::error_message(error));
 }
 
-Tensor run_fwd(const Problem& p, const Tensor& input, const Tensor& weight, const std::optional<Tensor>& bias,
-               int64_t variant) {
+Tensor run_fwd(const Problem& p, const Route& r, const Tensor& input, const Tensor& weight,
+               const std::optional<Tensor>& bias) {
   Tensor output = empty_like(input, {p.n, p.c, p.ho, p.wo}, memory_format(p));
   if (p.n == 0) return output;
-  const Tensor x = torch::stable::contiguous(input), w = torch::stable::contiguous(weight);
+  const Tensor x = torch::stable::contiguous(input, memory_format(r.p)), w = torch::stable::contiguous(weight);
   std::optional<Tensor> b;
   if (bias.has_value()) b = torch::stable::contiguous(*bias);
-  Tensor y = p.channels_last ? empty_like(input, {p.n, p.c, p.ho, p.wo}, MemoryFormat::Contiguous) : output;
-  const int32_t device = input.get_device_index();
+  const bool copy = r.p.channels_last != p.channels_last;
+  Tensor y = copy ? empty_like(input, {p.n, p.c, p.ho, p.wo}, memory_format(r.p)) : output;
   cuda::Tensors t{x.const_data_ptr(), w.const_data_ptr(), b.has_value() ? b->const_data_ptr() : nullptr};
   t.out = y.mutable_data_ptr();
-  const int error =
-      cuda::launch(as_nchw(p), t, limits_of(device), static_cast<int>(variant), current_stream(device));
-  STD_TORCH_CHECK(error == 0, "CUDA launch failed: ", cuda::error_message(error));
-  if (p.channels_last) torch::stable::copy_(output, y);
+  launch(r, input, t);
+  if (copy) torch::stable::copy_(output, y);
   return output;
 }
 
-template <class... Args>
-Tensor call(const char* op, const Args&... args) {
+std::tuple<Tensor, Tensor> run_bwd_weight(const Problem& p, const Route& r, const Tensor& grad_output,
+                                          const Tensor& input, bool with_bias) {
+  Tensor grad_weight = empty_like(input, {p.c, 1, p.kh, p.kw}, MemoryFormat::Contiguous);
+  Tensor grad_bias = with_bias ? empty_like(input, {p.c}, MemoryFormat::Contiguous) : grad_weight;
+  if (p.n == 0) return {torch::stable::zero_(grad_weight), torch::stable::zero_(grad_bias)};
+  const Tensor x = torch::stable::contiguous(input, memory_format(r.p));
+  const Tensor g = torch::stable::contiguous(grad_output, memory_format(r.p));
+  cuda::Tensors t{x.const_data_ptr()};
+  t.grad = g.const_data_ptr();
+  t.out = grad_weight.mutable_data_ptr();
+  if (with_bias) t.grad_bias = grad_bias.mutable_data_ptr();
+  launch(r, input, t);
+  return {grad_weight, grad_bias};
+}
+
+template <class Result, class... Args>
+Result call(const char* op, const Args&... args) {
   std::array<StableIValue, sizeof...(Args)> stack{torch::stable::detail::from(args)...};
   TORCH_ERROR_CODE_CHECK(torch_call_dispatcher(op, "", stack.data(), TORCH_ABI_VERSION));
-  return torch::stable::detail::to<Tensor>(stack[0]);
+  if constexpr (std::is_same_v<Result, Tensor>) {
+    return torch::stable::detail::to<Tensor>(stack[0]);
+  } else {
+    return {torch::stable::detail::to<Tensor>(stack[0]), torch::stable::detail::to<Tensor>(stack[1])};
+  }
 }
 
 Tensor dwconv2d(const Tensor& input, const Tensor& weight, const std::optional<Tensor>& bias,
@@ -88,35 +127,69 @@ Tensor dwconv2d(const Tensor& input, const Tensor& weight, const std::optional<T
                 int64_t variant) {
   const Problem p = fwd_problem(input, weight, bias, {padding, precision, algorithm}, activation);
   const torch::stable::accelerator::DeviceGuard guard(input.get_device_index());
-  if (covered(p, input.get_device_index(), variant)) return run_fwd(p, input, weight, bias, variant);
-  return call("replknet_ext::_torch_dwconv2d", input, weight, bias, padding, activation, precision, algorithm, variant);
+  if (const Route r = route(p, input.get_device_index(), variant); r.covered) return run_fwd(p, r, input, weight, bias);
+  return call<Tensor>("replknet_ext::_torch_dwconv2d", input, weight, bias, padding, activation, precision, algorithm,
+                      variant);
 }
 
 Tensor dwconv2d_backward_input(const Tensor& grad_output, const Tensor& weight, std::vector<int64_t> padding,
                                std::string precision, std::string algorithm, int64_t variant) {
   const Problem p = bwd_input_problem(grad_output, weight, {padding, precision, algorithm});
   const torch::stable::accelerator::DeviceGuard guard(grad_output.get_device_index());
-  if (covered(p, grad_output.get_device_index(), variant)) return run_fwd(p, grad_output, weight, std::nullopt, variant);
-  return call("replknet_ext::_torch_dwconv2d_backward_input", grad_output, weight, padding, precision, algorithm,
-              variant);
+  if (const Route r = route(p, grad_output.get_device_index(), variant); r.covered)
+    return run_fwd(p, r, grad_output, weight, std::nullopt);
+  return call<Tensor>("replknet_ext::_torch_dwconv2d_backward_input", grad_output, weight, padding, precision,
+                      algorithm, variant);
+}
+
+Tensor dwconv2d_backward_weight(const Tensor& grad_output, const Tensor& input, std::vector<int64_t> padding,
+                                std::string precision, std::string algorithm, int64_t variant) {
+  const Problem p = bwd_weight_problem(grad_output, input, {padding, precision, algorithm});
+  const torch::stable::accelerator::DeviceGuard guard(input.get_device_index());
+  if (const Route r = route(p, input.get_device_index(), variant); r.covered)
+    return std::get<0>(run_bwd_weight(p, r, grad_output, input, false));
+  return call<Tensor>("replknet_ext::_torch_dwconv2d_backward_weight", grad_output, input, padding, precision,
+                      algorithm, variant);
+}
+
+std::tuple<Tensor, Tensor> dwconv2d_backward_weight_bias(const Tensor& grad_output, const Tensor& input,
+                                                         std::vector<int64_t> padding, std::string precision,
+                                                         std::string algorithm, int64_t variant) {
+  const Problem p = bwd_weight_problem(grad_output, input, {padding, precision, algorithm});
+  const torch::stable::accelerator::DeviceGuard guard(input.get_device_index());
+  if (const Route r = route(p, input.get_device_index(), variant); r.covered)
+    return run_bwd_weight(p, r, grad_output, input, true);
+  return call<std::tuple<Tensor, Tensor>>("replknet_ext::_torch_dwconv2d_backward_weight_bias", grad_output, input,
+                                          padding, precision, algorithm, variant);
 }
 
 // JSON: how a launch would go on a device with these limits, or why it can't. Needs no GPU.
-std::string cuda_plan(std::vector<int64_t> sizes, std::string dtype, std::vector<int64_t> limits, int64_t variant) {
+std::string cuda_plan(std::vector<int64_t> sizes, std::string dtype, bool channels_last, std::string pass,
+                      std::string precision, std::string algorithm, std::vector<int64_t> limits, int64_t variant) {
   STD_TORCH_CHECK(sizes.size() == 10, "sizes must be (n, c, h, w, kh, kw, ho, wo, pad_top, pad_left)");
   STD_TORCH_CHECK(limits.size() == 4, "limits must be (capability, multiprocessors, shared_per_block, shared_per_sm)");
-  STD_TORCH_CHECK(dtype == "float16" || dtype == "bfloat16", "dtype must be 'float16' or 'bfloat16', got '", dtype, "'");
-  const Problem p{sizes[0], sizes[1], sizes[2], sizes[3], sizes[4], sizes[5], sizes[6], sizes[7], sizes[8], sizes[9],
-                  dtype == "bfloat16" ? DType::bf16 : DType::f16, false, false, Activation::none};
+  static const std::map<std::string, DType> dtypes{
+      {"float64", DType::f64}, {"float32", DType::f32}, {"float16", DType::f16}, {"bfloat16", DType::bf16}};
+  const auto type = dtypes.find(dtype);
+  STD_TORCH_CHECK(type != dtypes.end(), "dtype must be 'float64', 'float32', 'float16' or 'bfloat16', got '", dtype, "'");
+  STD_TORCH_CHECK(pass == "fwd" || pass == "bwd_input" || pass == "bwd_weight",
+                  "pass must be 'fwd', 'bwd_input' or 'bwd_weight', got '", pass, "'");
+  Problem p{sizes[0], sizes[1], sizes[2], sizes[3], sizes[4], sizes[5], sizes[6], sizes[7], sizes[8], sizes[9],
+            type->second, channels_last, pass == "bwd_input", Activation::none};
+  p.pass = pass == "bwd_weight" ? Pass::bwd_weight : Pass::fwd;
+  p.precision = precision_of(precision);
+  p.algorithm = algorithm_of(algorithm);
   const cuda::DeviceLimits device{static_cast<int>(limits[0]), static_cast<int>(limits[1]), static_cast<int>(limits[2]),
                                   static_cast<int>(limits[3])};
   cuda::LaunchPlan plan{};
   if (const char* why = cuda::plan(p, device, static_cast<int>(variant), &plan))
     return std::string("{\"unsupported\": \"") + why + "\"}";
   return std::string("{\"variant\": ") + std::to_string(plan.variant) + ", \"name\": \"" + plan.name +
-         "\", \"warps\": " + std::to_string(plan.warps) + ", \"shared_bytes\": " + std::to_string(plan.shared_bytes) +
-         ", \"blocks\": " + std::to_string(plan.blocks) + ", \"blocks_per_sm\": " + std::to_string(plan.blocks_per_sm) +
+         "\", \"family\": \"" + plan.family + "\", \"warps\": " + std::to_string(plan.warps) +
+         ", \"shared_bytes\": " + std::to_string(plan.shared_bytes) + ", \"blocks\": " + std::to_string(plan.blocks) +
+         ", \"blocks_per_sm\": " + std::to_string(plan.blocks_per_sm) +
          ", \"row_groups\": " + std::to_string(plan.row_groups) + ", \"passes\": " + std::to_string(plan.passes) +
+         ", \"workspace_bytes\": " + std::to_string(plan.workspace_bytes) +
          ", \"mmas\": " + std::to_string(plan.mmas) + ", \"cycles\": " + std::to_string(plan.cycles) + "}";
 }
 
@@ -130,5 +203,7 @@ STABLE_TORCH_LIBRARY_IMPL(replknet_ext, CompositeExplicitAutograd, m) {
 STABLE_TORCH_LIBRARY_IMPL(replknet_ext, CUDA, m) {
   m.impl("dwconv2d", TORCH_BOX(&replknet_ext::dwconv2d));
   m.impl("dwconv2d_backward_input", TORCH_BOX(&replknet_ext::dwconv2d_backward_input));
+  m.impl("dwconv2d_backward_weight", TORCH_BOX(&replknet_ext::dwconv2d_backward_weight));
+  m.impl("dwconv2d_backward_weight_bias", TORCH_BOX(&replknet_ext::dwconv2d_backward_weight_bias));
 }
 #endif

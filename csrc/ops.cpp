@@ -9,7 +9,8 @@
 #include "cpu/cpu.h"
 #ifdef REPLKNET_EXT_WITH_CUDA
 #include "cuda/dwconv2d_cuda.h"
-#define REPLKNET_EXT_CUDA_OPS "\"dwconv2d\", \"dwconv2d_backward_input\""
+#define REPLKNET_EXT_CUDA_OPS \
+  "\"dwconv2d\", \"dwconv2d_backward_input\", \"dwconv2d_backward_weight\", \"dwconv2d_backward_weight_bias\""
 #else
 #define REPLKNET_EXT_CUDA_OPS ""
 #endif
@@ -25,16 +26,25 @@ namespace {
 
 std::string cpu_isa() { return cpu::isa().name; }
 
-// JSON: what this binary holds. Read by replknet_ext._ext. A variant's number is its place in the list.
+#ifdef REPLKNET_EXT_WITH_CUDA
+std::string variant_list(Pass pass) {
+  std::string out;
+  for (int i = 0; i < cuda::variant_count(pass); i++)
+    out += (i ? ", \"" : "\"") + std::string(cuda::variant_name(pass, i)) + "\"";
+  return "[" + out + "]";
+}
+#endif
+
+// JSON: what this binary holds. Read by replknet_ext._ext. A variant's number is its place in its pass's list; bwd_input
+// has those of fwd.
 std::string build_info() {
   std::string variants;
 #ifdef REPLKNET_EXT_WITH_CUDA
-  for (int i = 0; i < cuda::variant_count(Pass::fwd); i++)
-    variants += (i ? ", \"" : "\"") + std::string(cuda::variant_name(Pass::fwd, i)) + "\"";
+  variants = "\"fwd\": " + variant_list(Pass::fwd) + ", \"bwd_weight\": " + variant_list(Pass::bwd_weight);
 #endif
   return std::string("{\"torch_target\": \"2.11\", \"compiler\": \"") + __VERSION__ + "\", \"cuda_toolkit\": \"" +
          REPLKNET_EXT_CUDA_TOOLKIT + "\", \"cuda_archs\": \"" + REPLKNET_EXT_CUDA_ARCHS + "\", \"cuda_ops\": [" +
-         REPLKNET_EXT_CUDA_OPS + "], \"cuda_variants\": [" + variants + "]}";
+         REPLKNET_EXT_CUDA_OPS + "], \"cuda_variants\": {" + variants + "}}";
 }
 
 // JSON: the GPUs that the CUDA runtime in this binary sees, with what decides which kernels they can run.
@@ -59,19 +69,25 @@ std::string cuda_devices() {
 #define REPLKNET_EXT_BWD_INPUT \
   "(Tensor grad_output, Tensor weight, int[4] padding, str precision, str algorithm, int variant) -> Tensor"
 
+#define REPLKNET_EXT_BWD_WEIGHT \
+  "(Tensor grad_output, Tensor input, int[4] padding, str precision, str algorithm, int variant) -> "
+
 STABLE_TORCH_LIBRARY(replknet_ext, m) {
   m.def("dwconv2d" REPLKNET_EXT_FWD);
   m.def("dwconv2d_backward_input" REPLKNET_EXT_BWD_INPUT);
-  m.def(
-      "dwconv2d_backward_weight(Tensor grad_output, Tensor input, int[4] padding, str precision, str algorithm, "
-      "int variant) -> Tensor");
+  m.def("dwconv2d_backward_weight" REPLKNET_EXT_BWD_WEIGHT "Tensor");
+  m.def("dwconv2d_backward_weight_bias" REPLKNET_EXT_BWD_WEIGHT "(Tensor, Tensor)");
   // What cuda_ops.cpp hands problems to that its kernels do not cover; replknet_ext.ops defines them with torch.
   m.def("_torch_dwconv2d" REPLKNET_EXT_FWD);
   m.def("_torch_dwconv2d_backward_input" REPLKNET_EXT_BWD_INPUT);
+  m.def("_torch_dwconv2d_backward_weight" REPLKNET_EXT_BWD_WEIGHT "Tensor");
+  m.def("_torch_dwconv2d_backward_weight_bias" REPLKNET_EXT_BWD_WEIGHT "(Tensor, Tensor)");
   m.def("_cpu_isa() -> str");
   m.def("_build_info() -> str");
   m.def("_cuda_devices() -> str");
-  m.def("_cuda_plan(int[] sizes, str dtype, int[] limits, int variant) -> str");
+  m.def(
+      "_cuda_plan(int[] sizes, str dtype, bool channels_last, str pass_, str precision, str algorithm, int[] limits, "
+      "int variant) -> str");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(replknet_ext, CompositeExplicitAutograd, m) {

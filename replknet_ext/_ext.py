@@ -69,19 +69,36 @@ def cuda_devices() -> tuple[dict[str, int], ...]:
     return tuple(json.loads(torch.ops.replknet_ext._cuda_devices())) if HAS_EXT else ()
 
 
-def cuda_plan(sizes: Sequence[int], dtype: torch.dtype, limits: dict[str, int], variant: int = -1) -> dict[str, Any]:
+def cuda_plan(
+    sizes: Sequence[int],
+    dtype: torch.dtype,
+    pass_: str,
+    precision: str,
+    algorithm: str,
+    limits: dict[str, int],
+    variant: int = -1,
+    *,
+    channels_last: bool = False,
+) -> dict[str, Any]:
     """How the CUDA kernels would launch on a device with ``limits`` (an entry of `cuda_devices`); needs no GPU.
 
     Args:
-        sizes: n, c, h, w, kh, kw, ho, wo, pad_top, pad_left of the convolution that runs.
-        dtype: float16 or bfloat16.
+        sizes: n, c, h, w, kh, kw, ho, wo, pad_top, pad_left of the convolution that runs; bwd_input is a forward
+            convolution of the gradient.
+        dtype: of all operands.
+        pass_: "fwd", "bwd_input" or "bwd_weight".
+        precision, algorithm: as in the raw ops.
         limits: capability (90 is 9.0), multiprocessors, shared_per_block and shared_per_sm in bytes.
-        variant: number of a kernel variant, -1 for the planner's choice.
+        variant: number of a kernel variant of the pass, -1 for the planner's choice.
+        channels_last: memory format of input, output and gradient.
 
     Returns:
         The plan, or {"unsupported": reason}.
     """
     numbers = [limits[key] for key in ("capability", "multiprocessors", "shared_per_block", "shared_per_sm")]
     name = str(dtype).removeprefix("torch.")
-    plan: dict[str, Any] = json.loads(torch.ops.replknet_ext._cuda_plan(list(sizes), name, numbers, variant))
+    query = torch.ops.replknet_ext._cuda_plan
+    plan: dict[str, Any] = json.loads(
+        query(list(sizes), name, channels_last, pass_, precision, algorithm, numbers, variant)
+    )
     return plan

@@ -166,6 +166,11 @@ def _output_shape(x: Tensor, weight: Tensor, options: Options) -> tuple[int, int
     return ops._fwd_size(x, weight, options.padding)
 
 
+def _derivable(*tensors: Tensor | None) -> bool:
+    """Whether a call on these tensors must be recorded for a derivative, outside functorch transforms."""
+    return forward_ad._current_level >= 0 or (torch.is_grad_enabled() and torch._C._any_requires_grad(*tensors))
+
+
 def _differentiable(function: type[torch.autograd.Function], raw: Callable[..., Tensor]) -> Callable[..., Tensor]:
     """``function.apply`` without its cost where that is not needed.
 
@@ -182,9 +187,7 @@ def _differentiable(function: type[torch.autograd.Function], raw: Callable[..., 
         first, second = unwrap_if_dead(first), unwrap_if_dead(second)
         if rest and isinstance(rest[0], Tensor):
             rest = (unwrap_if_dead(rest[0]), *rest[1:])
-        if forward_ad._current_level < 0 and not (
-            torch.is_grad_enabled() and torch._C._any_requires_grad(first, second, *rest[:1])
-        ):
+        if not _derivable(first, second, *rest[:1]):
             with torch._C._AutoDispatchBelowAutograd():
                 return raw(first, second, *rest)
         return apply_in_cpp(first, second, *rest)  # type: ignore[no-any-return]
@@ -196,7 +199,16 @@ _call_fwd = _differentiable(DepthwiseConv2dLargeFunction, RAW.fwd)
 _call_bwd_input = _differentiable(DepthwiseConv2dLargeBackwardInput, RAW.bwd_input)
 _call_bwd_weight = _differentiable(DepthwiseConv2dLargeBackwardWeight, RAW.bwd_weight)
 
-DIFFERENTIABLE = Passes(_call_fwd, _call_bwd_input, _call_bwd_weight)
+
+def _call_bwd_weight_bias(grad: Tensor, x: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
+    """Both gradients by one kernel, or where they are to be differentiated further by two differentiable calls."""
+    if torch._C._are_functorch_transforms_active() or _derivable(grad, x):
+        return _call_bwd_weight(grad, x, *rest), grad.sum((0, 2, 3))
+    with torch._C._AutoDispatchBelowAutograd():
+        return RAW.bwd_weight_bias(grad, x, *rest)
+
+
+DIFFERENTIABLE = Passes(_call_fwd, _call_bwd_input, _call_bwd_weight, _call_bwd_weight_bias)
 
 
 def dwconv2d(

@@ -12,8 +12,7 @@ import torch
 from torch import Tensor
 
 ACTIVATIONS = ("none", "relu", "gelu")
-#: "fft" is a name of the op's schema, but no backend has it in this release.
-ALGORITHMS = ("auto", "direct")
+ALGORITHMS = ("auto", "direct", "fft")
 PRECISIONS = ("ieee", "tf32", "bf16x3")
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
@@ -31,9 +30,16 @@ def name(argument: str, value: Any, allowed: tuple[str, ...]) -> str:
     if not isinstance(value, str):
         raise TypeError(f"{argument} must be a string, one of {_quote(allowed)}; got {type(value).__name__}")
     if value not in allowed:
-        later = ' ("fft" comes with a later release)' if (argument, value) == ("algorithm", "fft") else ""
-        raise ValueError(f"{argument} must be one of {_quote(allowed)}; got {value!r}{later}")
+        raise ValueError(f"{argument} must be one of {_quote(allowed)}; got {value!r}")
     return value
+
+
+def choices(algorithm: Any, precision: Any) -> None:
+    """Check two options that may be None, "the setting in force"."""
+    if algorithm is not None:
+        name("algorithm", algorithm, ALGORITHMS)
+    if precision is not None:
+        name("precision", precision, PRECISIONS)
 
 
 def _quote(names: tuple[str, ...]) -> str:

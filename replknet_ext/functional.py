@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch._prims_common import suggest_memory_format
 from torch.overrides import handle_torch_function, has_torch_function_variadic
 
 from . import _ext, autograd, checks, settings
-from .backends import NAMES, Backend, Problem, by_pass, select
+from .backends import BACKENDS, NAMES, Backend, Problem, by_pass, select
 from .checks import Geometry
 from .ops import autocast_enabled, autocast_operands
 
@@ -38,6 +39,7 @@ def depthwise_conv2d(
     *,
     activation: str = "none",
     algorithm: str | None = None,
+    precision: str | None = None,
     backend: str = "auto",
 ) -> Tensor:
     """Depthwise 2-D convolution: ``torch.nn.functional.conv2d(..., groups=C)``, fast for large kernels.
@@ -59,8 +61,10 @@ def depthwise_conv2d(
             and right, as torch does.
         dilation: int or pair >= 1.
         activation: ``"none"``, ``"relu"`` or ``"gelu"`` (erf form), applied after the bias in the same pass.
-        algorithm: ``"auto"``, ``"direct"`` (each output sums only its own taps), or None for the setting in force
-            (`replknet_ext.set_algorithm`, `replknet_ext.algorithm`).
+        algorithm: ``"auto"``, ``"direct"`` (each output sums only its own taps), ``"fft"`` (float32 on CUDA), or None
+            for the setting in force (`replknet_ext.set_algorithm`, `replknet_ext.algorithm`).
+        precision: of float32 on CUDA: ``"ieee"``, ``"tf32"``, ``"bf16x3"``, or None for the setting in force
+            (`replknet_ext.set_float32_precision`, `replknet_ext.float32_precision`), which is ``"ieee"`` at first.
         backend: ``"auto"``, or a backend by name (``"cpu"``, ``"cuda"``, ``"triton"``, ``"torch"``), which is then
             used or an error.
 
@@ -75,7 +79,7 @@ def depthwise_conv2d(
     if has_torch_function_variadic(input, weight, bias):
         return handle_torch_function(
             depthwise_conv2d, (input, weight, bias), input, weight, bias, stride, padding, dilation,
-            activation=activation, algorithm=algorithm, backend=backend,
+            activation=activation, algorithm=algorithm, precision=precision, backend=backend,
         )  # fmt: skip
     checks.are_tensors(input, weight, bias)
     device_type = input.device.type
@@ -84,11 +88,12 @@ def depthwise_conv2d(
     if input.dim() == 3:
         return depthwise_conv2d(
             input.unsqueeze(0), weight, bias, stride, padding, dilation,
-            activation=activation, algorithm=algorithm, backend=backend,
+            activation=activation, algorithm=algorithm, precision=precision, backend=backend,
         ).squeeze(0)  # fmt: skip
     if algorithm is None:
         algorithm = settings.get_algorithm()
-    precision = settings.get_float32_precision()
+    if precision is None:
+        precision = settings.get_float32_precision()
     if torch.compiler.is_compiling() or not (_plain(stride) and _plain(padding) and _plain(dilation)):
         plan = _plan(input, weight, bias, stride, padding, dilation, activation, algorithm, precision, backend)
     else:
@@ -127,7 +132,7 @@ def _cached_plan(input: Tensor, weight: Tensor, bias: Tensor | None, *rest: Any)
 
 def _plan(
     input: Tensor, weight: Tensor, bias: Tensor | None, stride: Any, padding: Any, dilation: Any,
-    activation: Any, algorithm: Any, precision: str, backend: Any,
+    activation: Any, algorithm: Any, precision: Any, backend: Any,
 ) -> _Plan:  # fmt: skip
     """Check every argument and choose the backend of the forward pass."""
     problem = _problem(input, weight, bias, stride, padding, dilation, activation, algorithm, precision)
@@ -137,11 +142,12 @@ def _plan(
 
 def _problem(
     input: Tensor, weight: Tensor, bias: Tensor | None, stride: Any, padding: Any, dilation: Any,
-    activation: Any, algorithm: Any, precision: str,
+    activation: Any, algorithm: Any, precision: Any,
 ) -> Problem:  # fmt: skip
     """Check every argument but the backend and describe the call."""
     checks.name("activation", activation, checks.ACTIVATIONS)
     checks.name("algorithm", algorithm, checks.ALGORITHMS)
+    checks.name("precision", precision, checks.PRECISIONS)
     checks.tensors(input, weight, bias)
     kernel = (weight.shape[2], weight.shape[3])
     geometry = checks.geometry(stride, padding, dilation, kernel)
@@ -166,12 +172,14 @@ class Explanation:
     Attributes:
         problem: the call as the backends see it.
         chosen: backend of each pass ("fwd", "bwd_input", "bwd_weight").
+        kernels: what of the backend runs each pass (variant and family, or instruction set); None if nobody can know.
         reasons: for each pass and backend None if it can run, else why not.
         notes: what else is worth knowing of dtype, precision and algorithm.
     """
 
     problem: Problem
     chosen: dict[str, str]
+    kernels: dict[str, str | None]
     reasons: dict[str, dict[str, str | None]]
     notes: tuple[str, ...]
 
@@ -185,7 +193,8 @@ class Explanation:
             f"  activation {p.activation}, algorithm {p.algorithm}, precision {p.precision}",
         ]
         for pass_, why in self.reasons.items():
-            lines.append(f"  {pass_}: {self.chosen[pass_]}")
+            kernel = self.kernels[pass_]
+            lines.append(f"  {pass_}: {self.chosen[pass_]}" + (f", {kernel}" if kernel else ""))
             for name, reason in why.items():
                 verdict = "chosen" if name == self.chosen[pass_] else f"no: {reason}" if reason else "could, not chosen"
                 lines.append(f"    {name:<7} {verdict}")
@@ -203,9 +212,10 @@ def explain(
     *,
     activation: str = "none",
     algorithm: str | None = None,
+    precision: str | None = None,
     backend: str = "auto",
 ) -> Explanation:
-    """Which backend runs each pass of this call, and why the others do not. Runs nothing.
+    """Which backend and kernel run each pass of this call, and why the other backends do not. Runs nothing.
 
     Arguments and errors are those of `depthwise_conv2d`.
     """
@@ -216,12 +226,14 @@ def explain(
     if input.dim() == 3:
         input = input.unsqueeze(0)
     algorithm = settings.get_algorithm() if algorithm is None else algorithm
-    precision = settings.get_float32_precision()
+    precision = settings.get_float32_precision() if precision is None else precision
     problem = _problem(input, weight, bias, stride, padding, dilation, activation, algorithm, precision)
     checks.name("backend", backend, NAMES)
     chosen = select(problem, backend)
+    problem = replace(problem, channels_last=suggest_memory_format(input) == torch.channels_last)
     runs, why = by_pass(problem, chosen.name)
-    return Explanation(problem, runs, why, _notes(problem, chosen))
+    kernels = {pass_: BACKENDS[name].kernel(replace(problem, pass_=pass_)) for pass_, name in runs.items()}
+    return Explanation(problem, runs, kernels, why, _notes(problem, chosen))
 
 
 def _notes(problem: Problem, chosen: Backend) -> tuple[str, ...]:
@@ -234,13 +246,8 @@ def _notes(problem: Problem, chosen: Backend) -> tuple[str, ...]:
             notes.append("this build has no CUDA kernels: CUDA tensors go to torch, the raw ops too")
         if problem.dtype == torch.float32 and chosen.name == "torch":
             notes.append("float32 precision follows torch.backends.cudnn.allow_tf32, not set_float32_precision")
-    if problem.device_type == "cpu":
-        if chosen.name == "cpu":
-            notes.append(f"CPU instruction set: {_ext.cpu_isa()}")
-        if problem.dtype == torch.float32 and problem.precision != "ieee":
-            notes.append(f"precision {problem.precision!r} has no effect on CPU: float32 is computed in ieee float32")
-    if chosen.name == "cuda":
-        notes.append("channels_last tensors are copied to NCHW and back")
+    if problem.device_type == "cpu" and problem.dtype == torch.float32 and problem.precision != "ieee":
+        notes.append(f"precision {problem.precision!r} has no effect on CPU: float32 is computed in ieee float32")
     if chosen.name in ("cpu", "cuda") and problem.dtype in (torch.float16, torch.bfloat16):
         notes.append("half types accumulate in float32 and round once")
     return tuple(notes)

@@ -32,6 +32,7 @@ class DepthwiseConv2dLarge(nn.Conv2d):
         stride, dilation, padding_mode: as in `nn.Conv2d`; "same" needs stride 1.
         activation: "none", "relu" or "gelu" (the erf form), applied to the output inside the kernel.
         algorithm: "auto", "direct" or None for the process-wide setting; see `replknet_ext.depthwise_conv2d`.
+        precision: "ieee", "tf32", "bf16x3" or None for the process-wide setting; float32 on CUDA only.
         backend: "auto" or the name of one backend.
         device, dtype: where and as what the parameters are made.
 
@@ -52,6 +53,7 @@ class DepthwiseConv2dLarge(nn.Conv2d):
     # Defaults on the class: a pickle or a swapped-in module that lacks them still has them.
     activation: str = "none"
     algorithm: str | None = None
+    precision: str | None = None
     backend: str = "auto"
 
     def __init__(
@@ -66,6 +68,7 @@ class DepthwiseConv2dLarge(nn.Conv2d):
         padding_mode: str = "zeros",
         activation: str = "none",
         algorithm: str | None = None,
+        precision: str | None = None,
         backend: str = "auto",
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
@@ -77,8 +80,7 @@ class DepthwiseConv2dLarge(nn.Conv2d):
         kernel_size = checks.pair("kernel_size", kernel_size, 1)
         checks.geometry(stride, padding, dilation, kernel_size)
         checks.name("activation", activation, checks.ACTIVATIONS)
-        if algorithm is not None:
-            checks.name("algorithm", algorithm, checks.ALGORITHMS)
+        checks.choices(algorithm, precision)
         super().__init__(
             channels,
             channels,
@@ -94,6 +96,7 @@ class DepthwiseConv2dLarge(nn.Conv2d):
         )
         self.activation = activation
         self.algorithm = algorithm
+        self.precision = precision
         self.backend = backend
 
     def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -110,12 +113,13 @@ class DepthwiseConv2dLarge(nn.Conv2d):
             self.dilation,
             activation=self.activation,
             algorithm=self.algorithm,
+            precision=self.precision,
             backend=self.backend,
         )
 
     def extra_repr(self) -> str:
         text: str = super().extra_repr()
-        for name in ("activation", "algorithm", "backend"):
+        for name in ("activation", "algorithm", "precision", "backend"):
             value = getattr(self, name)
             if value != getattr(DepthwiseConv2dLarge, name):
                 text += f", {name}={value}"
@@ -128,6 +132,7 @@ class DepthwiseConv2dLarge(nn.Conv2d):
         *,
         activation: str = "none",
         algorithm: str | None = None,
+        precision: str | None = None,
         backend: str = "auto",
     ) -> DepthwiseConv2dLarge:
         """A new module over the parameters of `conv`: the same Parameter objects, so optimizers keep working.
@@ -145,8 +150,7 @@ class DepthwiseConv2dLarge(nn.Conv2d):
         if reason is not None:
             raise ValueError(f"conv cannot become a {cls.__name__}: {reason}")
         checks.name("activation", activation, checks.ACTIVATIONS)
-        if algorithm is not None:
-            checks.name("algorithm", algorithm, checks.ALGORITHMS)
+        checks.choices(algorithm, precision)
         module = cls.__new__(cls)
         module.__dict__.update(conv.__dict__)
         # Tables of its own for what a module owns: assigning a parameter here must not change `conv`.
@@ -154,6 +158,7 @@ class DepthwiseConv2dLarge(nn.Conv2d):
             module.__dict__[table] = conv.__dict__[table].copy()
         module.activation = activation
         module.algorithm = algorithm
+        module.precision = precision
         module.backend = backend
         return module
 

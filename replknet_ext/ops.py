@@ -1,8 +1,9 @@
-"""The three raw ops as citizens of torch.library: fake kernels, gradients, autocast, vmap, FLOP counts.
+"""The raw ops as citizens of torch.library: fake kernels, gradients, autocast, vmap, FLOP counts.
 
 ``torch.ops.replknet_ext.{dwconv2d, dwconv2d_backward_input, dwconv2d_backward_weight}`` are closed under
-differentiation: each derivative of one is one of the others. Their schemas and CPU kernels come from the compiled
-extension; without it `SCHEMAS` defines them here, with torch as the kernel.
+differentiation: each derivative of one is one of the others. ``dwconv2d_backward_weight_bias`` is the third with the
+bias gradient from the same pass over memory. Their schemas and CPU kernels come from the compiled extension; without it
+`SCHEMAS` defines them here, with torch as the kernel.
 
 The derivative formulas are written once, over a `Passes` triple: the raw ops themselves (here, for compiled graphs
 and direct callers) or the autograd Functions of `replknet_ext.autograd` (eager).
@@ -33,12 +34,15 @@ SCHEMAS = {
     "int variant) -> Tensor",
     "dwconv2d_backward_weight": "(Tensor grad_output, Tensor input, int[4] padding, str precision, str algorithm, "
     "int variant) -> Tensor",
+    "dwconv2d_backward_weight_bias": "(Tensor grad_output, Tensor input, int[4] padding, str precision, "
+    "str algorithm, int variant) -> (Tensor, Tensor)",
 }
 
-_FALLBACKS: dict[str, Callable[..., Tensor]] = {
+_FALLBACKS: dict[str, Callable[..., Any]] = {
     "dwconv2d": fallback.fwd,
     "dwconv2d_backward_input": fallback.bwd_input,
     "dwconv2d_backward_weight": fallback.bwd_weight,
+    "dwconv2d_backward_weight_bias": fallback.bwd_weight_bias,
 }
 
 # Registrations live as long as this object: keep it for the life of the process.
@@ -93,6 +97,7 @@ _SIZES: dict[str, Callable[..., tuple[int, int, int, int]]] = {
     "dwconv2d": _fwd_size,
     "dwconv2d_backward_input": _bwd_input_size,
     "dwconv2d_backward_weight": _bwd_weight_size,
+    "dwconv2d_backward_weight_bias": _bwd_weight_size,
 }
 
 
@@ -103,25 +108,30 @@ def _is_fwd(name: str) -> bool:
 # ---- kernels: Python definitions without the extension, torch where it has no CUDA kernel ----
 
 
-def _python_kernel(name: str) -> Callable[..., Tensor]:
+def _python_kernel(name: str) -> Callable[..., Any]:
     sizes, kernel = _SIZES[name], _FALLBACKS[name]
 
-    def run(first: Tensor, second: Tensor, *rest: Any) -> Tensor:
+    def run(first: Tensor, second: Tensor, *rest: Any) -> Any:
         sizes(first, second, rest[1] if _is_fwd(name) else rest[0])
         return kernel(first, second, *rest)
 
     return run
 
 
-def _fake_kernel(name: str) -> Callable[..., Tensor]:
-    sizes = _SIZES[name]
+def _fake_kernel(name: str) -> Callable[..., Any]:
+    sizes, weight = _SIZES[name], name.startswith("dwconv2d_backward_weight")
 
-    def fake(first: Tensor, second: Tensor, *rest: Any) -> Tensor:
+    def fake(first: Tensor, second: Tensor, *rest: Any) -> Any:
         size = sizes(first, second, rest[1] if _is_fwd(name) else rest[0])
-        layout = torch.contiguous_format if name == "dwconv2d_backward_weight" else suggest_memory_format(first)
-        return torch.empty(size, dtype=first.dtype, device=first.device, memory_format=layout)
+        layout = torch.contiguous_format if weight else suggest_memory_format(first)
+        out = torch.empty(size, dtype=first.dtype, device=first.device, memory_format=layout)
+        return (out, first.new_empty(size[:1])) if name.endswith("_bias") else out
 
     return fake
+
+
+def _bwd_weight_bias_on_cpu(grad: Tensor, x: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
+    return torch.ops.replknet_ext.dwconv2d_backward_weight.default(grad, x, *rest), grad.sum((0, 2, 3))
 
 
 for _name, _schema in SCHEMAS.items():
@@ -131,17 +141,20 @@ for _name, _schema in SCHEMAS.items():
     # A build with a CUDA kernel for the op hands what the kernel does not cover to "_torch_" + name.
     _lib.impl(("_torch_" if _name in _ext.CUDA_OPS else "") + _name, _python_kernel(_name), "CUDA")
     torch.library.register_fake(f"{NAMESPACE}::{_name}", _fake_kernel(_name), lib=_lib)
+if _ext.HAS_EXT:
+    _lib.impl("dwconv2d_backward_weight_bias", _bwd_weight_bias_on_cpu, "CPU")
 
 
 # ---- derivative formulas ----
 
 
 class Passes(NamedTuple):
-    """The three passes as callables with the signatures of the raw ops, differentiable by their caller's means."""
+    """The passes as callables with the signatures of the raw ops, differentiable by their caller's means."""
 
     fwd: Callable[..., Tensor]
     bwd_input: Callable[..., Tensor]
     bwd_weight: Callable[..., Tensor]
+    bwd_weight_bias: Callable[..., tuple[Tensor, Tensor]]
 
 
 class Options(NamedTuple):
@@ -171,6 +184,7 @@ RAW = Passes(
     torch.ops.replknet_ext.dwconv2d.default,
     torch.ops.replknet_ext.dwconv2d_backward_input.default,
     torch.ops.replknet_ext.dwconv2d_backward_weight.default,
+    torch.ops.replknet_ext.dwconv2d_backward_weight_bias.default,
 )
 
 
@@ -208,8 +222,11 @@ def fwd_vjp(
     assert x is not None
     assert weight is not None
     grad = through_activation(passes, grad, x, weight, bias, out, options)
+    d_input = passes.bwd_input(grad, weight, *options.linear) if needs[0] else None
+    if needs[1] and needs[2] and grad.is_cuda:  # one pass over grad; elsewhere torch's sum is as good
+        return d_input, *passes.bwd_weight_bias(grad, x, *options.linear)
     return (
-        passes.bwd_input(grad, weight, *options.linear) if needs[0] else None,
+        d_input,
         passes.bwd_weight(grad, x, *options.linear) if needs[1] else None,
         grad.sum((0, 2, 3)) if needs[2] else None,
     )
@@ -235,6 +252,14 @@ def bwd_weight_vjp(
         passes.fwd(x, grad, None, *options.plain) if needs[0] else None,
         passes.bwd_input(grad_output, grad, *options.linear) if needs[1] else None,
     )
+
+
+def bwd_weight_bias_vjp(
+    passes: Passes, grads: Sequence[Tensor], saved: Sequence[Tensor], options: Options, needs: Sequence[bool]
+) -> tuple[Tensor | None, ...]:
+    """Gradients of ``dwconv2d_backward_weight_bias`` for grad_output and input (``saved``), from both cotangents."""
+    d_grad, d_input = bwd_weight_vjp(passes, grads[0], saved, options, needs)
+    return (d_grad + grads[1][None, :, None, None] if d_grad is not None else None), d_input
 
 
 def to_save(inputs: Sequence[Any], output: Tensor) -> tuple[Tensor | None, ...]:
@@ -299,8 +324,9 @@ def _linear_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 def _backward(formula: Callable[..., tuple[Tensor | None, ...]], extra: int) -> Callable[..., tuple[Any, ...]]:
     """``formula`` over the raw ops as a backward function for register_autograd; ``extra`` non-tensor arguments."""
 
-    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
-        with no_autocast(grad.device.type):
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
+        with no_autocast(grads[0].device.type):
+            grad = grads[0] if len(grads) == 1 else grads
             return *formula(RAW, grad, ctx.saved_tensors, ctx.options, needed(ctx)), *(None,) * extra
 
     return backward
@@ -310,6 +336,7 @@ for _name, _formula, _setup, _extra in (
     ("dwconv2d", fwd_vjp, _fwd_setup, 5),
     ("dwconv2d_backward_input", bwd_input_vjp, _linear_setup, 4),
     ("dwconv2d_backward_weight", bwd_weight_vjp, _linear_setup, 4),
+    ("dwconv2d_backward_weight_bias", bwd_weight_bias_vjp, _linear_setup, 4),
 ):
     torch.library.register_autograd(
         f"{NAMESPACE}::{_name}", _backward(_formula, _extra), setup_context=_setup, lib=_lib
@@ -380,17 +407,19 @@ def vmap_conv(
 
 
 def vmap_bwd_weight(
-    run: Callable[..., Tensor], batch: int, in_dims: Sequence[int | None], grad: Tensor, x: Tensor, *rest: Any
-) -> tuple[Tensor, int]:
-    """vmap of ``dwconv2d_backward_weight``: fold the new dimension into C, as the sum runs over N."""
+    run: Callable[..., Any], batch: int, in_dims: Sequence[int | None], grad: Tensor, x: Tensor, *rest: Any
+) -> tuple[Any, Any]:
+    """vmap of ``dwconv2d_backward_weight`` (``_bias``): fold the new dimension into C, as the sum runs over N."""
     folded_grad = _leading(grad, in_dims[0], batch, 1)
     folded = _leading(x, in_dims[1], batch, 1)
     out = run(folded_grad.flatten(1, 2), folded.flatten(1, 2), *rest)
-    return out.unflatten(0, (batch, folded.shape[2])), 0
+    if isinstance(out, Tensor):
+        return out.unflatten(0, (batch, folded.shape[2])), 0
+    return tuple(t.unflatten(0, (batch, folded.shape[2])) for t in out), (0, 0)
 
 
-def _register_vmap(name: str, rule: Callable[..., tuple[Tensor, int]], run: Callable[..., Tensor]) -> None:
-    def mapped(info: Any, in_dims: Sequence[int | None], *args: Any) -> tuple[Tensor, int]:
+def _register_vmap(name: str, rule: Callable[..., tuple[Any, Any]], run: Callable[..., Any]) -> None:
+    def mapped(info: Any, in_dims: Sequence[int | None], *args: Any) -> tuple[Any, Any]:
         return rule(run, info.batch_size, in_dims, *args)
 
     torch.library.register_vmap(f"{NAMESPACE}::{name}", mapped, lib=_lib)
@@ -399,6 +428,7 @@ def _register_vmap(name: str, rule: Callable[..., tuple[Tensor, int]], run: Call
 _register_vmap("dwconv2d", vmap_conv, RAW.fwd)
 _register_vmap("dwconv2d_backward_input", vmap_conv, RAW.bwd_input)
 _register_vmap("dwconv2d_backward_weight", vmap_bwd_weight, RAW.bwd_weight)
+_register_vmap("dwconv2d_backward_weight_bias", vmap_bwd_weight, RAW.bwd_weight_bias)
 
 
 # ---- FLOP counts: two per multiply-add of the nominal taps, as torch counts conv2d ----
@@ -420,3 +450,8 @@ def _bwd_input_flops(grad: Sequence[int], weight: Sequence[int], *args: Any, out
 def _bwd_weight_flops(grad: Sequence[int], x: Sequence[int], *args: Any, out_shape: Any = None, **kw: Any) -> int:
     n, c, height, width = grad
     return 2 * n * c * height * width * int(out_shape[2]) * int(out_shape[3])
+
+
+@register_flop_formula(torch.ops.replknet_ext.dwconv2d_backward_weight_bias)
+def _bwd_weight_bias_flops(grad: Sequence[int], x: Sequence[int], *args: Any, out_shape: Any = None, **kw: Any) -> int:
+    return _bwd_weight_flops(grad, x, out_shape=out_shape[0])

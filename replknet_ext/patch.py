@@ -99,6 +99,7 @@ def replace_depthwise(
     *,
     inplace: bool = True,
     algorithm: str | None = None,
+    precision: str | None = None,
     backend: str = "auto",
 ) -> ReplaceReport:
     """Swaps every eligible depthwise `nn.Conv2d` of `model` for a `DepthwiseConv2dLarge`.
@@ -113,7 +114,7 @@ def replace_depthwise(
             there; from 5x5 on its depthwise gradients fall behind several times (measured on CPU).
         filter_fn: called as `filter_fn(name, conv)` for each eligible module; False keeps it.
         inplace: False leaves `model` alone and changes a deep copy, `report.model`.
-        algorithm, backend: given to every swapped module.
+        algorithm, precision, backend: given to every swapped module.
 
     Returns:
         A `ReplaceReport`: what was swapped, what was kept and why; `report.restore()` undoes it.
@@ -121,12 +122,11 @@ def replace_depthwise(
     Raises:
         TypeError: `model` is not a module, or is a TorchScript module, whose code is already fixed; `min_kernel` is
             not an int.
-        ValueError: `min_kernel` is less than 1, or an unknown algorithm.
+        ValueError: `min_kernel` is less than 1, or an unknown algorithm or precision.
     """
     _check_model(model)
     checks.integer("min_kernel", min_kernel, 1)
-    if algorithm is not None:
-        checks.name("algorithm", algorithm, checks.ALGORITHMS)
+    checks.choices(algorithm, precision)
     if not inplace:
         model = copy.deepcopy(model)
 
@@ -150,7 +150,7 @@ def replace_depthwise(
     # Only now, so that a filter_fn that raises leaves the model as it was.
     for entry, conv in zip(entries, paths, strict=True):
         if entry.action == "swapped":
-            _swap(conv, algorithm, backend)
+            _swap(conv, algorithm=algorithm, precision=precision, backend=backend)
     return ReplaceReport(model, tuple(entries), tuple(paths))
 
 
@@ -182,9 +182,9 @@ def _why_not_worthwhile(conv: nn.Conv2d, min_kernel: int) -> str | None:
     return None
 
 
-def _swap(conv: nn.Conv2d, algorithm: str | None, backend: str) -> None:
+def _swap(conv: nn.Conv2d, **options: str | None) -> None:
     conv.__class__ = DepthwiseConv2dLarge
-    conv.__dict__.update({_MARK: True, "algorithm": algorithm, "backend": backend})
+    conv.__dict__.update({_MARK: True, **options})
 
 
 def _restore(named: list[tuple[str, nn.Module]]) -> tuple[str, ...]:
@@ -196,7 +196,7 @@ def _restore(named: list[tuple[str, nn.Module]]) -> tuple[str, ...]:
                 "remove its parametrizations first"
             )
     for _, module in swapped:
-        for attribute in (_MARK, "activation", "algorithm", "backend"):
+        for attribute in (_MARK, "activation", "algorithm", "precision", "backend"):
             module.__dict__.pop(attribute, None)
         module.__class__ = nn.Conv2d
     return tuple(name for name, _ in swapped)

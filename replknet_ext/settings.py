@@ -77,7 +77,8 @@ def set_algorithm(name: str) -> None:
     """Set the process-wide default algorithm.
 
     Args:
-        name: ``"auto"``, the fastest one, or ``"direct"``: every output sums only its own taps.
+        name: ``"auto"``, the fastest one, ``"direct"``: every output sums only its own taps, or ``"fft"``: by fast
+            Fourier transforms (float32 on CUDA; elsewhere an error).
 
     Raises:
         TypeError, ValueError: not one of these names.
@@ -103,7 +104,9 @@ def set_float32_precision(name: str) -> None:
     """Set the process-wide precision of float32 kernels that have a choice (CUDA tensor cores).
 
     Args:
-        name: ``"ieee"`` (default), ``"tf32"`` or ``"bf16x3"``. CPU kernels always compute in ieee float32.
+        name: ``"ieee"`` (default): operands are used as they are. ``"tf32"``: they may be rounded to TF32 (relative
+            error about 1e-3). ``"bf16x3"``: three bfloat16 products stand for one (about 1e-5). A permission, not an
+            order: a kernel that is more exact runs where it is faster. CPU kernels always compute in ieee float32.
 
     Raises:
         TypeError, ValueError: not one of these names.

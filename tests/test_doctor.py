@@ -66,15 +66,14 @@ def test_every_backend_answers_for_every_pass(report: dict[str, Any]) -> None:
 
 def test_what_goes_to_torch(report: dict[str, Any]) -> None:
     runs = {row["problem"]: row["runs"] for row in report["backends"]}
-    assert set(runs["CUDA float32, 31x31"].values()) == {"torch"}
     assert set(runs["CUDA bfloat16, stride 2"].values()) == {"torch"}
-    assert runs["CUDA bfloat16, 31x31"]["bwd_weight"] == "torch"
     if _ext.HAS_EXT:
         assert set(runs["CPU float32, 31x31"].values()) == {"cpu"}
     if "dwconv2d" in _ext.CUDA_OPS:
-        assert runs["CUDA bfloat16, 31x31"]["fwd"] == runs["CUDA float16, 13x13"]["bwd_input"] == "cuda"
-        assert len(report["cuda_plans"]) == 4
-        assert all(plan["name"].startswith("rt_") for plan in report["cuda_plans"])
+        for name in ("CUDA float32, 31x31", "CUDA bfloat16, 31x31", "CUDA float16, 13x13"):
+            assert set(runs[name].values()) == {"cuda"}
+        assert [plan["pass"] for plan in report["cuda_plans"]] == ["fwd", "bwd_weight"] * 4
+        assert all(plan["name"].startswith(("rt_", "rtw_")) for plan in report["cuda_plans"])
 
 
 def test_set_variables_are_shown(monkeypatch: pytest.MonkeyPatch) -> None:

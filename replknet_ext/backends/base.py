@@ -28,6 +28,7 @@ class Problem:
         device_type: ``"cpu"``, ``"cuda"``, ...
         activation, algorithm, precision: as in the public function.
         pass_: one of `PASSES`.
+        channels_last: memory format of the input; decides which kernel runs, never whether the backend can.
     """
 
     input_shape: tuple[int, ...]
@@ -40,6 +41,7 @@ class Problem:
     algorithm: str = "auto"
     precision: str = "ieee"
     pass_: str = "fwd"
+    channels_last: bool = False
 
 
 class Backend(Protocol):
@@ -54,6 +56,10 @@ class Backend(Protocol):
 
     def supports(self, problem: Problem) -> str | None:
         """None if this backend can run ``problem``, else the reason why not (a clause without a full stop)."""
+        ...
+
+    def kernel(self, problem: Problem) -> str | None:
+        """What runs a problem that `supports` accepted, for `replknet_ext.explain`; None if nobody can know."""
         ...
 
     def run(

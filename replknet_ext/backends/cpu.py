@@ -20,7 +20,13 @@ class CpuBackend:
         """See `Backend.supports`."""
         if problem.device_type != "cpu":
             return f"runs CPU tensors, not {problem.device_type}"
+        if problem.algorithm == "fft":
+            return "the CPU kernels compute directly, not by FFT"
         return _ext.WHY_NOT or outside_raw_ops(problem)
+
+    def kernel(self, problem: Problem) -> str | None:
+        """See `Backend.kernel`."""
+        return f"direct, {_ext.cpu_isa()}"
 
     def run(
         self, input: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -26,9 +28,15 @@ class CudaBackend:
             return "the extension was built without CUDA kernels"
         if OP_OF_PASS[problem.pass_] not in _ext.CUDA_OPS:
             return f"the extension has no CUDA kernel for the pass {problem.pass_}"
-        if problem.dtype not in (torch.float16, torch.bfloat16):
-            return f"the CUDA kernels take float16 and bfloat16, not {str(problem.dtype).removeprefix('torch.')}"
         return outside_raw_ops(problem) or _refused_by_planner(problem)
+
+    def kernel(self, problem: Problem) -> str | None:
+        """See `Backend.kernel`: variant and family, for the current device."""
+        plan = _plan(problem)
+        if plan is None or "unsupported" in plan:
+            return None
+        copied = ", on a contiguous copy" if plan["copied"] else ""
+        return f"{plan['name']} (family {plan['family']}{copied})"
 
     def run(
         self, input: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry,
@@ -59,20 +67,44 @@ def architecture_for(capability: int, archs: str) -> str | None:
 
 
 def _refused_by_planner(problem: Problem) -> str | None:
-    """Why no kernel runs this forward problem on the current device, or None."""
+    """Why no kernel runs this problem on the current device, or None."""
     if torch.compiler.is_compiling():  # Dynamo can't trace the query; the op hands to torch what it does not cover
         return None
+    plan = _plan(problem)
+    reason: str | None = None if plan is None else plan.get("unsupported")
+    return reason
+
+
+def _plan(problem: Problem) -> dict[str, Any] | None:
+    """The planner's answer for the current device (see `plan_on`), or None where there is no GPU to ask about."""
     devices = _ext.cuda_devices()
-    if not devices:  # asked about a GPU on a machine that has none
+    if not devices:
         return None
     limits = devices[torch.cuda.current_device()]
     archs = _ext.build_info()["cuda_archs"]
     if architecture_for(limits["capability"], archs) is None:
         version = f"{limits['capability'] // 10}.{limits['capability'] % 10}"
-        return f"built for {archs}, not for compute capability {version}: build with TORCH_CUDA_ARCH_LIST={version}"
+        why = f"built for {archs}, not for compute capability {version}: build with TORCH_CUDA_ARCH_LIST={version}"
+        return {"unsupported": why}
+    return plan_on(problem, limits)
+
+
+def plan_on(problem: Problem, limits: dict[str, int]) -> dict[str, Any]:
+    """How the CUDA kernels run a problem with stride and dilation 1 on a device with ``limits``; needs no GPU.
+
+    Returns:
+        `_ext.cuda_plan`'s answer, with ``copied`` True if channels_last operands go through contiguous copies.
+    """
     n, c, h, w = problem.input_shape
     kh, kw = problem.weight_shape[2:]
     top, bottom, left, right = problem.geometry.padding
-    sizes = (n, c, h, w, kh, kw, h + top + bottom - kh + 1, w + left + right - kw + 1, top, left)
-    reason: str | None = _ext.cuda_plan(sizes, problem.dtype, limits).get("unsupported")
-    return reason
+    sizes = [n, c, h, w, kh, kw, h + top + bottom - kh + 1, w + left + right - kw + 1, top, left]
+    if problem.pass_ == "bwd_input":  # the forward kernel on the gradient, filter rotated and pads mirrored
+        sizes = [n, c, *sizes[6:8], kh, kw, h, w, kh - 1 - top, kw - 1 - left]
+    how = (problem.dtype, problem.pass_, problem.precision, problem.algorithm, limits)
+    plan = _ext.cuda_plan(sizes, *how, channels_last=problem.channels_last)
+    if "unsupported" in plan and problem.channels_last:
+        contiguous = _ext.cuda_plan(sizes, *how)
+        if "unsupported" not in contiguous:
+            return {**contiguous, "copied": True}
+    return {**plan, "copied": False}

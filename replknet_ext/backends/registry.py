@@ -25,7 +25,7 @@ def select(problem: Problem, name: str = "auto") -> Backend:
         name: ``"auto"`` or one backend, which then runs the problem or is an error.
 
     Raises:
-        ValueError: the named backend can't run the problem; the message quotes its reason.
+        ValueError: the named backend, or with ``"auto"`` every backend, can't run the problem; the message quotes why.
     """
     if name != "auto":
         reason = BACKENDS[name].supports(problem)
@@ -35,7 +35,10 @@ def select(problem: Problem, name: str = "auto") -> Backend:
     for backend in BACKENDS.values():
         if backend.supports(problem) is None:
             return backend
-    raise AssertionError("the torch backend supports every problem")
+    why = "; ".join(f"{name}: {reason}" for name, reason in reasons(problem).items())
+    raise ValueError(
+        f'algorithm="{problem.algorithm}" cannot run this problem: {why}; algorithm="auto" finds one that can'
+    )
 
 
 def reasons(problem: Problem) -> dict[str, str | None]:

@@ -31,7 +31,11 @@ class TorchBackend:
     dispatched = False
 
     def supports(self, problem: Problem) -> str | None:
-        """See `Backend.supports`: torch takes everything that passed the argument checks."""
+        """See `Backend.supports`: torch takes everything that passed the argument checks, by its own algorithm."""
+        return "torch's convolution has no FFT to ask for" if problem.algorithm == "fft" else None
+
+    def kernel(self, problem: Problem) -> str | None:
+        """See `Backend.kernel`."""
         return None
 
     def run(
@@ -96,3 +100,11 @@ def bwd_weight(
         grad_output, x, shape, None, [1, 1], list(pad), [1, 1], False, [0, 0], channels, [False, True, False]
     )
     return grad_weight.contiguous()  # type: ignore[no-any-return]
+
+
+def bwd_weight_bias(
+    grad_output: Tensor, input: Tensor, padding: Sequence[int], precision: str, algorithm: str, variant: int
+) -> tuple[Tensor, Tensor]:
+    """Raw op ``dwconv2d_backward_weight_bias`` by torch."""
+    grad_weight = bwd_weight(grad_output, input, padding, precision, algorithm, variant)
+    return grad_weight, grad_output.sum((0, 2, 3))

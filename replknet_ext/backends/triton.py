@@ -18,6 +18,10 @@ class TritonBackend:
         """See `Backend.supports`."""
         return "this release has no Triton kernels"
 
+    def kernel(self, problem: Problem) -> str | None:
+        """See `Backend.kernel`."""
+        return None
+
     def run(
         self, input: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry,
         activation: str, precision: str, algorithm: str,

@@ -105,7 +105,7 @@ def _extension() -> dict[str, Any]:
         "cuda_toolkit": info.get("cuda_toolkit") or None,
         "cuda_archs": [arch for arch in info.get("cuda_archs", "").split(";") if arch],
         "cuda_ops": sorted(info.get("cuda_ops", [])),
-        "cuda_variants": info.get("cuda_variants", []),
+        "cuda_variants": info.get("cuda_variants", {}),
     }
 
 
@@ -157,9 +157,10 @@ def _cuda_plans() -> list[dict[str, Any]]:
     for channels, reduction, kernel in zip(arch.channels, arch.reductions, arch.large_kernel_sizes, strict=True):
         size = 224 // reduction
         sizes = (64, channels, size, size, kernel, kernel, size, size, kernel // 2, kernel // 2)
-        plan = _ext.cuda_plan(sizes, torch.bfloat16, limits)
         layer = f"{channels} channels {size}x{size}, kernel {kernel}"
-        plans.append({"device": device, "layer": layer, **plan})
+        for pass_ in ("fwd", "bwd_weight"):
+            plan = _ext.cuda_plan(sizes, torch.bfloat16, pass_, "ieee", "auto", limits)
+            plans.append({"device": device, "layer": layer, "pass": pass_, **plan})
     return plans
 
 
@@ -204,7 +205,7 @@ def render(report: dict[str, Any], console: Console) -> None:
             ("needs torch", f"{extension['torch_target']} or later"),
             ("CUDA toolkit", toolkit if extension["cuda_toolkit"] else "none: built without CUDA kernels"),
             ("CUDA kernels", ", ".join(extension["cuda_ops"]) or "none"),
-            ("CUDA variants", ", ".join(extension["cuda_variants"]) or "none"),
+            ("CUDA variants", _variants(extension["cuda_variants"])),
         ]
     pairs("Compiled extension", rows)
 
@@ -227,10 +228,15 @@ def render(report: dict[str, Any], console: Console) -> None:
 
     if report["cuda_plans"]:
         result = table(
-            f"CUDA kernel variants, {report['cuda_plans'][0]['device']}, batch 64", "layer", "variant", "blocks"
+            f"CUDA kernels, {report['cuda_plans'][0]['device']}, batch 64, bfloat16",
+            "layer",
+            "pass",
+            "variant",
+            "blocks",
         )
         for plan in report["cuda_plans"]:
-            result.add_row(plan["layer"], plan.get("name", plan.get("unsupported")), str(plan.get("blocks", "")))
+            name = plan.get("name", plan.get("unsupported"))
+            result.add_row(plan["layer"], plan["pass"], name, str(plan.get("blocks", "")))
         console.print(result)
 
     pairs("Settings", ((key.replace("_", " "), value) for key, value in report["settings"].items()))
@@ -245,6 +251,11 @@ def render(report: dict[str, Any], console: Console) -> None:
 
     for note in report["notes"]:
         console.print(Text.assemble(("note: ", "bold yellow"), note))
+
+
+def _variants(by_pass: dict[str, list[str]]) -> str:
+    """How many variants of which pass: their names would fill a screen and are in the JSON."""
+    return ", ".join(f"{len(names)} {pass_}" for pass_, names in by_pass.items()) or "none"
 
 
 def _grouped(rows: Sequence[dict[str, Any]]) -> dict[tuple[str, str], list[str]]:
