@@ -99,7 +99,10 @@ def depthwise_conv2d(
     else:
         plan = _cached_plan(input, weight, bias, stride, padding, dilation, activation, algorithm, precision, backend)
     if plan.backend.dispatched:
-        return autograd.dwconv2d(input, weight, bias, plan.geometry.padding, activation, precision, algorithm)
+        return autograd.dwconv2d(
+            input, weight, bias, plan.geometry.padding, activation, precision, algorithm,
+            triton=plan.backend.name == "triton",
+        )  # fmt: skip
     return plan.backend.run(input, weight, bias, plan.geometry, activation, precision, algorithm)
 
 

@@ -346,3 +346,15 @@ def weight(sizes: Sizes, dtype: str, precision: str, shared: int = SHARED_BYTES)
             if splits == 1 or splits * 4 <= longest:
                 tiles.append(tile._replace(splits=splits))
     return min(tiles, key=lambda t: weight_cycles(sizes, t, element, rate))
+
+
+def describe(pass_: str, sizes: Sizes, dtype: str, precision: str, channels_last: bool) -> str:
+    """The kernel and tile that a pass gets on a GPU with the least shared memory, in words."""
+    if pass_ == "bwd_weight":
+        t = weight(sizes, dtype, precision)
+        return f"toeplitz_weight {t.G * t.BX}x{t.R * t.BXI}x{t.BI * t.BQ}, {t.splits} splits, {t.num_warps} warps"
+    choice = forward(sizes, dtype, precision, channels_last)
+    if isinstance(choice, Sliding):
+        return f"sliding_fwd {choice.R} rows of {choice.P}x{choice.Q}, {choice.num_warps} warps"
+    tile = f"{choice.BI * choice.G}x{choice.R * choice.BX}x{choice.KR * choice.BXI}"
+    return f"toeplitz_fwd {tile}, {choice.num_warps} warps"

@@ -89,15 +89,14 @@ def convolve(
     if tile is None:
         tile = configs.forward(sizes, _name(x.dtype), precision, last, _shared_bytes(x.device))
         if isinstance(tile, Toeplitz) and x.stride(3) != 1:
-            # Rows that are not contiguous would be read an element at a time: a copy is cheaper.
+            # Rows that are not contiguous would be read, and written, an element at a time: copies are cheaper.
             x = x.contiguous()
-    copied = isinstance(tile, Toeplitz) and x.is_contiguous()
-    memory_format = torch.contiguous_format if copied else layout
-    out = torch.empty(size, dtype=x.dtype, device=x.device, memory_format=memory_format)
+    out = torch.empty(size, dtype=x.dtype, device=x.device, memory_format=layout)
+    target = torch.empty(size, dtype=x.dtype, device=x.device) if x.is_contiguous() and last else out
     with _on(x):
         run = _toeplitz if isinstance(tile, Toeplitz) else _sliding
-        run(x, weight, bias, out, sizes, tile, activation, precision, flip)
-    return out.contiguous(memory_format=layout)
+        run(x, weight, bias, target, sizes, tile, activation, precision, flip)
+    return out if target is out else out.copy_(target)
 
 
 def _toeplitz(
