@@ -12,6 +12,7 @@ TORCH   ?= torch==2.13.0
 WORKERS ?= 2
 
 VENV    := .venv
+COMPAT  := .venv-compat
 BIN     := $(VENV)/bin
 PIP     := $(BIN)/python -m pip --disable-pip-version-check
 GPU     := $(or $(filter-out 0,$(REPLKNET_EXT_FORCE_CUDA)),$(shell nvidia-smi -L 2>/dev/null | head -n 1))
@@ -20,7 +21,7 @@ SOURCES := setup.py pyproject.toml MANIFEST.in $(shell find csrc -type f 2>/dev/
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test bench lint format wheel clean distclean FORCE
+.PHONY: help demo test bench compat lint format wheel clean distclean FORCE
 
 help: ## this list
 	@echo "make TARGET [PYTHON=$(PYTHON)] [TORCH='$(TORCH)'] [WORKERS=$(WORKERS)]"
@@ -36,6 +37,14 @@ bench: $(VENV)/.ready ## measures into benchmarks/results, draws, refreshes the 
 	$(BIN)/python -m benchmarks.cpu_ops --check $(BENCH_ARGS)
 	$(BIN)/python -m benchmarks.plot
 	$(BIN)/python -m benchmarks.readme
+
+compat: $(VENV)/.ready ## the Triton kernels on the oldest triton, as with torch 2.11; and the package without its extension
+	test -x $(COMPAT)/bin/python || $(PYTHON) -m venv $(COMPAT)
+	test -e $(COMPAT)/.triton || $(COMPAT)/bin/python -m pip --disable-pip-version-check install --quiet --progress-bar off \
+	  --no-deps --target $(COMPAT)/triton triton==3.6.0
+	touch $(COMPAT)/.triton
+	PYTHONPATH=$(COMPAT)/triton OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup tests/test_triton_backend.py \
+	  tests/test_triton_values.py tests/test_triton_compile.py
 
 lint: $(VENV)/.ready ## ruff (rules and format) and mypy
 	$(BIN)/ruff check .

@@ -51,8 +51,9 @@ def _name(dtype: torch.dtype) -> str:
 
 
 def _precision(dtype: torch.dtype, precision: str) -> str:
-    """`input_precision` of tl.dot."""
-    return precision if dtype == torch.float32 and torch.version.hip is None else "ieee"
+    """`input_precision` of tl.dot. AMD's list is another, and the interpreter has only float32."""
+    plain = dtype != torch.float32 or torch.version.hip is not None or INTERPRETED
+    return "ieee" if plain else precision
 
 
 def _is_channels_last(tensor: Tensor) -> bool:
