@@ -1,6 +1,6 @@
 """Compiles the Triton kernels for GPUs that are not there, and counts what the compiler made of them.
 
-    python tests/triton_compile.py 90 [NAME ...]     # JSON: kernel -> registers, stack, tensor instructions, ...
+    python tests/triton_compile.py 90 [NAME ...]     # JSON: kernel -> registers, spills, tensor instructions, ...
     python tests/triton_compile.py --table           # the budgets of this triton, to paste into test_triton_compile.py
 
 A process of its own: triton compiles only where its interpreter is off. Launches are recorded, not made: the arguments
@@ -98,7 +98,7 @@ def compiled(call: tuple[Any, tuple[Any, ...], dict[str, Any]], capability: int)
 
 
 def measured(result: Any) -> dict[str, int]:
-    """Registers, stack, shared memory and tensor instructions; `loop`: instructions of the main loop's block."""
+    """Registers, spills (instructions), shared memory and tensor instructions; `loop`: instructions of the main loop's block."""
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(result.asm["cubin"])
         file.flush()
@@ -107,7 +107,7 @@ def measured(result: Any) -> dict[str, int]:
             return subprocess.run([TOOLS / command[0], *command[1:], file.name], capture_output=True, text=True, check=True).stdout
 
         usage, sass = tool("cuobjdump", "-res-usage"), tool("nvdisasm", "-c")
-    registers, stack = re.findall(r"REG:(\d+) STACK:(\d+)", usage)[0]
+    registers = re.findall(r"REG:(\d+)", usage)[0]
     labels: dict[str, int] = {}
     ops: list[str] = []
     loop: list[str] = []
@@ -123,7 +123,7 @@ def measured(result: Any) -> dict[str, int]:
                     loop = body
     count = Counter(ops)
     return {
-        "registers": int(registers), "stack": int(stack), "shared": result.metadata.shared,
+        "registers": int(registers), "spills": count["LDL"] + count["STL"], "shared": result.metadata.shared,
         "tensor": sum(count[op] for op in TENSOR), "async": count["LDGSTS"], "loop": len(loop),
     }  # fmt: skip
 

@@ -104,7 +104,7 @@ def _issue(loads: float, warps: int) -> float:
 
 def _warps(sums: int, loads: int) -> int:
     """Warps that hold so many sums and the addresses of so many loads in their registers."""
-    return 8 if sums > 64 * 256 or loads > 24 * 128 else 4
+    return 8 if sums >= 64 * 256 or loads > 24 * 128 else 4
 
 
 def _stages(sums: int, stage: int, epilogue: int, shared: int) -> int:
