@@ -30,12 +30,18 @@ def predict(layer: Layer, pass_: str) -> dict[str, Any]:
     row: dict[str, Any] = {"layer": layer.name, "pass": pass_, "dtype": "bfloat16"}
     if pass_ == "bwd_weight":
         weight = configs.weight(sizes, "bfloat16", "ieee", H200_SHARED)
-        cycles, step = configs.weight_cycles(sizes, weight, 2, "half"), configs.weight_step_cycles(sizes, weight, 2, "half")
+        cycles, step = (
+            configs.weight_cycles(sizes, weight, 2, "half"),
+            configs.weight_step_cycles(sizes, weight, 2, "half"),
+        )
         row |= {"kernel": "toeplitz_weight", "tile": weight._asdict()}
     else:
         tile = configs.forward(sizes, "bfloat16", "ieee", False, H200_SHARED)
         if isinstance(tile, Toeplitz):
-            cycles, step = configs.forward_cycles(sizes, tile, 2, "half"), configs.forward_step_cycles(sizes, tile, 2, "half")
+            cycles, step = (
+                configs.forward_cycles(sizes, tile, 2, "half"),
+                configs.forward_step_cycles(sizes, tile, 2, "half"),
+            )
             row |= {"kernel": "toeplitz_fwd", "tile": tile._asdict()}
         else:
             cycles, step = configs.sliding_cycles(sizes, tile, 2), {}
@@ -83,7 +89,9 @@ def render(payload: dict[str, Any]) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Command line; with --check, 1 if the stored file is out of date."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.triton_model", description=(__doc__ or "").split("\n")[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.triton_model", description=(__doc__ or "").split("\n")[0]
+    )
     parser.add_argument("--check", action="store_true", help="write nothing, fail if the stored file is out of date")
     options = parser.parse_args(arguments)
     payload = predictions()

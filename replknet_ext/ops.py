@@ -451,18 +451,24 @@ def _fwd_flops(x: Sequence[int], weight: Sequence[int], *args: Any, out_shape: A
     return 2 * n * c * height * width * weight[2] * weight[3]
 
 
-@register_flop_formula([torch.ops.replknet_ext.dwconv2d_backward_input, torch.ops.replknet_ext.triton_dwconv2d_backward_input])
+@register_flop_formula(
+    [torch.ops.replknet_ext.dwconv2d_backward_input, torch.ops.replknet_ext.triton_dwconv2d_backward_input]
+)
 def _bwd_input_flops(grad: Sequence[int], weight: Sequence[int], *args: Any, out_shape: Any = None, **kw: Any) -> int:
     n, c, height, width = grad
     return 2 * n * c * height * width * weight[2] * weight[3]
 
 
-@register_flop_formula([torch.ops.replknet_ext.dwconv2d_backward_weight, torch.ops.replknet_ext.triton_dwconv2d_backward_weight])
+@register_flop_formula(
+    [torch.ops.replknet_ext.dwconv2d_backward_weight, torch.ops.replknet_ext.triton_dwconv2d_backward_weight]
+)
 def _bwd_weight_flops(grad: Sequence[int], x: Sequence[int], *args: Any, out_shape: Any = None, **kw: Any) -> int:
     n, c, height, width = grad
     return 2 * n * c * height * width * int(out_shape[2]) * int(out_shape[3])
 
 
-@register_flop_formula([torch.ops.replknet_ext.dwconv2d_backward_weight_bias, torch.ops.replknet_ext.triton_dwconv2d_backward_weight_bias])
+@register_flop_formula(
+    [torch.ops.replknet_ext.dwconv2d_backward_weight_bias, torch.ops.replknet_ext.triton_dwconv2d_backward_weight_bias]
+)
 def _bwd_weight_bias_flops(grad: Sequence[int], x: Sequence[int], *args: Any, out_shape: Any = None, **kw: Any) -> int:
     return _bwd_weight_flops(grad, x, out_shape=out_shape[0])

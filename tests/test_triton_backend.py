@@ -5,12 +5,12 @@ from __future__ import annotations
 import importlib.metadata
 import subprocess
 import sys
-from dataclasses import replace
+from dataclasses import astuple, replace
 from pathlib import Path
 
 import pytest
 import torch
-from cases import CASES
+from cases import CASES, same
 
 import replknet_ext
 from benchmarks.shapes import MAIN, all_layers
@@ -22,9 +22,7 @@ from replknet_ext.backends.triton_kernels.configs import Sizes, Toeplitz
 from replknet_ext.checks import Geometry
 
 ROOT = Path(__file__).resolve().parent.parent
-ON_GPU = Problem(
-    (8, 128, 56, 56), (128, 1, 31, 31), True, Geometry((1, 1), (15,) * 4, (1, 1)), torch.bfloat16, "cuda"
-)
+ON_GPU = Problem((8, 128, 56, 56), (128, 1, 31, 31), True, Geometry((1, 1), (15,) * 4, (1, 1)), torch.bfloat16, "cuda")
 
 
 @pytest.fixture
@@ -61,7 +59,13 @@ def test_supports_says_why_not(served: None, monkeypatch: pytest.MonkeyPatch) ->
 
 @pytest.mark.parametrize(
     ("version", "reason"),
-    [("3.5.1", "triton 3.5.1 is installed"), ("3.6.0", None), ("3.9.0", None), ("3.10.0", "triton 3.10.0"), (None, "pip")],
+    [
+        ("3.5.1", "triton 3.5.1 is installed"),
+        ("3.6.0", None),
+        ("3.9.0", None),
+        ("3.10.0", "triton 3.10.0"),
+        (None, "pip"),
+    ],
 )
 def test_versions(version: str | None, reason: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
     def found(name: str) -> str:
@@ -104,7 +108,7 @@ def test_meta_and_cpu_tensors_of_the_own_ops() -> None:
 
 
 def test_nothing_imports_triton_before_it_is_needed() -> None:
-    code = "import sys, torch, replknet_ext; replknet_ext.depthwise_conv2d(torch.ones(1, 1, 5, 5), torch.ones(1, 1, 3, 3)); "
+    code = "import sys, torch, replknet_ext as r; r.depthwise_conv2d(torch.ones(1, 1, 5, 5), torch.ones(1, 1, 3, 3)); "
     code += "assert 'replknet_ext.backends.triton_kernels.launch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
 
@@ -113,7 +117,9 @@ def test_nothing_imports_triton_before_it_is_needed() -> None:
 
 
 def _sizes(case: object) -> Sizes:
-    n, c, h, w, kh, kw, (top, bottom, left, right) = (getattr(case, k) for k in ("n", "c", "h", "w", "kh", "kw", "padding"))
+    n, c, h, w, kh, kw, (top, bottom, left, right) = (
+        getattr(case, k) for k in ("n", "c", "h", "w", "kh", "kw", "padding")
+    )
     return Sizes(n, c, h, w, kh, kw, h + top + bottom - kh + 1, w + left + right - kw + 1, top, left)
 
 
@@ -142,8 +148,7 @@ def test_every_case_gets_tiles_that_fit() -> None:
 
 def test_main_layers_get_large_tiles_for_tensor_cores() -> None:
     for layer in MAIN[:2]:
-        tile = configs.forward(Sizes(layer.n, layer.c, layer.h, layer.w, layer.kh, layer.kw, layer.h, layer.w, *layer.padding),
-                               "bfloat16", "ieee")  # fmt: skip
+        tile = configs.forward(_sizes(same("layer", *astuple(layer))), "bfloat16", "ieee")
         assert isinstance(tile, Toeplitz)
         assert tile.BI * tile.G * tile.R * tile.BX >= 64 * 256
 
@@ -159,5 +164,5 @@ def test_a_tuned_choice_comes_first(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_strict_float32_has_no_tensor_cores() -> None:
     for layer in all_layers():
-        sizes = Sizes(layer.n, layer.c, layer.h, layer.w, layer.kh, layer.kw, layer.h, layer.w, *layer.padding)
+        sizes = _sizes(same("layer", *astuple(layer)))
         assert isinstance(configs.forward(sizes, "float32", "ieee"), configs.Sliding)

@@ -45,8 +45,6 @@ KERNELS: dict[str, tuple[str, torch.dtype, str, tuple[int, int, int, int], bool]
     "fwd-56-k7-fp32": ("fwd", torch.float32, "ieee", (64, 128, 56, 7), True),
     "weight-56-k31-bf16": ("bwd_weight", torch.bfloat16, "ieee", (64, 128, 56, 31), False),
     "weight-28-k29-fp16-bias": ("bwd_weight", torch.float16, "ieee", (64, 256, 28, 29), True),
-    "weight-7-k13-bf16": ("bwd_weight", torch.bfloat16, "ieee", (64, 1024, 7, 13), False),
-    "weight-14-k27-fp32": ("bwd_weight", torch.float32, "ieee", (64, 512, 14, 27), False),
 }
 
 
@@ -104,7 +102,9 @@ def measured(result: Any) -> dict[str, int]:
         file.flush()
 
         def tool(*command: str) -> str:
-            return subprocess.run([TOOLS / command[0], *command[1:], file.name], capture_output=True, text=True, check=True).stdout
+            return subprocess.run(
+                [TOOLS / command[0], *command[1:], file.name], capture_output=True, text=True, check=True
+            ).stdout
 
         usage, sass = tool("cuobjdump", "-res-usage"), tool("nvdisasm", "-c")
     registers = re.findall(r"REG:(\d+)", usage)[0]

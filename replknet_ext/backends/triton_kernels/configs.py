@@ -78,8 +78,8 @@ class Weight(NamedTuple):
     num_stages: int
 
 
-#: Measured choices: (pass, sizes, dtype, precision) -> a tile, or None for the model's choice. Set before the first call
-#: of a shape: choices are cached.
+#: Measured choices: (pass, sizes, dtype, precision) -> a tile, or None for the model's choice. Set it before the first
+#: call of a shape: choices are cached.
 tuned: Callable[[str, Sizes, str, str], Toeplitz | Sliding | Weight | None] | None = None
 
 
@@ -160,7 +160,9 @@ def forward_cycles(sizes: Sizes, t: Toeplitz, element: int, rate: str) -> float:
     tail = longest * step + START_CYCLES
     table = 0.0
     if t.TABLE:
-        table = LAUNCH_CYCLES + 2 * sizes.c * sizes.kh * 8 * table_row(sizes.kw) * element / SMS / MEMORY_BYTES_PER_CYCLE
+        table = (
+            LAUNCH_CYCLES + 2 * sizes.c * sizes.kh * 8 * table_row(sizes.kw) * element / SMS / MEMORY_BYTES_PER_CYCLE
+        )
     moved = element * sizes.n * sizes.c * (sizes.h * sizes.w + sizes.ho * sizes.wo) / SMS / MEMORY_BYTES_PER_CYCLE
     return LAUNCH_CYCLES + table + max(total, moved) + min(tail, total)
 
@@ -309,11 +311,9 @@ def _weight_tiles(sizes: Sizes, element: int, ieee: bool, shared: int) -> Iterat
     places: list[tuple[int, int, bool]] = []
     if wide <= 64:
         places.append((max(8, power_of_2(sizes.wo)), max(8, power_of_2(sizes.w)), True))
-    slack = sizes.left % 8  # of rounding the offset down
-    slack = 7 if slack else 0
-    for bx in (8, 16, 32, 64):
-        if bx <= power_of_2(sizes.wo) or bx == 8:
-            places.append((bx, max(16, power_of_2(bx + sizes.kw - 1 + slack)), False))
+    slack = 7 if sizes.left % 8 else 0  # of rounding the offset down
+    widths = [bx for bx in (8, 16, 32, 64) if bx <= power_of_2(sizes.wo) or bx == 8]
+    places += [(bx, max(16, power_of_2(bx + sizes.kw - 1 + slack)), False) for bx in widths]
     largest = 64 * 64 if ieee else 128 * 256
     for bx, bxi, whole in places:
         for g in (1, 2, 4, 8):
@@ -342,9 +342,8 @@ def weight(sizes: Sizes, dtype: str, precision: str, shared: int = SHARED_BYTES)
     tiles = []
     for tile in _weight_tiles(sizes, element, rate == "ieee", shared):
         longest = weight_steps(sizes, tile)[2]
-        for splits in (1, 2, 4, 8, 16, 32):
-            if splits == 1 or splits * 4 <= longest:
-                tiles.append(tile._replace(splits=splits))
+        counts = [splits for splits in (1, 2, 4, 8, 16, 32) if splits == 1 or splits * 4 <= longest]
+        tiles += [tile._replace(splits=splits) for splits in counts]
     return min(tiles, key=lambda t: weight_cycles(sizes, t, element, rate))
 
 

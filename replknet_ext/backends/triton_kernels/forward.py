@@ -45,7 +45,7 @@ def activated(value, ACTIVATION: tl.constexpr):
 @triton.jit
 def rounded(value, TYPE: tl.constexpr, BY_HAND: tl.constexpr):
     """float32 to the nearest value of TYPE. BY_HAND: triton's interpreter cuts off what bfloat16 can't hold."""
-    if BY_HAND and TYPE == tl.bfloat16:
+    if BY_HAND and TYPE == tl.bfloat16:  # noqa: SIM300
         bits = value.to(tl.int32, bitcast=True)
         bits = (bits + 0x7FFF + ((bits >> 16) & 1)) & -0x10000
         value = tl.where(value == value, bits.to(tl.float32, bitcast=True), value)

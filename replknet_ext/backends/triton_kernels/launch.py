@@ -123,8 +123,8 @@ def _toeplitz(
         *_scaled(out.stride(), out_unit), row_tiles, col_tiles, image_tiles,
         UNIT=unit, OUT_UNIT=out_unit, BI=t.BI, G=t.G, R=t.R, BX=t.BX, KR=t.KR, BXI=t.BXI, TABLE=t.TABLE, JL=row,
         Q0=configs.table_origin(s.kw), FLIP=flip, HAS_BIAS=bias is not None, ACTIVATION=activation,
-        PRECISION=_precision(x.dtype, precision), INTERPRETED=INTERPRETED, num_warps=t.num_warps, num_stages=t.num_stages,
-        **COMMON,
+        PRECISION=_precision(x.dtype, precision), INTERPRETED=INTERPRETED,
+        num_warps=t.num_warps, num_stages=t.num_stages, **COMMON,
     )  # fmt: skip
 
 

@@ -120,10 +120,14 @@ def add_diagonals(
         place = ((split * channels + local_c) * ky_blocks + block) * (G * BX * R * BXI)
         total += tl.load(part + place + at, mask=inside, other=0.0)
     row = ((first_channel + local_c) * kh + ky) * kw
-    tl.store(grad_weight + row + kx, rounded(tl.sum(total, axis=1), grad_weight.dtype.element_ty, INTERPRETED), mask=kx < kw)
+    tl.store(
+        grad_weight + row + kx, rounded(tl.sum(total, axis=1), grad_weight.dtype.element_ty, INTERPRETED), mask=kx < kw
+    )
     if HAS_BIAS:
         value = tl.load(part_bias + local_c)
         for split in range(1, splits):
             value += tl.load(part_bias + split * channels + local_c)
         first = (ky == 0) & (tl.program_id(1) == 0)
-        tl.store(grad_bias + first_channel + local_c, rounded(value, grad_bias.dtype.element_ty, INTERPRETED), mask=first)
+        tl.store(
+            grad_bias + first_channel + local_c, rounded(value, grad_bias.dtype.element_ty, INTERPRETED), mask=first
+        )

@@ -1,0 +1,73 @@
+"""What triton's compiler makes of the kernels for GPUs that are not there: registers, spills, tensor instructions."""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import subprocess
+import sys
+from importlib import metadata
+from pathlib import Path
+
+import pytest
+
+from replknet_ext.backends import triton as backend
+
+SCRIPT = Path(__file__).resolve().parent / "triton_compile.py"
+ARCHS = (80, 90, 100, 120)
+pytestmark = [
+    pytest.mark.xdist_group("triton-compile"),
+    pytest.mark.skipif(backend.WHY_NOT is not None, reason=str(backend.WHY_NOT)),
+]
+VERSION = "none" if backend.WHY_NOT else ".".join(metadata.version("triton").split(".")[:2])
+
+# kernel -> registers at most, tensor instructions; each for sm_80, 90, 100, 120. HMMA of sm_80 and 120 is 16x8x16, the
+# others' instructions are of a warp group or an SM. From `python tests/triton_compile.py --table`.
+BUDGETS: dict[str, dict[str, tuple[tuple[int, ...], tuple[int, ...]]]] = {
+    "3.9": {
+@TABLE39@
+    },
+    "3.6": {
+@TABLE36@
+    },
+}
+#: Local memory instructions that a kernel may have: none, but for what is named here.
+SPILLS: dict[tuple[str, str, int], int] = {}
+
+
+@functools.cache
+def compiled(capability: int) -> dict[str, dict[str, int]]:
+    """The kernels on one architecture."""
+    environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
+    done = subprocess.run(
+        [sys.executable, str(SCRIPT), str(capability)], env=environment, capture_output=True, text=True, timeout=900
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
+    found: dict[str, dict[str, int]] = json.loads(done.stdout.strip().splitlines()[-1])
+    return found
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("capability", ARCHS)
+def test_kernels_keep_their_budgets(capability: int) -> None:
+    found = compiled(capability)
+    for name, row in found.items():
+        assert row["spills"] <= SPILLS.get((VERSION, name, capability), 0), f"{name} spills: {row}"
+        assert row["shared"] <= (96 << 10) + 1024, f"{name}: more shared memory than every GPU has"
+    if VERSION not in BUDGETS:
+        pytest.skip(f"no table for triton {VERSION}")
+    assert set(found) == set(BUDGETS[VERSION])
+    column = ARCHS.index(capability)
+    for name, (registers, tensor) in BUDGETS[VERSION].items():
+        row = found[name]
+        assert row["registers"] <= registers[column], f"{name}: {row}, budget {registers[column]} registers"
+        assert row["tensor"] == tensor[column], f"{name}: {row}, {tensor[column]} tensor instructions expected"
+
+
+@pytest.mark.slow
+def test_wide_planes_are_copied_asynchronously_and_multiplied_by_tensor_cores() -> None:
+    for name, row in compiled(90).items():
+        strict = name.endswith("fp32")
+        assert (row["tensor"] > 0) == (not strict), name
+        assert (row["async"] > 0) == (not strict and "-7-" not in name), f"{name}: rows of 7 can't be copied so"
