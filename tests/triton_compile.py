@@ -102,9 +102,8 @@ def measured(result: Any) -> dict[str, int]:
         file.flush()
 
         def tool(*command: str) -> str:
-            return subprocess.run(
-                [TOOLS / command[0], *command[1:], file.name], capture_output=True, text=True, check=True
-            ).stdout
+            line = [str(TOOLS / command[0]), *command[1:], file.name]
+            return subprocess.run(line, capture_output=True, text=True, check=True).stdout
 
         usage, sass = tool("cuobjdump", "-res-usage"), tool("nvdisasm", "-c")
     registers = re.findall(r"REG:(\d+)", usage)[0]

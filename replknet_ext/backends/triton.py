@@ -1,7 +1,7 @@
 """The Triton kernels: for GPUs or installs that the compiled extension's CUDA kernels do not serve.
 
 They have raw ops of their own, ``torch.ops.replknet_ext.triton_dwconv2d`` and so on (see `replknet_ext.ops`), and
-stand in for the CUDA kernels of the plain raw ops where a build has none. triton is imported when a problem first asks for it.
+stand in for the CUDA kernels of the plain raw ops where a build has none. triton is imported when it is first needed.
 """
 
 from __future__ import annotations
