@@ -96,7 +96,7 @@ def compiled(call: tuple[Any, tuple[Any, ...], dict[str, Any]], capability: int)
 
 
 def measured(result: Any) -> dict[str, int]:
-    """Registers, spills (instructions), shared memory and tensor instructions; `loop`: instructions of the main loop's block."""
+    """Registers, spills (instructions), shared memory and tensor instructions; `loop`: those of the main loop."""
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(result.asm["cubin"])
         file.flush()
