@@ -46,6 +46,7 @@ BUDGETS: dict[str, dict[str, tuple[tuple[int, ...], tuple[int, ...]]]] = {
 }
 #: Local memory instructions that a kernel may have on an architecture: none, but for what is named here.
 SPILLS: dict[tuple[str, int], int] = {
+    ("fwd-14-k27-fp16", 100): 3,
     ("fwd-28-k29-tf32", 100): 8,
     ("fwd-56-k7-fp32", 90): 2,
     ("fwd-56-k7-fp32", 100): 2,
