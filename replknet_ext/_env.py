@@ -9,7 +9,7 @@ PREFIX = "REPLKNET_EXT_"
 #: Every variable that the package looks at, and what it does. ``doctor`` prints this table.
 VARIABLES: dict[str, str] = {
     "CPU_ISA": "base | avx2 | avx512: highest instruction set the CPU kernels may use (read once, by the extension)",
-    "SKIP_EXT": "1: install without the compiled extension; every call goes to torch (read by setup.py)",
+    "SKIP_EXT": "1: install without the compiled extension: Triton on GPUs, torch elsewhere (read by setup.py)",
     "SKIP_CUDA": "1: build the extension without CUDA kernels (read by setup.py)",
     "FORCE_CUDA": "1: fail the build if no CUDA toolkit is found (read by setup.py)",
 }

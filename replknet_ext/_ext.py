@@ -37,7 +37,7 @@ def _load() -> tuple[bool, str | None]:
         return False, "the compiled extension is not installed (built with REPLKNET_EXT_SKIP_EXT, or not built yet)"
     except ImportError as error:
         reason = f"the compiled extension could not be loaded: {error}"
-        warnings.warn(f"replknet_ext: {reason}; every call goes to torch", RuntimeWarning, stacklevel=2)
+        warnings.warn(f"replknet_ext: {reason}; calls go to Triton or torch", RuntimeWarning, stacklevel=2)
         return False, reason
     return True, None
 

@@ -8,7 +8,7 @@ same formulas (Dynamo cannot trace a Function that has a ``jvp``).
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -16,7 +16,7 @@ from torch._C._functorch import unwrap_if_dead
 from torch.autograd import forward_ad
 
 from . import ops
-from .ops import RAW, Options, Passes, linear_options, needed, no_autocast, through_activation
+from .ops import RAW, TRITON, Options, Passes, linear_options, needed, no_autocast, through_activation
 
 _FORWARD_EXTRA = (None,) * 5
 _LINEAR_EXTRA = (None,) * 4
@@ -31,17 +31,25 @@ def _sum(*terms: Tensor | None) -> Tensor:
     return total
 
 
-class DepthwiseConv2dLargeFunction(torch.autograd.Function):
+class _Pass(torch.autograd.Function):
+    """What the Functions have in common: ops that compute, and differentiable calls of them; `_differentiable_passes`
+    sets both."""
+
+    raw: ClassVar[Passes]
+    calls: ClassVar[Passes]
+
+
+class DepthwiseConv2dLargeFunction(_Pass):
     """``dwconv2d`` with bias and activation. Arguments of ``apply`` as in the raw op."""
 
-    @staticmethod
+    @classmethod
     def forward(
-        input: Tensor, weight: Tensor, bias: Tensor | None = None, padding: Sequence[int] = (0, 0, 0, 0),
+        cls, input: Tensor, weight: Tensor, bias: Tensor | None = None, padding: Sequence[int] = (0, 0, 0, 0),
         activation: str = "none", precision: str = "ieee", algorithm: str = "auto", variant: int = -1,
     ) -> Tensor:  # fmt: skip
         """input (N, C, H, W), weight (C, 1, Kh, Kw), bias (C,) or None -> (N, C, Ho, Wo)."""
         with torch._C._AutoDispatchBelowAutograd():
-            return RAW.fwd(input, weight, bias, padding, activation, precision, algorithm, variant)
+            return cls.raw.fwd(input, weight, bias, padding, activation, precision, algorithm, variant)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -51,101 +59,101 @@ class DepthwiseConv2dLargeFunction(torch.autograd.Function):
         ctx.save_for_forward(*saved)
         ctx.options = Options(*inputs[3:])
 
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+    @classmethod
+    def backward(cls, ctx: Any, grad: Tensor) -> tuple[Any, ...]:
         """Gradients that are needed, by differentiable passes."""
         with no_autocast(grad.device.type):
-            grads = ops.fwd_vjp(DIFFERENTIABLE, grad, ctx.saved_tensors, ctx.options, needed(ctx))
+            grads = ops.fwd_vjp(cls.calls, grad, ctx.saved_tensors, ctx.options, needed(ctx))
         return *grads, *_FORWARD_EXTRA
 
-    @staticmethod
-    def jvp(ctx: Any, d_input: Tensor | None, d_weight: Tensor | None, d_bias: Tensor | None, *_: Any) -> Tensor:
+    @classmethod
+    def jvp(cls, ctx: Any, d_input: Tensor | None, d_weight: Tensor | None, d_bias: Tensor | None, *_: Any) -> Tensor:
         """Tangent of the output."""
         x, weight, bias, out = ctx.saved_tensors
         options: Options = ctx.options
         with no_autocast(x.device.type):
             tangent = _sum(
-                _call_fwd(d_input, weight, None, *options.plain) if d_input is not None else None,
-                _call_fwd(x, d_weight, None, *options.plain) if d_weight is not None else None,
+                cls.calls.fwd(d_input, weight, None, *options.plain) if d_input is not None else None,
+                cls.calls.fwd(x, d_weight, None, *options.plain) if d_weight is not None else None,
             ) if d_input is not None or d_weight is not None else None  # fmt: skip
             if d_bias is not None:
                 column = d_bias[None, :, None, None]
                 tangent = tangent + column if tangent is not None else column.expand(_output_shape(x, weight, options))
             assert tangent is not None
-            return through_activation(DIFFERENTIABLE, tangent, x, weight, bias, out, options)
+            return through_activation(cls.calls, tangent, x, weight, bias, out, options)
 
-    @staticmethod
-    def vmap(info: Any, in_dims: tuple[int | None, ...], *args: Any) -> tuple[Tensor, int]:
+    @classmethod
+    def vmap(cls, info: Any, in_dims: tuple[int | None, ...], *args: Any) -> tuple[Tensor, int]:
         """One call with the mapped dimension folded into N or C."""
-        return ops.vmap_conv(_call_fwd, info.batch_size, in_dims, *args)
+        return ops.vmap_conv(cls.calls.fwd, info.batch_size, in_dims, *args)
 
 
-class DepthwiseConv2dLargeBackwardInput(torch.autograd.Function):
+class DepthwiseConv2dLargeBackwardInput(_Pass):
     """``dwconv2d_backward_input``: linear in grad_output and in weight."""
 
-    @staticmethod
+    @classmethod
     def forward(
-        grad_output: Tensor, weight: Tensor, padding: Sequence[int], precision: str, algorithm: str, variant: int
+        cls, grad_output: Tensor, weight: Tensor, padding: Sequence[int], precision: str, algorithm: str, variant: int
     ) -> Tensor:
         """grad_output (N, C, Ho, Wo), weight (C, 1, Kh, Kw) -> (N, C, H, W)."""
         with torch._C._AutoDispatchBelowAutograd():
-            return RAW.bwd_input(grad_output, weight, padding, precision, algorithm, variant)
+            return cls.raw.bwd_input(grad_output, weight, padding, precision, algorithm, variant)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
         """Save both operands."""
         _save_linear(ctx, inputs)
 
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+    @classmethod
+    def backward(cls, ctx: Any, grad: Tensor) -> tuple[Any, ...]:
         """Gradients that are needed, by differentiable passes."""
         with no_autocast(grad.device.type):
-            grads = ops.bwd_input_vjp(DIFFERENTIABLE, grad, ctx.saved_tensors, ctx.options, needed(ctx))
+            grads = ops.bwd_input_vjp(cls.calls, grad, ctx.saved_tensors, ctx.options, needed(ctx))
         return *grads, *_LINEAR_EXTRA
 
-    @staticmethod
-    def jvp(ctx: Any, d_grad: Tensor | None, d_weight: Tensor | None, *_: Any) -> Tensor:
+    @classmethod
+    def jvp(cls, ctx: Any, d_grad: Tensor | None, d_weight: Tensor | None, *_: Any) -> Tensor:
         """Tangent of the output."""
-        return _bilinear_jvp(_call_bwd_input, ctx, d_grad, d_weight)
+        return _bilinear_jvp(cls.calls.bwd_input, ctx, d_grad, d_weight)
 
-    @staticmethod
-    def vmap(info: Any, in_dims: tuple[int | None, ...], *args: Any) -> tuple[Tensor, int]:
+    @classmethod
+    def vmap(cls, info: Any, in_dims: tuple[int | None, ...], *args: Any) -> tuple[Tensor, int]:
         """One call with the mapped dimension folded into N or C."""
-        return ops.vmap_conv(_call_bwd_input, info.batch_size, in_dims, *args)
+        return ops.vmap_conv(cls.calls.bwd_input, info.batch_size, in_dims, *args)
 
 
-class DepthwiseConv2dLargeBackwardWeight(torch.autograd.Function):
+class DepthwiseConv2dLargeBackwardWeight(_Pass):
     """``dwconv2d_backward_weight``: linear in grad_output and in input."""
 
-    @staticmethod
+    @classmethod
     def forward(
-        grad_output: Tensor, input: Tensor, padding: Sequence[int], precision: str, algorithm: str, variant: int
+        cls, grad_output: Tensor, input: Tensor, padding: Sequence[int], precision: str, algorithm: str, variant: int
     ) -> Tensor:
         """grad_output (N, C, Ho, Wo), input (N, C, H, W) -> (C, 1, Kh, Kw)."""
         with torch._C._AutoDispatchBelowAutograd():
-            return RAW.bwd_weight(grad_output, input, padding, precision, algorithm, variant)
+            return cls.raw.bwd_weight(grad_output, input, padding, precision, algorithm, variant)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
         """Save both operands."""
         _save_linear(ctx, inputs)
 
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+    @classmethod
+    def backward(cls, ctx: Any, grad: Tensor) -> tuple[Any, ...]:
         """Gradients that are needed, by differentiable passes."""
         with no_autocast(grad.device.type):
-            grads = ops.bwd_weight_vjp(DIFFERENTIABLE, grad, ctx.saved_tensors, ctx.options, needed(ctx))
+            grads = ops.bwd_weight_vjp(cls.calls, grad, ctx.saved_tensors, ctx.options, needed(ctx))
         return *grads, *_LINEAR_EXTRA
 
-    @staticmethod
-    def jvp(ctx: Any, d_grad: Tensor | None, d_input: Tensor | None, *_: Any) -> Tensor:
+    @classmethod
+    def jvp(cls, ctx: Any, d_grad: Tensor | None, d_input: Tensor | None, *_: Any) -> Tensor:
         """Tangent of the output."""
-        return _bilinear_jvp(_call_bwd_weight, ctx, d_grad, d_input)
+        return _bilinear_jvp(cls.calls.bwd_weight, ctx, d_grad, d_input)
 
-    @staticmethod
-    def vmap(info: Any, in_dims: tuple[int | None, ...], *args: Any) -> tuple[Tensor, int]:
+    @classmethod
+    def vmap(cls, info: Any, in_dims: tuple[int | None, ...], *args: Any) -> tuple[Tensor, int]:
         """One call with the mapped dimension folded into C."""
-        return ops.vmap_bwd_weight(_call_bwd_weight, info.batch_size, in_dims, *args)
+        return ops.vmap_bwd_weight(cls.calls.bwd_weight, info.batch_size, in_dims, *args)
 
 
 def _save_linear(ctx: Any, inputs: tuple[Any, ...]) -> None:
@@ -195,25 +203,36 @@ def _differentiable(function: type[torch.autograd.Function], raw: Callable[..., 
     return call
 
 
-_call_fwd = _differentiable(DepthwiseConv2dLargeFunction, RAW.fwd)
-_call_bwd_input = _differentiable(DepthwiseConv2dLargeBackwardInput, RAW.bwd_input)
-_call_bwd_weight = _differentiable(DepthwiseConv2dLargeBackwardWeight, RAW.bwd_weight)
+def _differentiable_passes(raw: Passes, fwd: Any, bwd_input: Any, bwd_weight: Any) -> Passes:
+    """The ops ``raw`` with every kind of derivative by the three Functions, which are theirs from now on."""
+    call_bwd_weight = _differentiable(bwd_weight, raw.bwd_weight)
+
+    def call_bwd_weight_bias(grad: Tensor, x: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
+        """Both gradients by one kernel, or where they are to be differentiated further by two differentiable calls."""
+        if torch._C._are_functorch_transforms_active() or _derivable(grad, x):
+            return call_bwd_weight(grad, x, *rest), grad.sum((0, 2, 3))
+        with torch._C._AutoDispatchBelowAutograd():
+            return raw.bwd_weight_bias(grad, x, *rest)
+
+    calls = Passes(
+        _differentiable(fwd, raw.fwd), _differentiable(bwd_input, raw.bwd_input), call_bwd_weight, call_bwd_weight_bias
+    )
+    for function in (fwd, bwd_input, bwd_weight):
+        function.raw, function.calls = raw, calls
+    return calls
 
 
-def _call_bwd_weight_bias(grad: Tensor, x: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
-    """Both gradients by one kernel, or where they are to be differentiated further by two differentiable calls."""
-    if torch._C._are_functorch_transforms_active() or _derivable(grad, x):
-        return _call_bwd_weight(grad, x, *rest), grad.sum((0, 2, 3))
-    with torch._C._AutoDispatchBelowAutograd():
-        return RAW.bwd_weight_bias(grad, x, *rest)
-
-
-DIFFERENTIABLE = Passes(_call_fwd, _call_bwd_input, _call_bwd_weight, _call_bwd_weight_bias)
+_FUNCTIONS = (DepthwiseConv2dLargeFunction, DepthwiseConv2dLargeBackwardInput, DepthwiseConv2dLargeBackwardWeight)
+DIFFERENTIABLE = _differentiable_passes(RAW, *_FUNCTIONS)
+#: The same by the Triton kernels' own ops.
+DIFFERENTIABLE_TRITON = _differentiable_passes(
+    TRITON, *(type(f"{function.__name__}Triton", (function,), {}) for function in _FUNCTIONS)
+)
 
 
 def dwconv2d(
     input: Tensor, weight: Tensor, bias: Tensor | None, padding: Sequence[int],
-    activation: str, precision: str, algorithm: str, variant: int = -1,
+    activation: str, precision: str, algorithm: str, variant: int = -1, *, triton: bool = False,
 ) -> Tensor:  # fmt: skip
     """The raw op with every kind of derivative, in eager and in compiled or exported code.
 
@@ -223,11 +242,15 @@ def dwconv2d(
         bias: (C,) or None.
         padding: (top, bottom, left, right), negative crops.
         activation, precision, algorithm, variant: as in the raw op.
+        triton: whether the Triton kernels' own op is meant.
 
     Returns:
         (N, C, Ho, Wo) in the memory format of input.
     """
     # A traced Function is a Python object that TorchScript can't save.
     traced = torch.compiler.is_compiling() or torch.jit.is_tracing()  # type: ignore[attr-defined]
-    run = RAW.fwd if traced else _call_fwd
+    if triton:
+        run = TRITON.fwd if traced else DIFFERENTIABLE_TRITON.fwd
+    else:
+        run = RAW.fwd if traced else DIFFERENTIABLE.fwd
     return run(input, weight, bias, padding, activation, precision, algorithm, variant)

@@ -99,7 +99,10 @@ def depthwise_conv2d(
     else:
         plan = _cached_plan(input, weight, bias, stride, padding, dilation, activation, algorithm, precision, backend)
     if plan.backend.dispatched:
-        return autograd.dwconv2d(input, weight, bias, plan.geometry.padding, activation, precision, algorithm)
+        return autograd.dwconv2d(
+            input, weight, bias, plan.geometry.padding, activation, precision, algorithm,
+            triton=plan.backend.name == "triton",
+        )  # fmt: skip
     return plan.backend.run(input, weight, bias, plan.geometry, activation, precision, algorithm)
 
 
@@ -243,11 +246,11 @@ def _notes(problem: Problem, chosen: Backend) -> tuple[str, ...]:
         notes.append(f"torch's convolution chooses its own algorithm{direct}")
     if problem.device_type == "cuda":
         if not _ext.CUDA_OPS:
-            notes.append("this build has no CUDA kernels: CUDA tensors go to torch, the raw ops too")
+            notes.append(f"this build has no CUDA kernels: this call goes to {chosen.name}")
         if problem.dtype == torch.float32 and chosen.name == "torch":
             notes.append("float32 precision follows torch.backends.cudnn.allow_tf32, not set_float32_precision")
     if problem.device_type == "cpu" and problem.dtype == torch.float32 and problem.precision != "ieee":
         notes.append(f"precision {problem.precision!r} has no effect on CPU: float32 is computed in ieee float32")
-    if chosen.name in ("cpu", "cuda") and problem.dtype in (torch.float16, torch.bfloat16):
+    if chosen.name != "torch" and problem.dtype in (torch.float16, torch.bfloat16):
         notes.append("half types accumulate in float32 and round once")
     return tuple(notes)

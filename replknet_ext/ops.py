@@ -3,7 +3,8 @@
 ``torch.ops.replknet_ext.{dwconv2d, dwconv2d_backward_input, dwconv2d_backward_weight}`` are closed under
 differentiation: each derivative of one is one of the others. ``dwconv2d_backward_weight_bias`` is the third with the
 bias gradient from the same pass over memory. Their schemas and CPU kernels come from the compiled extension; without it
-`SCHEMAS` defines them here, with torch as the kernel.
+`SCHEMAS` defines them here, with Triton on a GPU and torch elsewhere as the kernel. ``triton_dwconv2d`` and so on are
+the same ops by the Triton kernels only, for ``backend="triton"``.
 
 The derivative formulas are written once, over a `Passes` triple: the raw ops themselves (here, for compiled graphs
 and direct callers) or the autograd Functions of `replknet_ext.autograd` (eager).
@@ -22,6 +23,7 @@ from torch.utils.flop_counter import register_flop_formula
 
 from . import _ext
 from .backends import torch as fallback
+from .backends import triton
 
 NAMESPACE = _ext.NAMESPACE
 
@@ -38,11 +40,12 @@ SCHEMAS = {
     "str algorithm, int variant) -> (Tensor, Tensor)",
 }
 
-_FALLBACKS: dict[str, Callable[..., Any]] = {
-    "dwconv2d": fallback.fwd,
-    "dwconv2d_backward_input": fallback.bwd_input,
-    "dwconv2d_backward_weight": fallback.bwd_weight,
-    "dwconv2d_backward_weight_bias": fallback.bwd_weight_bias,
+#: The functions of `backends.torch` and of the Triton kernels that are an op's kernel.
+_FUNCTIONS = {
+    "dwconv2d": "fwd",
+    "dwconv2d_backward_input": "bwd_input",
+    "dwconv2d_backward_weight": "bwd_weight",
+    "dwconv2d_backward_weight_bias": "bwd_weight_bias",
 }
 
 # Registrations live as long as this object: keep it for the life of the process.
@@ -105,15 +108,18 @@ def _is_fwd(name: str) -> bool:
     return name == "dwconv2d"
 
 
-# ---- kernels: Python definitions without the extension, torch where it has no CUDA kernel ----
+# ---- kernels: Python definitions without the extension; Triton, else torch, where it has no CUDA kernel ----
 
 
-def _python_kernel(name: str) -> Callable[..., Any]:
-    sizes, kernel = _SIZES[name], _FALLBACKS[name]
+def _python_kernel(name: str, by_triton: bool) -> Callable[..., Any]:
+    """The op by torch, or by Triton where it can."""
+    sizes, function = _SIZES[name], _FUNCTIONS[name]
+    by_torch = getattr(fallback, function)
 
     def run(first: Tensor, second: Tensor, *rest: Any) -> Any:
         sizes(first, second, rest[1] if _is_fwd(name) else rest[0])
-        return kernel(first, second, *rest)
+        kernel = triton.kernel_of(function, first, rest[-2]) if by_triton else None
+        return (kernel or by_torch)(first, second, *rest)
 
     return run
 
@@ -137,10 +143,14 @@ def _bwd_weight_bias_on_cpu(grad: Tensor, x: Tensor, *rest: Any) -> tuple[Tensor
 for _name, _schema in SCHEMAS.items():
     if not _ext.HAS_EXT:
         _lib.define(_name + _schema, tags=(torch.Tag.pt2_compliant_tag,))
-        _lib.impl(_name, _python_kernel(_name), "CPU")
+        _lib.impl(_name, _python_kernel(_name, by_triton=False), "CPU")
     # A build with a CUDA kernel for the op hands what the kernel does not cover to "_torch_" + name.
-    _lib.impl(("_torch_" if _name in _ext.CUDA_OPS else "") + _name, _python_kernel(_name), "CUDA")
-    torch.library.register_fake(f"{NAMESPACE}::{_name}", _fake_kernel(_name), lib=_lib)
+    _lib.impl(("_torch_" if _name in _ext.CUDA_OPS else "") + _name, _python_kernel(_name, by_triton=True), "CUDA")
+    _lib.define(f"triton_{_name}{_schema}", tags=(torch.Tag.pt2_compliant_tag,))
+    for _key in ("CPU", "CUDA"):  # on CPU in triton's interpreter
+        _lib.impl(f"triton_{_name}", _python_kernel(_name, by_triton=True), _key)
+    for _prefix in ("", "triton_"):
+        torch.library.register_fake(f"{NAMESPACE}::{_prefix}{_name}", _fake_kernel(_name), lib=_lib)
 if _ext.HAS_EXT:
     _lib.impl("dwconv2d_backward_weight_bias", _bwd_weight_bias_on_cpu, "CPU")
 
@@ -180,12 +190,8 @@ class Options(NamedTuple):
         return self.padding, "none", self.precision, self.algorithm, -1
 
 
-RAW = Passes(
-    torch.ops.replknet_ext.dwconv2d.default,
-    torch.ops.replknet_ext.dwconv2d_backward_input.default,
-    torch.ops.replknet_ext.dwconv2d_backward_weight.default,
-    torch.ops.replknet_ext.dwconv2d_backward_weight_bias.default,
-)
+RAW = Passes(*(getattr(torch.ops.replknet_ext, name).default for name in SCHEMAS))
+TRITON = Passes(*(getattr(torch.ops.replknet_ext, f"triton_{name}").default for name in SCHEMAS))
 
 
 def through_activation(
@@ -321,13 +327,15 @@ def _linear_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     ctx.options = linear_options(*inputs[2:])
 
 
-def _backward(formula: Callable[..., tuple[Tensor | None, ...]], extra: int) -> Callable[..., tuple[Any, ...]]:
-    """``formula`` over the raw ops as a backward function for register_autograd; ``extra`` non-tensor arguments."""
+def _backward(
+    formula: Callable[..., tuple[Tensor | None, ...]], raw: Passes, extra: int
+) -> Callable[..., tuple[Any, ...]]:
+    """``formula`` over the ops ``raw`` as a backward function for register_autograd; ``extra`` non-tensor arguments."""
 
     def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
         with no_autocast(grads[0].device.type):
             grad = grads[0] if len(grads) == 1 else grads
-            return *formula(RAW, grad, ctx.saved_tensors, ctx.options, needed(ctx)), *(None,) * extra
+            return *formula(raw, grad, ctx.saved_tensors, ctx.options, needed(ctx)), *(None,) * extra
 
     return backward
 
@@ -338,9 +346,10 @@ for _name, _formula, _setup, _extra in (
     ("dwconv2d_backward_weight", bwd_weight_vjp, _linear_setup, 4),
     ("dwconv2d_backward_weight_bias", bwd_weight_bias_vjp, _linear_setup, 4),
 ):
-    torch.library.register_autograd(
-        f"{NAMESPACE}::{_name}", _backward(_formula, _extra), setup_context=_setup, lib=_lib
-    )
+    for _prefix, _raw in (("", RAW), ("triton_", TRITON)):
+        torch.library.register_autograd(
+            f"{NAMESPACE}::{_prefix}{_name}", _backward(_formula, _raw, _extra), setup_context=_setup, lib=_lib
+        )
 
 
 # ---- autocast: like conv2d, the forward op runs in the lower precision ----
@@ -354,19 +363,20 @@ def autocast_operands(device_type: str, *tensors: Tensor | None) -> tuple[Tensor
     )
 
 
-def _autocast_kernel(device_type: str, key: str) -> Callable[..., Tensor]:
+def _autocast_kernel(raw: Passes, device_type: str, key: str) -> Callable[..., Tensor]:
     # torch.library.register_autocast fixes the dtype at registration; conv2d takes that of the context.
     keyset = torch._C.DispatchKeySet(getattr(torch._C.DispatchKey, key))
 
     def kernel(input: Tensor, weight: Tensor, bias: Tensor | None, *rest: Any) -> Tensor:
         with torch._C._ExcludeDispatchKeyGuard(keyset):
-            return RAW.fwd(*autocast_operands(device_type, input, weight, bias), *rest)
+            return raw.fwd(*autocast_operands(device_type, input, weight, bias), *rest)
 
     return kernel
 
 
 for _device, _key in (("cpu", "AutocastCPU"), ("cuda", "AutocastCUDA")):
-    _lib.impl("dwconv2d", _autocast_kernel(_device, _key), _key)
+    _lib.impl("dwconv2d", _autocast_kernel(RAW, _device, _key), _key)
+    _lib.impl("triton_dwconv2d", _autocast_kernel(TRITON, _device, _key), _key)
 
 
 # ---- vmap ----
@@ -425,33 +435,40 @@ def _register_vmap(name: str, rule: Callable[..., tuple[Any, Any]], run: Callabl
     torch.library.register_vmap(f"{NAMESPACE}::{name}", mapped, lib=_lib)
 
 
-_register_vmap("dwconv2d", vmap_conv, RAW.fwd)
-_register_vmap("dwconv2d_backward_input", vmap_conv, RAW.bwd_input)
-_register_vmap("dwconv2d_backward_weight", vmap_bwd_weight, RAW.bwd_weight)
-_register_vmap("dwconv2d_backward_weight_bias", vmap_bwd_weight, RAW.bwd_weight_bias)
+for _prefix, _raw in (("", RAW), ("triton_", TRITON)):
+    _register_vmap(f"{_prefix}dwconv2d", vmap_conv, _raw.fwd)
+    _register_vmap(f"{_prefix}dwconv2d_backward_input", vmap_conv, _raw.bwd_input)
+    _register_vmap(f"{_prefix}dwconv2d_backward_weight", vmap_bwd_weight, _raw.bwd_weight)
+    _register_vmap(f"{_prefix}dwconv2d_backward_weight_bias", vmap_bwd_weight, _raw.bwd_weight_bias)
 
 
 # ---- FLOP counts: two per multiply-add of the nominal taps, as torch counts conv2d ----
 
 
-@register_flop_formula(torch.ops.replknet_ext.dwconv2d)
+@register_flop_formula([torch.ops.replknet_ext.dwconv2d, torch.ops.replknet_ext.triton_dwconv2d])
 def _fwd_flops(x: Sequence[int], weight: Sequence[int], *args: Any, out_shape: Any = None, **kwargs: Any) -> int:
     n, c, height, width = map(int, out_shape)
     return 2 * n * c * height * width * weight[2] * weight[3]
 
 
-@register_flop_formula(torch.ops.replknet_ext.dwconv2d_backward_input)
+@register_flop_formula(
+    [torch.ops.replknet_ext.dwconv2d_backward_input, torch.ops.replknet_ext.triton_dwconv2d_backward_input]
+)
 def _bwd_input_flops(grad: Sequence[int], weight: Sequence[int], *args: Any, out_shape: Any = None, **kw: Any) -> int:
     n, c, height, width = grad
     return 2 * n * c * height * width * weight[2] * weight[3]
 
 
-@register_flop_formula(torch.ops.replknet_ext.dwconv2d_backward_weight)
+@register_flop_formula(
+    [torch.ops.replknet_ext.dwconv2d_backward_weight, torch.ops.replknet_ext.triton_dwconv2d_backward_weight]
+)
 def _bwd_weight_flops(grad: Sequence[int], x: Sequence[int], *args: Any, out_shape: Any = None, **kw: Any) -> int:
     n, c, height, width = grad
     return 2 * n * c * height * width * int(out_shape[2]) * int(out_shape[3])
 
 
-@register_flop_formula(torch.ops.replknet_ext.dwconv2d_backward_weight_bias)
+@register_flop_formula(
+    [torch.ops.replknet_ext.dwconv2d_backward_weight_bias, torch.ops.replknet_ext.triton_dwconv2d_backward_weight_bias]
+)
 def _bwd_weight_bias_flops(grad: Sequence[int], x: Sequence[int], *args: Any, out_shape: Any = None, **kw: Any) -> int:
     return _bwd_weight_flops(grad, x, out_shape=out_shape[0])

@@ -88,7 +88,7 @@ BAD: list[tuple[str, dict[str, object], type[Exception], str]] = [
     ("backend-unknown", {"backend": "cudnn"}, ValueError, 'backend must be one of "auto", "cpu"'),
     ("backend-none", {"backend": None}, TypeError, "backend must be a string"),
     ("backend-cuda", {"backend": "cuda"}, ValueError, 'backend="cuda" cannot run this problem: runs CUDA'),
-    ("backend-triton", {"backend": "triton"}, ValueError, 'backend="triton" cannot run this problem: this'),
+    ("backend-triton", {"backend": "triton"}, ValueError, 'backend="triton" cannot run this problem: runs'),
 ]  # fmt: skip
 
 

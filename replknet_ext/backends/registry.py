@@ -49,7 +49,8 @@ def reasons(problem: Problem) -> dict[str, str | None]:
 def by_pass(problem: Problem, chosen: str) -> tuple[dict[str, str], dict[str, dict[str, str | None]]]:
     """Which backend runs each pass when ``chosen`` runs the forward, and the `reasons` of each pass.
 
-    The forward's backend decides for the backward passes too; one that it has no kernel for runs on torch.
+    The forward's backend decides for the backward passes too; one that it has no kernel for runs on Triton or torch.
     """
     why = {pass_: reasons(replace(problem, pass_=pass_)) for pass_ in PASSES}
-    return {p: chosen if p == "fwd" or why[p][chosen] is None else "torch" for p in PASSES}, why
+    rest = {p: "triton" if why[p]["triton"] is None else "torch" for p in PASSES}
+    return {p: chosen if p == "fwd" or why[p][chosen] is None else rest[p] for p in PASSES}, why

@@ -221,9 +221,7 @@ def render(report: dict[str, Any], console: Console) -> None:
 
     result = table("Why the others do not", "backend", "reason", "for")
     for (backend, reason), problems in _grouped(report["backends"]).items():
-        result.add_row(
-            Text(backend, style="bold"), reason, ", ".join(problems), style="dim" if backend == "triton" else ""
-        )
+        result.add_row(Text(backend, style="bold"), reason, ", ".join(problems))
     console.print(result)
 
     if report["cuda_plans"]:
@@ -265,7 +263,7 @@ def _grouped(rows: Sequence[dict[str, Any]]) -> dict[tuple[str, str], list[str]]
         device = row["problem"].split()[0].lower()
         for why in row["reasons"].values():
             for backend, reason in why.items():
-                other_device = backend in ("cpu", "cuda") and backend != device
+                other_device = backend in ("cpu", "cuda", "triton") and (backend == "cpu") != (device == "cpu")
                 if reason is None or other_device:
                     continue
                 problems = found.setdefault((backend, reason), [])

@@ -1,0 +1,92 @@
+"""What triton's compiler makes of the kernels for GPUs that are not there: registers, spills, tensor instructions."""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import subprocess
+import sys
+from importlib import metadata
+from pathlib import Path
+
+import pytest
+
+from replknet_ext.backends import triton as backend
+
+SCRIPT = Path(__file__).resolve().parent / "triton_compile.py"
+ARCHS = (80, 90, 100, 120)
+pytestmark = [
+    pytest.mark.xdist_group("triton-compile"),
+    pytest.mark.skipif(backend.WHY_NOT is not None, reason=str(backend.WHY_NOT)),
+]
+VERSION = "none" if backend.WHY_NOT else ".".join(metadata.version("triton").split(".")[:2])
+
+# kernel -> registers at most, tensor instructions; each for sm_80, 90, 100, 120. HMMA of sm_80 and 120 is 16x8x16, the
+# others' instructions are of a warp group or an SM. From `python tests/triton_compile.py --table`.
+BUDGETS: dict[str, dict[str, tuple[tuple[int, ...], tuple[int, ...]]]] = {
+    "3.9": {
+        "fwd-56-k31-bf16": ((230, 166, 102, 180), (64, 4, 8, 64)),
+        "fwd-14-k27-fp16": ((215, 156, 144, 186), (32, 2, 4, 32)),
+        "fwd-7-k13-bf16": ((225, 210, 226, 238), (16, 4, 8, 16)),
+        "fwd-28-k29-tf32": ((218, 218, 128, 179), (64, 4, 8, 64)),
+        "fwd-56-k7-fp32": ((128, 128, 128, 96), (0, 0, 0, 0)),
+        "weight-56-k31-bf16": ((238, 156, 118, 248), (64, 4, 8, 64)),
+        "weight-28-k29-fp16-bias": ((255, 221, 168, 186), (64, 4, 8, 64)),
+    },
+    "3.6": {
+        "fwd-56-k31-bf16": ((180, 165, 118, 180), (64, 4, 8, 64)),
+        "fwd-14-k27-fp16": ((186, 157, 128, 185), (32, 2, 4, 32)),
+        "fwd-7-k13-bf16": ((212, 229, 192, 240), (16, 4, 8, 16)),
+        "fwd-28-k29-tf32": ((184, 226, 128, 180), (64, 4, 8, 64)),
+        "fwd-56-k7-fp32": ((126, 127, 128, 96), (0, 0, 0, 0)),
+        "weight-56-k31-bf16": ((186, 150, 120, 249), (64, 4, 8, 64)),
+        "weight-28-k29-fp16-bias": ((255, 218, 166, 184), (64, 4, 8, 64)),
+    },
+}
+#: Local memory instructions that a kernel may have on an architecture: none, but for what is named here.
+SPILLS: dict[tuple[str, int], int] = {
+    ("fwd-14-k27-fp16", 100): 3,
+    ("fwd-28-k29-tf32", 100): 8,
+    ("fwd-56-k7-fp32", 90): 2,
+    ("fwd-56-k7-fp32", 100): 2,
+    ("fwd-56-k7-fp32", 120): 2,
+    ("weight-28-k29-fp16-bias", 80): 2,
+}
+
+
+@functools.cache
+def compiled(capability: int) -> dict[str, dict[str, int]]:
+    """The kernels on one architecture."""
+    environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
+    done = subprocess.run(
+        [sys.executable, str(SCRIPT), str(capability)], env=environment, capture_output=True, text=True, timeout=900
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
+    found: dict[str, dict[str, int]] = json.loads(done.stdout.strip().splitlines()[-1])
+    return found
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("capability", ARCHS)
+def test_kernels_keep_their_budgets(capability: int) -> None:
+    found = compiled(capability)
+    for name, row in found.items():
+        assert row["spills"] <= SPILLS.get((name, capability), 0), f"{name} spills: {row}"
+        assert row["shared"] <= (96 << 10) + 1024, f"{name}: more shared memory than every GPU has"
+    if VERSION not in BUDGETS:
+        pytest.skip(f"no table for triton {VERSION}")
+    assert set(BUDGETS[VERSION]) == set(found)
+    column = ARCHS.index(capability)
+    for name, (registers, tensor) in BUDGETS[VERSION].items():
+        row = found[name]
+        assert row["registers"] <= registers[column], f"{name}: {row}, budget {registers[column]} registers"
+        assert row["tensor"] == tensor[column], f"{name}: {row}, {tensor[column]} tensor instructions expected"
+
+
+@pytest.mark.slow
+def test_wide_planes_are_copied_asynchronously_and_multiplied_by_tensor_cores() -> None:
+    for name, row in compiled(90).items():
+        strict = name.endswith("fp32")
+        assert (row["tensor"] > 0) == (not strict), name
+        assert (row["async"] > 0) == (not strict and "-7-" not in name), f"{name}: rows of 7 can't be copied so"
