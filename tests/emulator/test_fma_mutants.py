@@ -78,7 +78,7 @@ CASES = [
     Case(1, 1, 20, 40, (35, 46), limits=SMALLEST),
     Case(1, 1, 56, 9, 9),
     Case(2, 1, 9, 13, 3, shift=1),
-    Case(3, 1, 9, 8, 5),
+    Case(3, 1, 9, 8, 5, shift=2),
     Case(3, 1, 9, 8, 6),
     Case(3, 1, 21, 24, 15),
     Case(1, 1, 21, 9, 15, pass_="bwd_weight"),
