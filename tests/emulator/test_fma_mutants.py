@@ -80,7 +80,7 @@ CASES = [
     Case(2, 1, 9, 13, 3, shift=1),
     Case(3, 1, 9, 8, 5, shift=2),
     Case(3, 1, 9, 8, 6),
-    Case(3, 1, 9, 8, 4, (2, 1, 2, 5)),
+    Case(3, 1, 9, 8, 4, (2, 1, 2, 5), limits=SMALLEST),
     Case(3, 1, 21, 24, 15),
     Case(1, 1, 21, 9, 15, pass_="bwd_weight"),
     Case(5, 2, 16, 13, (11, 9), bias=True, pass_="bwd_weight"),
