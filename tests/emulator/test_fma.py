@@ -207,7 +207,7 @@ def test_offsets_beyond_two_to_the_31(plain: ModuleType, pass_: str, channels_la
     weight = pass_ == "bwd_weight"
     splits = plan["workspace_bytes"] // (4 * 32 * (9 + 1))
     images = case.n // splits + 32 if weight else plan["block_groups"]  # at least what the last block reads
-    assert not weight or splits > 100
+    assert not weight or splits > 20
     inputs = harness.exact_inputs(case.but(n=1))  # the last image; those before it are zeros
     format_ = torch.channels_last if channels_last else torch.contiguous_format
     big = {key: torch.empty(65000, 32, 33, 33, memory_format=format_) for key in ("x", "grad" if weight else "out")}
