@@ -9,7 +9,7 @@ namespace replknet_ext::cuda {
 constexpr double kMmaCycles = 6.4;
 constexpr double kSharedBytes = 128;   // shared memory, bytes a cycle
 constexpr double kGlobalBytes = 18;    // an SM's share of memory bandwidth, bytes a cycle
-constexpr double kL2Bytes = 28;        // an SM's share of L2 bandwidth, bytes a cycle, in whole sectors of 32 bytes
+constexpr double kL2Bytes = 24;        // an SM's share of L2 bandwidth, bytes a cycle, in whole sectors of 32 bytes
 constexpr double kFmaPerCycle = 128;   // float32, of an SM
 constexpr double kStartCycles = 2500;  // launch, first loads, filter, barriers of a block
 constexpr double kExposed = 0.3;       // share of a block's start that the other blocks of its SM do not hide

@@ -14,7 +14,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import emulator_build
 import emulator_harness as harness
-import fft_harness
 import pytest
 from emulator_harness import Case
 
@@ -98,7 +97,6 @@ def sources(folder: Path, mutant: tuple[str, str, str] | None) -> Path:
     rows = [line.split("/*")[0].rstrip(" \\") for line in lines.split("\n") if 'X("' in line]
     kept = [row for row in rows if row.split('"')[1] in KEPT]
     table.write_text(f"{head}#define RT_FWD_VARIANTS(X) {' '.join(kept)}\n\nnamespace{tail}")
-    fft_harness.cut_variants(cuda)
     if mutant is not None:
         name, text, replacement = mutant
         path = cuda / name
