@@ -96,8 +96,8 @@ MUTANTS = {
     ),
     "turn the wrong way": (
         "fft_codelets.cuh",
-        "constexpr float both = c * s > 0 ? 1.f : -1.f;",
-        "constexpr float both = 1.f;",
+        "v[k + 1] = {even.re - odd.im, even.im + odd.re};",
+        "v[k + 1] = {even.re + odd.im, even.im - odd.re};",
     ),
 }
 
