@@ -21,7 +21,7 @@ SOURCES := setup.py pyproject.toml MANIFEST.in $(shell find csrc -type f 2>/dev/
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test bench compat lint format wheel clean distclean FORCE
+.PHONY: help demo test mutants bench compat lint format wheel clean distclean FORCE
 
 help: ## this list
 	@echo "make TARGET [PYTHON=$(PYTHON)] [TORCH='$(TORCH)'] [WORKERS=$(WORKERS)]"
@@ -30,8 +30,11 @@ help: ## this list
 demo: $(VENV)/.ready ## a real network on real photos, a RepLKNet trained and merged, latencies (under 5 minutes)
 	$(BIN)/python -m examples.demo
 
-test: $(VENV)/.ready ## the whole test suite (under 10 minutes)
+test: $(VENV)/.ready ## the whole test suite (under 20 minutes)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup $(PYTEST_ARGS)
+
+mutants: $(VENV)/.ready ## plants every bug of tests/emulator into the CUDA sources; `make test` does so with some
+	REPLKNET_EXT_MUTANTS=all OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) tests/emulator -k mutants
 
 bench: $(VENV)/.ready ## measures into benchmarks/results, draws, refreshes the tables of README.md; fails below the promises
 	$(BIN)/python -m benchmarks.cpu_ops --check $(BENCH_ARGS)
@@ -79,7 +82,10 @@ $(VENV)/.torch: $(VENV)/.choice
 	@$(PIP) install --quiet --progress-bar off "$(TORCH)" "setuptools>=77" wheel ninja
 	@touch $@
 
+# The constraint keeps that torch: the newest torchvision, which timm asks for, would bring a newer one.
 $(VENV)/.ready: $(VENV)/.torch $(SOURCES)
 	@echo "building replknet_ext and installing what demo, tests and lint need"
-	@REPLKNET_EXT_SKIP_CUDA=$(NO_CUDA) $(PIP) install --quiet --progress-bar off --no-build-isolation --editable ".[dev]"
+	@$(BIN)/python -c "from importlib.metadata import version; print('torch==' + version('torch'))" > $(VENV)/.constraint
+	@REPLKNET_EXT_SKIP_CUDA=$(NO_CUDA) $(PIP) install --quiet --progress-bar off --no-build-isolation \
+	  --constraint $(VENV)/.constraint --editable ".[dev]"
 	@touch $@

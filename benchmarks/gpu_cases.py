@@ -1,6 +1,6 @@
 """Small exact cases of every CUDA variant: what the sanitizer and the profiler run, and a first sign of life.
 
-    python -m benchmarks.gpu_cases               # both passes and dtypes, all variants; exit status 1 if a bit is wrong
+    python -m benchmarks.gpu_cases               # passes, dtypes, layouts, variants: exit status 1 if a bit is wrong
     python -m benchmarks.gpu_cases --sanitizer   # few and tiny: for compute-sanitizer, which slows kernels down a lot
     python -m benchmarks.gpu_cases --profile     # one launch of each of the four main layers: for the profiler
 
@@ -13,15 +13,17 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 import replknet_ext
 from benchmarks.gpu_plan import supported
-from benchmarks.gpu_table import DTYPES, device_limits
-from benchmarks.shapes import MAIN, Layer
+from benchmarks.gpu_table import device_limits
+from benchmarks.shapes import MAIN, NUMBERS, PASSES, Layer
+from replknet_ext.backends import torch as fallback
+from replknet_ext.backends.base import OP_OF_PASS
 
 #: Plane widths and kernels that between them need every variant; few rows, so that they stay small.
 CASES = [
@@ -44,38 +46,63 @@ CASES = [
 ]
 
 
+def _fwd(x: Tensor, weight: Tensor, grad: Tensor, pads: Sequence[int]) -> Tensor:
+    return fallback.fwd(x, weight, None, pads, "none", "ieee", "auto", -1)
+
+
+def _bwd_input(x: Tensor, weight: Tensor, grad: Tensor, pads: Sequence[int]) -> Tensor:
+    return fallback.bwd_input(grad, weight, pads, "ieee", "auto", -1)
+
+
+def _bwd_weight(x: Tensor, weight: Tensor, grad: Tensor, pads: Sequence[int]) -> Tensor:
+    return fallback.bwd_weight(grad, x, pads, "ieee", "auto", -1)
+
+
+#: The passes in float64 by torch on the CPU.
+EXACT = {"fwd": _fwd, "bwd_input": _bwd_input, "bwd_weight": _bwd_weight}
+
+
 def draw(*size: int, seed: int) -> Tensor:
     """Multiples of 1/32 up to 1/2, on the CPU."""
     return torch.randint(-16, 17, size, generator=torch.Generator().manual_seed(seed)).float() / 32
 
 
-def check(layer: Layer, dtype: str, pass_: str, *, every_variant: bool) -> tuple[int, list[str]]:
-    """Runs one case by the automatic choice and, if asked, by every variant.
+def check(layer: Layer, numbers: str, pass_: str, *, every_variant: bool, nhwc: bool = False) -> tuple[int, list[str]]:
+    """Runs one case by the automatic choice and, if asked, by every variant; an FFT rounds, so it gets a tolerance.
 
     Returns:
         The number of launches, and a line for each that was wrong.
     """
-    x = draw(layer.n, layer.c, layer.h, layer.w, seed=1)
+    what = NUMBERS[numbers]
+    dtype: torch.dtype = getattr(torch, what.dtype)
+    x, grad = (draw(layer.n, layer.c, layer.h, layer.w, seed=seed) for seed in (1, 3))
     weight = draw(layer.c, 1, layer.kh, layer.kw, seed=2)
+    if pass_ == "bwd_weight":  # long sums: fewer and coarser values keep them exact
+        x, grad = (torch.sign(t) * (t.abs() > 0.4) for t in (x, grad))
     top, left = layer.padding
-    convolve = F.conv2d if pass_ == "fwd" else F.conv_transpose2d
-    wanted = convolve(x.double(), weight.double(), padding=layer.padding, groups=layer.c).to(DTYPES[dtype])
-    x_gpu, weight_gpu = x.to(DTYPES[dtype]).cuda(), weight.to(DTYPES[dtype]).cuda()
-    ops, pads = torch.ops.replknet_ext, (top, top, left, left)
+    pads, options = (top, top, left, left), (what.precision, "auto")
+    layout = torch.channels_last if nhwc else torch.contiguous_format
+    on_gpu = [t.to(dtype).cuda().contiguous(memory_format=layout) for t in (x, grad)]
+    weight_gpu = weight.to(dtype).cuda()
+    first = {"fwd": (on_gpu[0], weight_gpu), "bwd_input": (on_gpu[1], weight_gpu), "bwd_weight": (on_gpu[1], on_gpu[0])}
+    wanted = EXACT[pass_](x.double(), weight.double(), grad.double(), pads).to(dtype)
     variants = {-1: "auto"}
     if every_variant:
-        plans = supported(layer, pass_, dtype, device_limits())
+        form: dict[str, Any] = {"channels_last": nhwc, "precision": what.precision}
+        plans = supported(layer, pass_, what.dtype, device_limits(), **form)
         variants |= {number: plan.name for number, plan in plans.items()}
     wrong = []
     for number, name in variants.items():
-        if pass_ == "fwd":
-            actual = ops.dwconv2d(x_gpu, weight_gpu, None, pads, "none", "ieee", "auto", number)
-        else:
-            actual = ops.dwconv2d_backward_input(x_gpu, weight_gpu, pads, "ieee", "auto", number)
-        difference = actual.cpu() != wanted
+        run = getattr(torch.ops.replknet_ext, OP_OF_PASS[pass_])
+        extra = (None, pads, "none") if pass_ == "fwd" else (pads,)
+        actual = run(*first[pass_], *extra, *options, number).cpu()
+        rounds = name.startswith("fft") or (name == "auto" and numbers == "float32")
+        tolerance = 1e-5 * float(wanted.abs().max()) if rounds else 0.0
+        difference = ~((actual.double() - wanted.double()).abs() <= tolerance)
         if bool(difference.any()):
             place = difference.nonzero()[0].tolist()
-            wrong.append(f"{layer.name} {pass_} {dtype} {name}: {int(difference.sum())} wrong, the first at {place}")
+            form_ = f"{numbers}{' nhwc' if nhwc else ''}"
+            wrong.append(f"{layer.name} {pass_} {form_} {name}: {int(difference.sum())} wrong, the first at {place}")
     return len(variants), wrong
 
 
@@ -111,7 +138,9 @@ def profile() -> None:
         x = torch.randn(layer.n, layer.c, layer.h, layer.w, dtype=torch.bfloat16, device="cuda")
         weight = torch.randn(layer.c, 1, layer.kh, layer.kw, dtype=torch.bfloat16, device="cuda") / layer.kh
         top, left = layer.padding
-        torch.ops.replknet_ext.dwconv2d(x, weight, None, (top, top, left, left), "none", "ieee", "auto", -1)
+        pads = (top, top, left, left)
+        torch.ops.replknet_ext.dwconv2d(x, weight, None, pads, "none", "ieee", "auto", -1)
+        torch.ops.replknet_ext.dwconv2d_backward_weight(x, x, pads, "ieee", "auto", -1)
         torch.cuda.synchronize()
 
 
@@ -131,11 +160,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for layer in CASES:
         if options.sanitizer and layer.h * layer.w * layer.kh * layer.kw > 1_000_000:
             continue
-        for dtype in ["bfloat16"] if options.sanitizer else list(DTYPES):
-            for pass_ in ("fwd", "bwd_input"):
-                count, lines = check(layer, dtype, pass_, every_variant=pass_ == "fwd" or not options.sanitizer)
-                launches += count
-                wrong += lines
+        for numbers in ("bfloat16", "float32") if options.sanitizer else NUMBERS:
+            for pass_ in PASSES:
+                for nhwc in (False, True):
+                    every = not options.sanitizer or (pass_ != "bwd_input" and not nhwc)
+                    count, lines = check(layer, numbers, pass_, every_variant=every, nhwc=nhwc)
+                    launches += count
+                    wrong += lines
     if not options.sanitizer and not stream_is_followed():
         wrong.append("a kernel did not wait for earlier work of its stream")
     for text in wrong[:40]:

@@ -65,14 +65,15 @@ STEPS = (
     _step("smoke", 40, 25),
     _step("ceilings", 40, 25),
     _table("table: main", "main", 110, 75),
+    _table("table: main, backward weight", "main", 60, 30, extra=("--passes", "bwd_weight")),
     _step("tests", 110, 45),
     _step("sanitizer", 75, 40),
     _step("ncu", 75, 35),
     _table("table: large and small", "large and small", 50),
     _table("table: main, cuDNN heuristics", "main", 45, extra=("--heuristics",)),
     _table("table: small batches", "small batches", 40),
-    _table("table: main, backward weight", "main", 50, extra=("--passes", "bwd_weight")),
-    _table("table: main, fp16", "main", 70, extra=("--dtypes", "float16")),
+    _table("table: main, float32", "main", 90, extra=("--passes", *PASSES, "--numbers", "float32", "tf32", "bf16x3")),
+    _table("table: main, fp16", "main", 60, extra=("--passes", *PASSES, "--numbers", "float16")),
     *(_table(f"table: {group}", group, 45) for group in list(GROUPS)[3:]),
 )
 
@@ -220,7 +221,8 @@ def dry_run() -> None:
             if (step.group or step.name) not in known:
                 raise BenchmarkError(f"step {step.name!r} is unknown to {step.module}")
             print(f"  {step.name:<30} {budget:>4.0f} s  {' '.join(step.command(Path('PART'), budget, quick)[2:])}")
-    print(f"\nexact cases: {len(gpu_cases.CASES)}; CUDA variants: {', '.join(gpu_plan.variants())}\n")
+    variants = [*gpu_plan.variants(), *gpu_plan.variants("bwd_weight")]
+    print(f"\nexact cases: {len(gpu_cases.CASES)}; CUDA variants: {', '.join(variants)}\n")
     for group, layers in GROUPS.items():
         print(f"{group}:")
         for layer in layers:

@@ -32,8 +32,8 @@ static Pass pass_of(int bwd_weight) { return bwd_weight ? Pass::bwd_weight : Pas
 extern "C" int variant_count(int bwd_weight) { return cuda::variant_count(pass_of(bwd_weight)); }
 extern "C" const char* variant_name(int bwd_weight, int i) { return cuda::variant_name(pass_of(bwd_weight), i); }
 
-// s: n c h w kh kw ho wo pad_top pad_left; how: dtype, channels_last, flip, bwd_weight, precision, algorithm as the enums
-// have them; l: the four numbers of DeviceLimits. Null, or why there is no plan.
+// s: n c h w kh kw ho wo pad_top pad_left; how: dtype, channels_last, flip, bwd_weight, precision, algorithm, as in the
+// enums; l: the four numbers of DeviceLimits. Null, or why there is no plan.
 extern "C" const char* plan(const int64_t* s, const int* how, const int* l, int variant, int64_t* out, double* cost) {
   const Problem p{s[0], s[1], s[2], s[3], s[4], s[5], s[6], s[7], s[8], s[9],
                   static_cast<DType>(how[0]), how[1] != 0, how[2] != 0, Activation::none, pass_of(how[3]),

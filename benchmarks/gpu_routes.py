@@ -2,7 +2,7 @@
 
 Routes, for inputs that stand ready in the layout named:
 
-* ours auto, ours VARIANT: the raw ops on NCHW; ours nhwc: the same op on channels_last, its copies included
+* ours auto, ours VARIANT: the raw ops on NCHW; ours nhwc: the same op on channels_last
 * torch nchw: `F.conv2d` as users call it; PyTorch's own depthwise kernels in almost all cases
 * torch nhwc: the same on channels_last input and weight, which PyTorch hands to cuDNN
 * cudnn nchw: cuDNN where PyTorch would not take it, through `cudnn_convolution` and the transposed convolution, which
@@ -21,10 +21,10 @@ from torch import Tensor
 from torch._C._autograd import DeviceType
 
 from benchmarks.gpu_plan import PlanError, PlannerUnavailableError, supported
-from benchmarks.shapes import Layer
+from benchmarks.shapes import NUMBERS, Layer
 
 #: Of kernel names. What is neither ours nor PyTorch's own is cuDNN's: its kernels have no common name.
-OURS, NATIVE = r"\brt_\w*kernel|replknet_ext", r"conv_depthwise2d"
+OURS, NATIVE = r"\b(rt|rtw|fma|fft)_\w*kernel|replknet_ext", r"conv_depthwise2d"
 TORCH_HELPER = r"at::native|at::cuda|^Mem(set|cpy)"
 
 DEVICE = "cuda"  # a test runs everything but the kernels on "cpu"
@@ -46,14 +46,16 @@ class Tensors:
     `x[i]` is the input and `x[i + 1]` its output gradient: "same" convolutions have both of one shape.
     """
 
-    def __init__(self, layer: Layer, dtype: torch.dtype, sets: int, seed: int = 0) -> None:
+    def __init__(self, layer: Layer, numbers: str, sets: int, seed: int = 0) -> None:
+        what = NUMBERS[numbers]
+        dtype: torch.dtype = getattr(torch, what.dtype)
         generator = torch.Generator(device=DEVICE).manual_seed(seed)
 
         def draw(*size: int) -> Tensor:
             return torch.randn(size, generator=generator, device=DEVICE, dtype=torch.float32).to(dtype)
 
-        self.layer = layer
-        self.sets = sets
+        self.layer, self.sets = layer, sets
+        self.precision = what.precision
         self.x = [draw(layer.n, layer.c, layer.h, layer.w) for _ in range(max(2, sets))]
         self.weight = draw(layer.c, 1, layer.kh, layer.kw) / max(layer.kh, layer.kw)
         self._nhwc: list[Tensor] = []
@@ -74,9 +76,12 @@ class Tensors:
 def _ours(t: Tensors, pass_: str, variant: int, nhwc: bool = False) -> Callable[[int], Tensor]:
     ops, (top, left) = torch.ops.replknet_ext, t.layer.padding
     pads = (top, top, left, left)
+    how = (pads, t.precision, "auto", variant)
     if pass_ == "fwd":
-        return lambda i: ops.dwconv2d(t.pair(i, nhwc)[0], t.weight, None, pads, "none", "ieee", "auto", variant)
-    return lambda i: ops.dwconv2d_backward_input(t.pair(i, nhwc)[1], t.weight, pads, "ieee", "auto", variant)
+        return lambda i: ops.dwconv2d(t.pair(i, nhwc)[0], t.weight, None, pads, "none", *how[1:])
+    if pass_ == "bwd_input":
+        return lambda i: ops.dwconv2d_backward_input(t.pair(i, nhwc)[1], t.weight, *how)
+    return lambda i: ops.dwconv2d_backward_weight(t.pair(i, nhwc)[1], t.pair(i, nhwc)[0], *how)
 
 
 def _torch(t: Tensors, pass_: str, nhwc: bool) -> Callable[[int], Tensor]:
@@ -100,13 +105,14 @@ def _torch(t: Tensors, pass_: str, nhwc: bool) -> Callable[[int], Tensor]:
 
 def _cudnn(t: Tensors, pass_: str, benchmark: bool) -> Callable[[int], Tensor]:
     pads, ones, channels = t.layer.padding, (1, 1), t.layer.c
-    # allow_tf32 has to be on: off, it forbids cuDNN's tensor core engines to 16-bit types as well.
+    # allow_tf32 has to be on for 16-bit types: off, it forbids cuDNN's tensor core engines to them as well.
+    tf32 = t.weight.dtype != torch.float32 or t.precision != "ieee"
     if pass_ == "fwd":
         run = torch.cudnn_convolution
-        return lambda i: run(t.pair(i)[0], t.weight, pads, ones, ones, channels, benchmark, False, True)
+        return lambda i: run(t.pair(i)[0], t.weight, pads, ones, ones, channels, benchmark, False, tf32)
     if pass_ == "bwd_input":
         transpose = torch.cudnn_convolution_transpose
-        return lambda i: transpose(t.pair(i)[1], t.weight, pads, (0, 0), ones, ones, channels, benchmark, False, True)
+        return lambda i: transpose(t.pair(i)[1], t.weight, pads, (0, 0), ones, ones, channels, benchmark, False, tf32)
 
     def bwd_weight(i: int) -> Tensor:
         # The transposed convolution of the gradient is bwd_input; its own weight gradient, with the input as cotangent,
@@ -121,13 +127,12 @@ def _cudnn(t: Tensors, pass_: str, benchmark: bool) -> Callable[[int], Tensor]:
 
 
 def our_routes(t: Tensors, pass_: str, *, every_variant: bool, nhwc: bool) -> list[Route]:
-    """Ours by the automatic choice and by name; none for bwd_weight, which goes to torch in this release."""
-    if pass_ == "bwd_weight":
-        return []
+    """Ours by the automatic choice and by name."""
     routes = [Route("ours auto", "ours", _ours(t, pass_, -1))]
     if every_variant:
         try:
-            plans = supported(t.layer, pass_, str(t.weight.dtype).removeprefix("torch."))
+            dtype = str(t.weight.dtype).removeprefix("torch.")
+            plans = supported(t.layer, pass_, dtype, precision=t.precision)
         except (PlanError, PlannerUnavailableError):
             plans = {}
         routes += [Route(f"ours {p.name}", "ours", _ours(t, pass_, v), v) for v, p in plans.items()]
@@ -146,11 +151,11 @@ def their_routes(t: Tensors, pass_: str, *, benchmark: bool, native: bool = True
     ]
 
 
-def names(layer: Layer, pass_: str, dtype: str) -> list[str]:
+def names(layer: Layer, pass_: str, numbers: str) -> list[str]:
     """Names of all routes without making a tensor, for the dry run."""
-    ours = [] if pass_ == "bwd_weight" else [f"ours {p.name}" for p in supported(layer, pass_, dtype).values()]
-    first = [] if pass_ == "bwd_weight" else ["ours auto", "ours nhwc"]
-    return [*first, *ours, "torch nchw", "torch nhwc", "cudnn nchw"]
+    what = NUMBERS[numbers]
+    ours = [f"ours {p.name}" for p in supported(layer, pass_, what.dtype, precision=what.precision).values()]
+    return ["ours auto", "ours nhwc", *ours, "torch nchw", "torch nhwc", "cudnn nchw"]
 
 
 def reference(t: Tensors, pass_: str, channels: Sequence[int], images: Sequence[int]) -> Tensor:

@@ -25,10 +25,8 @@ from torch import Tensor
 from benchmarks import gpu_plan, gpu_routes, roofline
 from benchmarks.gpu_routes import Route, Tensors, kernels_of, our_routes, reference, their_routes, whose
 from benchmarks.harness import Timing, require_close, write_json
-from benchmarks.shapes import GOALS_US, GROUPS, PASSES, Layer
+from benchmarks.shapes import GOALS_US, GROUPS, NUMBERS, PASSES, Layer
 
-DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
-ERROR_LIMIT = {"bfloat16": 1e-2, "float16": 2e-3}  # half of it is the rounding of the result alone
 CACHES = ("cold", "warm")
 GRAPH_SECONDS, MOST_CALLS = 1e-3, 200
 BUDGET_SECONDS = 0.3  # of one route's samples
@@ -210,24 +208,27 @@ def measure(subjects: Sequence[Subject], deadline: float, most: int = ROUNDS) ->
         subject.row[cache] |= {"samples": len(timing.samples), "calls": timing.calls}
 
 
-def derived(layer: Layer, row: dict[str, Any], plan: gpu_plan.Plan | None) -> None:
+def derived(layer: Layer, numbers: str, row: dict[str, Any], plan: gpu_plan.Plan | None) -> None:
     """Rates on the taps inside the image, and the model's prediction beside the measurement."""
     if plan is not None:
         row |= {"plan": asdict(plan), "predicted_us": roofline.cycles_us(plan.cycles)}
     if "cold" in row:
         seconds = row["cold"]["median_us"] * 1e-6
         row["clipped_tflops"] = float(f"{roofline.clipped_flop(layer) / seconds * 1e-12:.4g}")
-        row["gb_per_s"] = float(f"{roofline.least_bytes(layer) / seconds * 1e-9:.4g}")
+        row["gb_per_s"] = float(f"{roofline.least_bytes(layer, NUMBERS[numbers].element) / seconds * 1e-9:.4g}")
         if plan is not None:
             row["measured_over_predicted"] = float(f"{row['cold']['median_us'] / row['predicted_us']:.3g}")
 
 
-def plan_of(layer: Layer, pass_: str, dtype: str, limits: gpu_plan.Limits, route: Route) -> gpu_plan.Plan | None:
-    """How one of our routes on NCHW is launched, or None."""
-    if not route.name.startswith("ours") or route.name == "ours nhwc":
+def plan_of(layer: Layer, pass_: str, numbers: str, limits: gpu_plan.Limits, route: Route) -> gpu_plan.Plan | None:
+    """How one of our routes is launched, or None."""
+    if not route.name.startswith("ours"):
         return None
+    what, nhwc = NUMBERS[numbers], route.name == "ours nhwc"
     try:
-        return gpu_plan.plan(layer, pass_, dtype, limits, route.variant)
+        return gpu_plan.plan(
+            layer, pass_, what.dtype, limits, route.variant, channels_last=nhwc, precision=what.precision
+        )
     except (gpu_plan.PlanError, gpu_plan.PlannerUnavailableError):
         return None
 
@@ -241,7 +242,7 @@ def device_limits() -> gpu_plan.Limits:
 
 
 def layer_pass(
-    layer: Layer, pass_: str, dtype: str, t: Tensors, options: argparse.Namespace, deadline: float
+    layer: Layer, pass_: str, numbers: str, t: Tensors, options: argparse.Namespace, deadline: float
 ) -> Iterator[dict[str, Any]]:
     """All routes of one pass: first a result without cuDNN, whose search for plans may take too long, then all."""
     channels = sorted({0, layer.c // 2, layer.c - 1})
@@ -253,19 +254,19 @@ def layer_pass(
     subjects: list[Subject] = []
     # PyTorch's own kernel goes first: it is the witness that the others are compared with.
     for routes, rounds in (([*theirs[:1], *ours], MIN_ROUNDS), (theirs[1:], ROUNDS)):
-        subjects += prepare(routes, t, pass_, exact, ERROR_LIMIT[dtype], deadline)
+        subjects += prepare(routes, t, pass_, exact, NUMBERS[numbers].error, deadline)
         measure(subjects, deadline, rounds)
         for subject in subjects:
             if rounds == ROUNDS:
                 prove(subject)
-            derived(layer, subject.row, plan_of(layer, pass_, dtype, limits, subject.route))
+            derived(layer, numbers, subject.row, plan_of(layer, pass_, numbers, limits, subject.route))
         result = {
             "layer": layer.name,
             **asdict(layer),
             "pass": pass_,
-            "dtype": dtype,
+            "numbers": numbers,
             "input_sets": t.sets,
-            "goal_us": GOALS_US.get(layer) if pass_ != "bwd_weight" else None,
+            "goal_us": GOALS_US.get((layer, pass_, numbers)),
             "cudnn_plans": "heuristics" if options.heuristics else "best of all, by measurement",
             "complete": rounds == ROUNDS,
             "rows": [subject.row for subject in subjects],
@@ -302,13 +303,13 @@ def broken(result: dict[str, Any]) -> list[str]:
     if "failed" in result:
         return [result["layer"]]
     ours = [row["route"] for row in result["rows"] if "failed" in row and row["route"].startswith("ours")]
-    return [f"{result['layer']} {result['pass']} {result['dtype']} {route}" for route in ours]
+    return [f"{result['layer']} {result['pass']} {result['numbers']} {route}" for route in ours]
 
 
 def line(result: dict[str, Any]) -> str:
     """One result for the terminal."""
     s = result["summary"]
-    text = f"{result['layer']:<21} {result['pass']:<10} {result['dtype'][:6]}"
+    text = f"{result['layer']:<21} {result['pass']:<10} {result['numbers'][:8]:<8}"
     if "ours_us" in s:
         text += f"  ours {s['ours_us']:g} us (model {s['predicted_us']}, goal {result['goal_us']})"
     if "best_variant" in s:
@@ -320,10 +321,10 @@ def line(result: dict[str, Any]) -> str:
     return text + (f"  FAILED: {', '.join(s['failed'])}" if s["failed"] else "")
 
 
-def sets_for(layer: Layer) -> int:
+def sets_for(layer: Layer, numbers: str) -> int:
     """Input sets whose inputs and outputs together exceed three times the L2 cache."""
     l2 = int(getattr(torch.cuda.get_device_properties(0), "L2_cache_size", 0)) or 60 << 20
-    return max(2, math.ceil(3 * l2 / roofline.least_bytes(layer)))
+    return max(2, math.ceil(3 * l2 / roofline.least_bytes(layer, NUMBERS[numbers].element)))
 
 
 @torch.no_grad()
@@ -336,15 +337,15 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     torch.backends.cudnn.benchmark_limit = 0  # all plans
     payload: dict[str, Any] = {"extension": replknet_ext.HAS_EXT, "results": [], "skipped": []}
     for layer in GROUPS[options.group]:
-        for dtype in options.dtypes:
+        for numbers in options.numbers:
             if time.monotonic() > deadline:
-                payload["skipped"].append(f"{layer.name} {dtype}")
+                payload["skipped"].append(f"{layer.name} {numbers}")
                 continue
             try:
-                t = Tensors(layer, DTYPES[dtype], sets_for(layer))
+                t = Tensors(layer, numbers, sets_for(layer, numbers))
                 for pass_ in options.passes:
                     done = payload["results"]
-                    for result in layer_pass(layer, pass_, dtype, t, options, deadline):
+                    for result in layer_pass(layer, pass_, numbers, t, options, deadline):
                         payload["results"] = [*done, result]
                         write_json(options.output, payload)
                     print(line(result), flush=True)
@@ -354,9 +355,9 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
                 write_json(options.output, payload)
                 return payload
             except Exception as error:
-                failure = {"layer": layer.name, "dtype": dtype, "failed": f"{type(error).__name__}: {error}"[:600]}
+                failure = {"layer": layer.name, "numbers": numbers, "failed": f"{type(error).__name__}: {error}"[:600]}
                 payload["results"].append(failure)
-                print(f"{layer.name} {dtype}: {failure['failed']}"[:200], flush=True)
+                print(f"{layer.name} {numbers}: {failure['failed']}"[:200], flush=True)
             write_json(options.output, payload)
     bad = [text for result in payload["results"] for text in broken(result)]
     if bad:
@@ -370,7 +371,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu_table", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--group", choices=list(GROUPS), default="main")
     parser.add_argument("--passes", nargs="+", choices=PASSES, default=list(PASSES[:2]))
-    parser.add_argument("--dtypes", nargs="+", choices=list(DTYPES), default=["bfloat16"])
+    parser.add_argument("--numbers", nargs="+", choices=list(NUMBERS), default=["bfloat16"])
     parser.add_argument("--heuristics", action="store_true", help="cuDNN's first choice instead of its best plan")
     parser.add_argument("--quick", action="store_true", help="leave out the less important routes")
     parser.add_argument("--seconds", type=float, default=120.0, help="start nothing new after this long")

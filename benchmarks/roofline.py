@@ -8,7 +8,7 @@ Nothing here is measured. Three bounds and one prediction a layer:
 * memory: input, output and filter moved once, at the copy bandwidth;
 * taps: multiply-adds of taps inside the image at the rate of a large bf16 matrix product;
 * mma: the tensor instructions that the register Toeplitz mapping cannot avoid, at the rate of mma.sync;
-* predicted: the launch planner's own model (csrc/cuda/rt_fwd_plan.cpp), which adds tiles, start-up and the last wave.
+* predicted: the launch planners' own model (csrc/cuda/*_plan.cpp), which adds tiles, start-up and the last wave.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from typing import Any
 
 from benchmarks import gpu_plan
 from benchmarks.gpu_plan import ROOT, Limits
-from benchmarks.shapes import GOALS_US, PASSES, Layer, all_layers
+from benchmarks.shapes import GOALS_US, LARGE, MAIN, NUMBERS, PASSES, SMALL_KERNEL, Layer, all_layers
 
 RESULT = ROOT / "benchmarks/results/predictions-h200.json"
 
@@ -32,9 +32,14 @@ CEILINGS = {
     "copy_bytes_per_s": 4.3e12,
     "bf16_gemm_flop_per_s": 790e12,
     "mma_sync_flop_per_s": 620e12,
+    "ffma_flop_per_s": 67e12,
     "sm_clock_hz": 1.755e9,
 }
 MMA_FLOP = 2 * 16 * 8 * 16  # mma.sync.m16n8k16
+#: Tensor instructions of m16n8k16's rate that stand for one of them: tf32 has half the depth, bf16x3 three products.
+MMAS_FOR_ONE = {"bfloat16": 1, "float16": 1, "tf32": 2, "bf16x3": 3}
+#: What is predicted in both memory formats and all numbers; every other layer in bf16 NCHW.
+IN_ALL_FORMS = (*MAIN, LARGE, SMALL_KERNEL)
 
 
 def taps(size: int, kernel: int) -> int:
@@ -91,40 +96,50 @@ def microseconds(seconds: float) -> float:
 
 
 def predict(
-    layer: Layer, pass_: str = "fwd", dtype: str = "bfloat16", limits: Limits = gpu_plan.H200
+    layer: Layer,
+    pass_: str = "fwd",
+    numbers: str = "bfloat16",
+    *,
+    channels_last: bool = False,
+    limits: Limits = gpu_plan.H200,
 ) -> dict[str, Any]:
-    """Bounds and prediction of one layer and pass; `pass_` bwd_weight has bounds only, as it has no kernel yet."""
-    flop, bytes_ = clipped_flop(layer), least_bytes(layer)
+    """Bounds and prediction of one layer and pass.
+
+    ``taps_us`` is at the rate of a matrix product, or of FFMA in float32; an FFT needs fewer operations and can be
+    below it. ``mma_us`` is the register Toeplitz mapping's, None without tensor cores.
+    """
+    what = NUMBERS[numbers]
+    flop, bytes_ = clipped_flop(layer), least_bytes(layer, what.element)
+    rate = CEILINGS["ffma_flop_per_s" if numbers == "float32" else "bf16_gemm_flop_per_s"]
+    form: dict[str, Any] = {"channels_last": channels_last, "precision": what.precision}
+    plan = gpu_plan.plan(layer, pass_, what.dtype, limits, **form)
+    others = gpu_plan.supported(layer, pass_, what.dtype, limits, **form).values()
+    mmas = least_mmas(layer) * MMAS_FOR_ONE[numbers] if numbers in MMAS_FOR_ONE else None
     row: dict[str, Any] = {
         "layer": layer.name,
         **asdict(layer),
         "pass": pass_,
-        "dtype": dtype,
+        "numbers": numbers,
+        "format": "channels_last" if channels_last else "contiguous",
         "clipped_gflop": float(f"{flop * 1e-9:.4g}"),
         "inside_the_image": round(flop / nominal_flop(layer), 3),
         "megabytes": float(f"{bytes_ * 1e-6:.4g}"),
         "memory_us": microseconds(bytes_ / CEILINGS["copy_bytes_per_s"]),
-        "taps_us": microseconds(flop / CEILINGS["bf16_gemm_flop_per_s"]),
-    }
-    if pass_ == "bwd_weight":
-        return row
-    mmas = least_mmas(layer)
-    plan = gpu_plan.plan(layer, pass_, dtype, limits)
-    row |= {
-        "least_mmas": mmas,
-        "mma_us": microseconds(mmas * MMA_FLOP / CEILINGS["mma_sync_flop_per_s"]),
+        "taps_us": microseconds(flop / rate),
+        "mma_us": microseconds(mmas * MMA_FLOP / CEILINGS["mma_sync_flop_per_s"]) if mmas else None,
         "variant": plan.name,
         "row_groups": plan.row_groups,
         "warps": plan.warps,
         "shared_bytes": plan.shared_bytes,
+        "workspace_bytes": plan.workspace_bytes,
         "blocks": plan.blocks,
         "blocks_per_sm": plan.blocks_per_sm,
         "mmas": float(f"{plan.mmas:.4g}"),
         "predicted_us": cycles_us(plan.cycles),
-        "variants_us": {p.name: cycles_us(p.cycles) for p in gpu_plan.supported(layer, pass_, dtype, limits).values()},
+        "variants_us": {p.name: cycles_us(p.cycles) for p in others},
     }
-    if layer in GOALS_US:
-        row["goal_us"] = GOALS_US[layer]
+    if (layer, pass_, numbers) in GOALS_US:
+        row["goal_us"] = GOALS_US[layer, pass_, numbers]
     return row
 
 
@@ -135,7 +150,14 @@ def cycles_us(cycles: float) -> float:
 
 def predictions() -> dict[str, Any]:
     """What the JSON file holds; the same on every machine."""
-    rows = [predict(layer, pass_) for layer in all_layers() for pass_ in PASSES[:2]]
+    rows = [predict(layer, pass_) for layer in all_layers() for pass_ in PASSES]
+    forms = [(numbers, nhwc) for numbers in NUMBERS if numbers != "float16" for nhwc in (False, True)]
+    rows += [
+        predict(layer, pass_, numbers, channels_last=nhwc)
+        for layer in IN_ALL_FORMS
+        for pass_ in PASSES
+        for numbers, nhwc in forms[1:]  # the first is bf16 NCHW, which is there already
+    ]
     return {
         "kind": "PREDICTION: from a model, nothing in this file was measured",
         "device": "NVIDIA H200",
@@ -146,19 +168,20 @@ def predictions() -> dict[str, Any]:
 
 
 def table(rows: Sequence[dict[str, Any]]) -> str:
-    """The forward rows as plain text, under 100 columns."""
+    """The rows as plain text, under 110 columns; bwd_input is left out, as it is predicted like fwd."""
     lines = [
-        "PREDICTION for an H200, bf16, microseconds; nothing here was measured. bwd_input is predicted the same.",
-        f"{'layer':<22} {'GFLOP':>6} {'inside':>6} | {'memory':>6} {'taps':>6} {'mma':>6} |"
+        "PREDICTION for an H200, microseconds; nothing here was measured. bwd_input is predicted like fwd.",
+        f"{'layer':<22} {'pass':<10} {'numbers':<8} {'format':<13} {'memory':>6} {'taps':>6} {'mma':>6} |"
         f" {'predicted':>9} {'goal':>5}  variant",
     ]
     for row in rows:
-        if row["pass"] != "fwd":
+        if row["pass"] == "bwd_input":
             continue
         goal = f"{row['goal_us']:g}" if "goal_us" in row else ""
+        mma = "" if row["mma_us"] is None else f"{row['mma_us']:g}"
         lines.append(
-            f"{row['layer']:<22} {row['clipped_gflop']:>6.3g} {row['inside_the_image']:>6.0%} | {row['memory_us']:>6g} "
-            f"{row['taps_us']:>6g} {row['mma_us']:>6g} | {row['predicted_us']:>9g} {goal:>5}  {row['variant']}"
+            f"{row['layer']:<22} {row['pass']:<10} {row['numbers']:<8} {row['format']:<13} {row['memory_us']:>6g} "
+            f"{row['taps_us']:>6g} {mma:>6} | {row['predicted_us']:>9g} {goal:>5}  {row['variant']}"
         )
     return "\n".join(lines)
 

@@ -57,8 +57,43 @@ GROUPS: dict[str, list[Layer]] = {
     "XL at 320": stages(16, ARCHS["XL"], 320),
 }
 
-#: Microseconds in bf16 with a cold L2 that the design set as goals for an H200, fwd and bwd_input.
-GOALS_US: dict[Layer, float] = {K56: 92, K28: 34, K14: 7.5, K7: 5, LARGE: 310, SMALL_KERNEL: 27}
+
+@dataclass(frozen=True)
+class Numbers:
+    """What the operands are and how exact the arithmetic is."""
+
+    dtype: str  # of the tensors
+    precision: str  # of float32, "ieee" otherwise
+    error: float  # largest relative error (of norms) that counts as right
+
+    @property
+    def element(self) -> int:
+        """Bytes of a value."""
+        return {"float64": 8, "float32": 4}.get(self.dtype, 2)
+
+
+#: By the name that the tables use. Half of a 16-bit type's error is the rounding of the result alone.
+NUMBERS = {
+    "bfloat16": Numbers("bfloat16", "ieee", 1e-2),
+    "float16": Numbers("float16", "ieee", 2e-3),
+    "float32": Numbers("float32", "ieee", 1e-5),
+    "tf32": Numbers("float32", "tf32", 2e-3),
+    "bf16x3": Numbers("float32", "bf16x3", 1e-4),
+}
+
+#: Microseconds with a cold L2 that the design set as goals for an H200: (layer, pass, numbers). bwd_input has fwd's.
+GOALS_US: dict[tuple[Layer, str, str], float] = {
+    (layer, pass_, numbers): us
+    for passes, numbers, goals in (
+        (PASSES[:2], "bfloat16", {K56: 92, K28: 34, K14: 7.5, K7: 5, LARGE: 310, SMALL_KERNEL: 27}),
+        (PASSES[2:], "bfloat16", {K56: 98, K28: 37, K14: 9, K7: 5}),
+        (PASSES[:2], "float32", {K56: 150}),
+        (PASSES[:2], "tf32", {K56: 200}),
+        (PASSES[:2], "bf16x3", {K56: 300}),
+    )
+    for layer, us in goals.items()
+    for pass_ in passes
+}
 
 
 def all_layers() -> list[Layer]:

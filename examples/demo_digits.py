@@ -27,14 +27,14 @@ LOGIT_LIMIT = 1e-3
 
 @dataclass(frozen=True)
 class Digits:
-    """1,797 digits of the UCI set in scikit-learn: (N, 1, 16, 16) float32 in [-1, 1] and (N,) int64 labels."""
+    """1,797 digits of the UCI set in scikit-learn: (N, 1, S, S) float32 in [-1, 1] and (N,) int64 labels."""
 
     train: tuple[Tensor, Tensor]
     test: tuple[Tensor, Tensor]
 
 
-def load_digits() -> Digits:
-    """A fixed, stratified split: 80 % to train, 20 % held out and never looked at before the end."""
+def load_digits(size: int = 16) -> Digits:
+    """A fixed, stratified split: 80 % to train, 20 % held out and never looked at before the end; S is `size`."""
     from sklearn import datasets
     from sklearn.model_selection import train_test_split
 
@@ -44,7 +44,7 @@ def load_digits() -> Digits:
 
     def prepare(flat: Tensor) -> Tensor:
         small = flat.float().reshape(-1, 1, 8, 8) / 8 - 1
-        return F.interpolate(small, scale_factor=2, mode="bilinear", align_corners=False)
+        return F.interpolate(small, size=(size, size), mode="bilinear", align_corners=False)
 
     return Digits((prepare(train_images), train_labels.long()), (prepare(test_images), test_labels.long()))
 
@@ -53,12 +53,13 @@ def train(
     digits: Digits,
     epochs: int = EPOCHS,
     *,
+    config: RepLKNetConfig = CONFIG,
     seed: int = 0,
     on_step: Callable[[int, float], object] = lambda epoch, loss: None,
 ) -> RepLKNet:
-    """A RepLKNet of `CONFIG`, trained on the train part with AdamW and a one-cycle schedule."""
+    """A RepLKNet of `config`, trained on the train part with AdamW and a one-cycle schedule."""
     torch.manual_seed(seed)
-    model = RepLKNet(CONFIG, num_classes=10, in_chans=1)
+    model = RepLKNet(config, num_classes=10, in_chans=1)
     images, labels = digits.train
     steps = epochs * (len(images) // BATCH)
     optimizer = torch.optim.AdamW(model.parameters(), weight_decay=0.05)

@@ -5,6 +5,8 @@ Imports without CUDA, triton, torchvision or timm, and without the compiled exte
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from ._ext import HAS_EXT
 from ._version import __version__
 from .autograd import DepthwiseConv2dLargeFunction
@@ -19,9 +21,12 @@ from .settings import (
 )
 
 from . import models  # isort: skip  # the upper rows of the package import what stands above
-from .models import reparameterize
+from .models import convert_checkpoint, get_model, list_models, load_checkpoint, reparameterize
 from .modules import DepthwiseConv2dLarge
 from .patch import ReplaceReport, replace_depthwise, restore
+
+if TYPE_CHECKING:
+    from .tools.predict import inference_model
 
 __all__ = [
     "HAS_EXT",
@@ -31,11 +36,16 @@ __all__ = [
     "ReplaceReport",
     "__version__",
     "algorithm",
+    "convert_checkpoint",
     "depthwise_conv2d",
     "explain",
     "float32_precision",
     "get_algorithm",
     "get_float32_precision",
+    "get_model",
+    "inference_model",
+    "list_models",
+    "load_checkpoint",
     "models",
     "reparameterize",
     "replace_depthwise",
@@ -43,3 +53,11 @@ __all__ = [
     "set_algorithm",
     "set_float32_precision",
 ]
+
+
+def __getattr__(name: str) -> object:
+    if name == "inference_model":  # a tool, which stands above the library: imported when asked for
+        from .tools.predict import inference_model
+
+        return inference_model
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -221,10 +221,12 @@ class Tolerance:
     float64, float32: |error| <= ``ulps`` * eps * sum of |x||w|, for each output.
     halves: max |error| <= ``of_torch`` * max |error of torch's own result in that dtype| + one rounding of the largest
     result.
+    float32 by FFT: |error| <= ``of_plane`` * the largest sum of |x||w| of its plane.
     """
 
     ulps: float | None = None
     of_torch: float | None = None
+    of_plane: float | None = None
 
 
 TOLERANCES: dict[torch.dtype, Tolerance] = {
@@ -234,23 +236,54 @@ TOLERANCES: dict[torch.dtype, Tolerance] = {
     torch.float16: Tolerance(of_torch=2),
 }
 
+#: float32 on tensor cores, in float32's eps as for ieee. tf32 rounds both operands by up to 2^-11 of their size: 2^-10
+#: of a product, 8192 eps. bf16x3 drops lo * lo (2^-16) and the rests of both operands (2^-17 each): 2^-15, 256 eps.
+#: The remainder is for sums in float32.
+PRECISIONS: dict[str, Tolerance] = {
+    "ieee": TOLERANCES[torch.float32],
+    "tf32": Tolerance(ulps=8192 + 16),
+    "bf16x3": Tolerance(ulps=256 + 16),
+}
+
+#: float32 by FFT. On the layers of the papers it also holds of the plane's largest result and in the norm.
+FFT_TOLERANCE = Tolerance(of_plane=1e-6)
+
+
+def assert_close_by_fft(actual: Tensor, wanted: Tensor, scale: Tensor) -> None:
+    """Hold ``actual`` to `FFT_TOLERANCE`; ``scale``: sum of |x||w|. The last two axes are a plane."""
+    assert actual.shape == wanted.shape, f"shape {tuple(actual.shape)}, wanted {tuple(wanted.shape)}"
+    if actual.numel() == 0:
+        return
+    assert bool(torch.isfinite(actual).all()), "not finite"
+    assert FFT_TOLERANCE.of_plane is not None
+    largest = scale.amax((-2, -1), keepdim=True)
+    error = (actual.double() - wanted).abs()
+    worst = (error / largest.clamp_min(torch.finfo(torch.float64).tiny)).max().item()
+    assert worst <= FFT_TOLERANCE.of_plane, f"error is {worst:.2g} of the plane's largest sum |x||w|"
+
 
 def assert_close(
-    actual: Tensor, wanted: Tensor, *, scale: Tensor | None = None, torch_result: Tensor | None = None
+    actual: Tensor,
+    wanted: Tensor,
+    *,
+    scale: Tensor | None = None,
+    torch_result: Tensor | None = None,
+    precision: str = "ieee",
 ) -> None:
-    """Hold ``actual`` to `TOLERANCES` of its dtype.
+    """Hold ``actual`` to `TOLERANCES` of its dtype, float32 to those of its precision.
 
     Args:
         actual: the result under test.
         wanted: float64 oracle.
         scale: sum of |x||w| (float64 and float32).
         torch_result: what torch computes in this dtype (halves).
+        precision: of float32, a key of `PRECISIONS`.
     """
     assert actual.shape == wanted.shape, f"shape {tuple(actual.shape)}, wanted {tuple(wanted.shape)}"
     if actual.numel() == 0:
         return
     assert bool(torch.isfinite(actual).all()), "not finite"
-    tolerance = TOLERANCES[actual.dtype]
+    tolerance = PRECISIONS[precision] if actual.dtype == torch.float32 else TOLERANCES[actual.dtype]
     error = (actual.double() - wanted).abs()
     eps = torch.finfo(actual.dtype).eps
     if tolerance.ulps is not None:

@@ -8,6 +8,7 @@ import zlib
 import numpy as np
 import pytest
 import torch
+import torchvision_shim  # noqa: F401  # before anything that imports torchvision
 from hypothesis import HealthCheck, settings
 
 # The same examples on every run; `--hypothesis-profile=explore` looks further.

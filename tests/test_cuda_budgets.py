@@ -2,9 +2,19 @@
 
 from __future__ import annotations
 
+import functools
+
 import cuda_budgets
 import pytest
-from cuda_budgets import ARCHS, BUDGETS, NVCC, Kernel
+from cuda_budgets import ARCHS, NVCC, Family, Tables
+
+FAMILIES = cuda_budgets.families()
+EVERY_FAMILY = pytest.mark.parametrize("family", FAMILIES.values(), ids=FAMILIES)
+# a family's tests share what was compiled, so they stay in one worker
+GROUPED = pytest.mark.parametrize(
+    "family",
+    [pytest.param(f, id=f.name, marks=pytest.mark.xdist_group(f"budgets_{f.name}")) for f in FAMILIES.values()],
+)
 
 
 @pytest.fixture(scope="module")
@@ -15,49 +25,63 @@ def nvcc() -> str:
     return found
 
 
-@pytest.fixture(scope="module")
-def kernels(nvcc: str) -> dict[str, list[Kernel]]:
-    """By architecture. Compiling fails on spills."""
-    return cuda_budgets.compile_all(nvcc, cuda_budgets.find_nvdisasm())
+@functools.cache
+def _compiled(name: str, nvcc: str) -> Tables:
+    return cuda_budgets.compile_family(FAMILIES[name], nvcc, cuda_budgets.find_nvdisasm())
 
 
-def test_the_table_names_every_variant() -> None:
-    assert list(BUDGETS) == list(cuda_budgets.variant_names().values())
-    assert all(len(budget.registers) == len(ARCHS) for budget in BUDGETS.values())
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("arch", [*ARCHS, "f16"])
-def test_every_variant_compiles_without_spills(kernels: dict[str, list[Kernel]], arch: str) -> None:
-    assert sorted(kernel.name for kernel in kernels[arch]) == sorted(BUDGETS)
-    assert not [kernel.name for kernel in kernels[arch] if kernel.spilled]
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("arch", ARCHS)
-def test_registers(kernels: dict[str, list[Kernel]], nvcc: str, arch: str) -> None:
+def _right_nvcc(nvcc: str) -> None:
     if cuda_budgets.nvcc_version(nvcc) != NVCC:
         pytest.skip(f"the table is of nvcc {NVCC}")
-    column = ARCHS.index(arch)
-    over = {k.name: k.registers for k in kernels[arch] if k.registers > BUDGETS[k.name].registers[column]}
+
+
+@EVERY_FAMILY
+def test_the_table_names_every_variant(family: Family) -> None:
+    assert list(family.budgets) == family.variants
+    assert all(len(budget.registers) == len(ARCHS) for budget in family.budgets.values())
+    assert {arch for archs in family.sources.values() for arch in archs} == set(ARCHS)
+
+
+@pytest.mark.slow
+@GROUPED
+def test_every_variant_compiles_without_spills(family: Family, nvcc: str) -> None:
+    """Compiling fails on spills."""
+    tables = _compiled(family.name, nvcc)
+    for arch in ARCHS:
+        names = {kernel.name for (_, a), kernels in tables.items() for kernel in kernels if a == arch}
+        assert names == set(family.budgets), arch
+    assert not [kernel.name for kernels in tables.values() for kernel in kernels if kernel.spilled]
+
+
+@pytest.mark.slow
+@GROUPED
+def test_registers(family: Family, nvcc: str) -> None:
+    _right_nvcc(nvcc)
+    over = {
+        (source, arch, k.name): k.registers
+        for (source, arch), kernels in _compiled(family.name, nvcc).items()
+        for k in kernels
+        if k.registers > family.budgets[k.name].registers[ARCHS.index(arch)]
+    }
     assert not over, f"more registers than the table allows: {over}"
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("arch", [*ARCHS, "f16"])
-def test_instruction_mix_of_the_inner_loop(kernels: dict[str, list[Kernel]], nvcc: str, arch: str) -> None:
+@GROUPED
+def test_instruction_mix_of_the_inner_loop(family: Family, nvcc: str) -> None:
     if cuda_budgets.find_nvdisasm() is None:
         pytest.skip("nvdisasm was not found: pip install nvidia-cuda-nvdisasm")
-    if cuda_budgets.nvcc_version(nvcc) != NVCC:
-        pytest.skip(f"the table is of nvcc {NVCC}")
-    for kernel in kernels[arch]:
-        budget = BUDGETS[kernel.name]
-        assert kernel.local == 0, f"{kernel.name}: local memory"
-        assert kernel.hmma == budget.hmma, f"{kernel.name}: {kernel.hmma} HMMA"
-        assert kernel.ldsm <= budget.ldsm and kernel.lds <= budget.lds, f"{kernel.name}: {kernel}"
-        assert kernel.share >= budget.share, f"{kernel.name}: HMMA share {kernel.share}"
+    _right_nvcc(nvcc)
+    for where, kernels in _compiled(family.name, nvcc).items():
+        for kernel in kernels:
+            budget = family.budgets[kernel.name]
+            assert kernel.local == 0, f"{where} {kernel.name}: local memory"
+            assert kernel.work == budget.work, f"{where} {kernel.name}: {kernel.work} {family.work}"
+            assert kernel.ldsm <= budget.ldsm and kernel.lds <= budget.lds, f"{where} {kernel}"
+            assert kernel.share >= budget.share, f"{where} {kernel.name}: {family.work} share {kernel.share}"
 
 
-def test_wide_planes_meet_the_goal_of_three_quarters() -> None:
+def test_wide_planes_of_rt_fwd_meet_the_goal_of_three_quarters() -> None:
     """Narrow planes (24, 14 and 7 wide) have too few products a load."""
-    assert {name for name, budget in BUDGETS.items() if budget.share < 0.75} == {"rt_3x2_w", "rt_1x1_w", "rt_5x3_w"}
+    low = {name for name, budget in FAMILIES["rt_fwd"].budgets.items() if budget.share < 0.75}
+    assert low == {"rt_3x2_w", "rt_1x1_w", "rt_5x3_w"}

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
-from functools import lru_cache
 
 import pytest
 import torch
@@ -12,6 +10,7 @@ import torch.nn.functional as F
 from cases import (
     ACTIVATIONS,
     CASES,
+    DTYPES,
     HALVES,
     LAYOUTS,
     PASSES,
@@ -24,14 +23,13 @@ from cases import (
     operands,
     same,
 )
+from gpu_common import kernels_of, on_device, oracle, relative, run, run_torch
 from torch import Tensor, nn
 
-import replknet_ext
 from benchmarks import gpu_cases, gpu_plan
+from benchmarks.shapes import NUMBERS
 from replknet_ext import DepthwiseConv2dLarge, _ext, depthwise_conv2d
-from replknet_ext.backends import torch as torch_backend
 
-OURS = ("fwd", "bwd_input")
 ops = torch.ops.replknet_ext
 
 pytestmark = [
@@ -40,65 +38,21 @@ pytestmark = [
 ]
 
 
-def run(pass_: str, case: Case, o: Operands, activation: str = "none", variant: int = -1) -> Tensor:
-    """One raw op."""
-    if pass_ == "fwd":
-        return ops.dwconv2d(o.x, o.weight, o.bias, case.padding, activation, "ieee", "direct", variant)
-    if pass_ == "bwd_input":
-        return ops.dwconv2d_backward_input(o.grad, o.weight, case.padding, "ieee", "direct", variant)
-    return ops.dwconv2d_backward_weight(o.grad, o.x, case.padding, "ieee", "direct", variant)
-
-
-def run_torch(pass_: str, case: Case, o: Operands, activation: str = "none") -> Tensor:
-    """torch's own result on the CPU in the dtype of the operands."""
-    if pass_ == "fwd":
-        return torch_backend.fwd(o.x, o.weight, o.bias, case.padding, activation, "ieee", "auto", -1)
-    if pass_ == "bwd_input":
-        return torch_backend.bwd_input(o.grad, o.weight, case.padding, "ieee", "auto", -1)
-    return torch_backend.bwd_weight(o.grad, o.x, case.padding, "ieee", "auto", -1)
-
-
-def on_device(o: Operands, layout: str = "nchw") -> Operands:
-    """The operands on the GPU in a layout, filters too."""
-    f = LAYOUTS[layout]
-    return Operands(f(o.x.cuda()), f(o.weight.cuda()), o.bias.cuda(), f(o.grad.cuda()))
-
-
-@lru_cache(maxsize=64)
-def oracle(pass_: str, case: Case, kind: str) -> Tensor:
-    """float64 result, once for all dtypes and layouts."""
-    return expected(pass_, case, operands(case, kind))
-
-
-def relative(actual: Tensor, wanted: Tensor) -> float:
-    """||actual - wanted|| / ||wanted||."""
-    return float((actual.double().cpu() - wanted).norm() / wanted.norm().clamp_min(1e-300))
-
-
-def kernels_of(run: Callable[[], object]) -> str:
-    """Names of the kernels that a call launches."""
-    activities = [torch.profiler.ProfilerActivity.CPU, torch.profiler.ProfilerActivity.CUDA]
-    with torch.profiler.profile(activities=activities) as profile:
-        run()
-        torch.cuda.synchronize()
-    return " ".join(event.name for event in profile.events())
-
-
 # ---- the table ----
 
 
-@pytest.mark.parametrize("pass_", OURS)
+@pytest.mark.parametrize("pass_", PASSES)
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_exact_inputs_are_bit_equal(case: Case, pass_: str) -> None:
     o = operands(case, "exact")
     wanted = oracle(pass_, case, "exact")
-    for dtype in HALVES:
+    for dtype in DTYPES:
         for layout in ("nchw", "nhwc"):
             actual = run(pass_, case, on_device(o.to(dtype), layout))
             assert_same_bits(actual.cpu(), wanted.to(dtype))
 
 
-@pytest.mark.parametrize("pass_", OURS)
+@pytest.mark.parametrize("pass_", PASSES)
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_halves_keep_the_tolerances(case: Case, pass_: str) -> None:
     wanted = oracle(pass_, case, "half")
@@ -111,28 +65,9 @@ def test_halves_keep_the_tolerances(case: Case, pass_: str) -> None:
             assert_close(actual.cpu(), wanted, torch_result=run_torch(pass_, case, o))
             first = placed.x if pass_ == "fwd" else placed.grad
             wanted_format = torch._prims_common.suggest_memory_format(first)
+            if pass_ == "bwd_weight":
+                wanted_format = torch.contiguous_format
             assert actual.stride() == torch.empty(actual.shape, memory_format=wanted_format).stride()
-
-
-@pytest.mark.parametrize("pass_", PASSES)
-@pytest.mark.parametrize(
-    "case",
-    by_name("batch0", "batch3", "even-6x8", "crop-and-pad", "over-padded", "convnext-t-s1"),
-    ids=lambda c: c.name,
-)
-def test_what_goes_to_torch(case: Case, pass_: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
-    limits = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 1e-2, torch.float16: 2e-3}
-    for dtype, limit in limits.items():
-        kind = "half" if dtype in HALVES else "float32"
-        o = operands(case, kind).to(dtype)
-        wanted = oracle(pass_, case, kind)
-        for layout in ("nchw", "nhwc"):
-            actual = run(pass_, case, on_device(o, layout))
-            assert actual.dtype == dtype
-            assert actual.shape == wanted.shape
-            if wanted.numel():
-                assert relative(actual, wanted) <= limit, (dtype, layout)
 
 
 @pytest.mark.parametrize("layout", [name for name in LAYOUTS if name not in ("nchw", "nhwc")])
@@ -142,7 +77,7 @@ def test_what_goes_to_torch(case: Case, pass_: str, monkeypatch: pytest.MonkeyPa
 def test_layouts_and_misaligned_views(case: Case, layout: str) -> None:
     o = operands(case, "exact")
     for dtype in HALVES:
-        for pass_ in OURS:
+        for pass_ in PASSES:
             actual = run(pass_, case, on_device(o.to(dtype), layout))
             assert_same_bits(actual.cpu(), oracle(pass_, case, "exact").to(dtype))
 
@@ -163,16 +98,16 @@ def test_bias_and_activation(dtype: torch.dtype) -> None:
 def test_kernels_are_ours() -> None:
     case = by_name("convnext-t-s1")[0]
     o = on_device(operands(case, "half").to(torch.bfloat16))
-    for pass_ in OURS:
+    for pass_ in PASSES:
         names = kernels_of(lambda p=pass_: run(p, case, o))  # type: ignore[misc]
-        assert "rt_fwd" in names, names
+        assert ("rt_weight" if pass_ == "bwd_weight" else "rt_fwd") in names, names
         assert "conv_depthwise2d" not in names, names
 
 
 def test_same_bits_on_every_run() -> None:
     case = same("many", 20, 64, 28, 28, 29, 29)
     o = on_device(operands(case, "half").to(torch.bfloat16))
-    for pass_ in OURS:
+    for pass_ in PASSES:
         first = run(pass_, case, o)
         for _ in range(5):
             assert_same_bits(run(pass_, case, o), first)
@@ -181,38 +116,43 @@ def test_same_bits_on_every_run() -> None:
 # ---- variants ----
 
 
-def variants() -> list[str]:
-    """Names of the variants; none where the planner can't be compiled."""
+def variants() -> list[tuple[str, str]]:
+    """(pass, name) of the variants; none where the planner can't be compiled."""
     try:
-        return gpu_plan.variants()
+        return [(pass_, name) for pass_ in ("fwd", "bwd_weight") for name in gpu_plan.variants(pass_)]
     except gpu_plan.PlannerUnavailableError:
         return []
 
 
-@pytest.mark.parametrize("name", variants())
-def test_every_variant_by_number(name: str) -> None:
-    number = variants().index(name)
+@pytest.mark.parametrize(("pass_", "name"), variants())
+def test_every_variant_by_number(pass_: str, name: str) -> None:
+    number = gpu_plan.variants(pass_).index(name)
     tried = 0
     for layer in gpu_cases.CASES:
-        case = same(layer.name, layer.n, layer.c, layer.h, layer.w, layer.kh, layer.kw)
-        if number not in gpu_plan.supported(layer, "fwd", "bfloat16"):
-            continue
-        tried += 1
-        if tried > 2:  # two cases tell; the emulator runs them all
-            break
-        o = operands(case, "exact")
-        for pass_ in OURS:
-            wanted = oracle(pass_, case, "exact")
-            for dtype in HALVES:
-                assert_same_bits(run(pass_, case, on_device(o.to(dtype)), variant=number).cpu(), wanted.to(dtype))
+        for numbers in NUMBERS.values():
+            for layout in ("nchw", "nhwc"):
+                how = {"channels_last": layout == "nhwc", "precision": numbers.precision}
+                if tried == 4 or number not in gpu_plan.supported(layer, pass_, numbers.dtype, **how):
+                    continue
+                tried += 1  # a few cases tell; the emulator runs them all
+                case = same(layer.name, layer.n, layer.c, layer.h, layer.w, layer.kh, layer.kw)
+                dtype = getattr(torch, numbers.dtype)
+                o = on_device(operands(case, "exact").to(dtype), layout)
+                for one in ("fwd", "bwd_input") if pass_ == "fwd" else (pass_,):
+                    wanted = oracle(one, case, "exact").to(dtype)
+                    actual = run(one, case, o, variant=number, precision=numbers.precision, algorithm="auto").cpu()
+                    if name.startswith("fft"):
+                        assert relative(actual, wanted.double()) <= 1e-6
+                    else:
+                        assert_same_bits(actual, wanted)
     assert tried
 
 
 def test_variants_that_do_not_fit_are_errors() -> None:
     case = same("28 wide", 2, 3, 9, 28, 29, 29)
     o = on_device(operands(case, "exact").to(torch.float16))
-    number = variants().index("rt_5x7_w")
-    for wrong in (number, len(variants()), -2):
+    number = gpu_plan.variants().index("rt_5x7_w")
+    for wrong in (number, len(gpu_plan.variants()), -2):
         with pytest.raises(RuntimeError, match="variant"):
             run("fwd", case, o, variant=wrong)
     torch.cuda.synchronize()
@@ -221,7 +161,7 @@ def test_variants_that_do_not_fit_are_errors() -> None:
 # ---- streams, graphs, devices ----
 
 
-@pytest.mark.parametrize("pass_", OURS)
+@pytest.mark.parametrize("pass_", PASSES)
 def test_work_follows_the_current_stream(pass_: str) -> None:
     """The input is written on a side stream, late: a kernel on another stream would read what was there before."""
     case = same("stream", 8, 32, 56, 56, 31, 31)
@@ -245,11 +185,11 @@ def test_work_follows_the_current_stream(pass_: str) -> None:
 def test_no_call_waits_for_the_device() -> None:
     case = same("async", 8, 8, 14, 14, 27, 27)
     o = on_device(operands(case, "exact").to(torch.bfloat16))
-    for pass_ in OURS:
+    for pass_ in PASSES:
         run(pass_, case, o)
     torch.cuda.synchronize()
     torch.cuda._sleep(1_000_000_000)
-    for pass_ in OURS:
+    for pass_ in PASSES:
         run(pass_, case, o)
     assert not torch.cuda.current_stream().query(), "a call waited until the device was idle"
     torch.cuda.synchronize()
@@ -260,17 +200,17 @@ def test_graph_capture_and_replay(dtype: torch.dtype) -> None:
     case = same("graph", 9, 16, 28, 28, 29, 29)
     o = on_device(operands(case, "exact").to(dtype))
     static = Operands(torch.zeros_like(o.x), o.weight, o.bias, torch.zeros_like(o.grad))
-    for pass_ in OURS:
+    for pass_ in PASSES:
         run(pass_, case, static)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        results = [run(pass_, case, static) for pass_ in OURS]
+        results = [run(pass_, case, static) for pass_ in PASSES]
     for turn in range(3):
         static.x.copy_(o.x.roll(turn, 0))
         static.grad.copy_(o.grad.roll(turn, 0))
         graph.replay()
         moved = Operands(o.x.roll(turn, 0), o.weight, o.bias, o.grad.roll(turn, 0))
-        for pass_, result in zip(OURS, results, strict=True):
+        for pass_, result in zip(PASSES, results, strict=True):
             assert_same_bits(result, run(pass_, case, moved))
 
 
@@ -308,7 +248,7 @@ def test_a_device_that_is_not_current() -> None:
     o = operands(case, "exact").to(torch.bfloat16)
     other = Operands(*(t.to("cuda:1") for t in (o.x, o.weight, o.bias, o.grad)))
     with torch.cuda.device(0):
-        for pass_ in OURS:
+        for pass_ in PASSES:
             result = run(pass_, case, other)
             assert result.device.index == 1
             assert torch.cuda.current_device() == 0
@@ -341,7 +281,7 @@ def test_more_elements_than_32_bits_count() -> None:
     wanted = F.conv2d(
         x[images][:, channels].cpu().double(), weight[channels].double(), padding=kernel // 2, groups=len(channels)
     )
-    for pass_ in OURS:
+    for pass_ in ("fwd", "bwd_input"):
         if pass_ == "fwd":
             out = ops.dwconv2d(x, weight.cuda(), None, pads, "none", "ieee", "direct", -1)
         else:
@@ -364,7 +304,7 @@ def test_empty_batch() -> None:
 def test_large_maps_and_kernels_in_tiles() -> None:
     for case in (same("wide", 1, 2, 40, 700, 63, 63), same("map", 2, 2, 200, 131, 31, 31)):
         o = operands(case, "exact")
-        for pass_ in OURS:
+        for pass_ in PASSES:
             wanted = oracle(pass_, case, "exact").to(torch.bfloat16)
             assert_same_bits(run(pass_, case, on_device(o.to(torch.bfloat16))).cpu(), wanted)
 
@@ -393,12 +333,13 @@ def test_not_finite_inputs_spill_no_further_than_a_tile(value: float, n: int) ->
 def test_images_do_not_influence_each_other() -> None:
     for n in (2, 3, 9, 20):
         case = same(f"images{n}", n, 3, 28, 28, 29, 29)
-        o = operands(case, "half").to(torch.bfloat16)
-        for pass_ in OURS:
-            clean = run(pass_, case, on_device(o))
-            o.x[0], o.grad[0] = float("nan"), float("nan")
-            assert_same_bits(run(pass_, case, on_device(o))[1:], clean[1:])
-            o = operands(case, "half").to(torch.bfloat16)
+        for dtype in (torch.bfloat16, torch.float32):
+            for algorithm in ("direct",) if dtype == torch.bfloat16 else ("direct", "fft"):
+                for pass_ in ("fwd", "bwd_input"):
+                    o = operands(case, "half").to(dtype)
+                    clean = run(pass_, case, on_device(o), algorithm=algorithm)
+                    o.x[0], o.grad[0] = float("nan"), float("nan")
+                    assert_same_bits(run(pass_, case, on_device(o), algorithm=algorithm)[1:], clean[1:])
 
 
 # ---- torch around it ----
@@ -480,12 +421,3 @@ def test_opcheck() -> None:
         torch.library.opcheck(
             ops.dwconv2d_backward_input.default, (o.grad, o.weight, case.padding, "ieee", "auto", -1), test_utils=tests
         )
-
-
-def test_explain_says_who_runs() -> None:
-    x, weight = torch.ones(2, 8, 14, 14, device="cuda"), torch.ones(8, 1, 13, 13, device="cuda")
-    half = replknet_ext.explain(x.bfloat16(), weight.bfloat16(), padding="same")
-    assert (half.chosen["fwd"], half.chosen["bwd_input"], half.chosen["bwd_weight"]) == ("cuda", "cuda", "torch")
-    single = replknet_ext.explain(x, weight, padding="same")
-    assert set(single.chosen.values()) == {"torch"}
-    assert "float32" in str(single)

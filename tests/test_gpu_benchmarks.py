@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from benchmarks import gpu_cases, gpu_ops, gpu_plan, gpu_routes, gpu_steps, gpu_table, roofline
 from benchmarks.gpu_ops import Step
 from benchmarks.harness import ROOT
-from benchmarks.shapes import GROUPS, MAIN, PASSES, Layer
+from benchmarks.shapes import GROUPS, MAIN, NUMBERS, PASSES, Layer
 
 TINY = Layer(3, 4, 9, 10, 5, 5)
 NATIVE_KERNEL = "at::native::(anonymous namespace)::conv_depthwise2d_forward_kernel<31, float>"
@@ -67,10 +67,19 @@ def test_every_step_fits_its_run() -> None:
 
 
 def test_small_cases_reach_every_variant() -> None:
-    reached = {p.name for layer in gpu_cases.CASES for p in gpu_plan.supported(layer, "fwd", "bfloat16").values()}
-    assert reached == set(gpu_plan.variants())
     small = [c for c in gpu_cases.CASES if c.h * c.w * c.kh * c.kw <= 1_000_000]
-    assert {p.name for c in small for p in gpu_plan.supported(c, "fwd", "bfloat16").values()} == reached
+    for cases in (gpu_cases.CASES, small):
+        for pass_ in ("fwd", "bwd_weight"):
+            reached = {
+                plan.name
+                for layer in cases
+                for numbers in NUMBERS.values()
+                for nhwc in (False, True)
+                for plan in gpu_plan.supported(
+                    layer, pass_, numbers.dtype, channels_last=nhwc, precision=numbers.precision
+                ).values()
+            }
+            assert reached == set(gpu_plan.variants(pass_))
 
 
 # ---- steps survive each other ----
@@ -128,7 +137,7 @@ def test_the_whole_run_on_fake_steps(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     summary = {"ours_us": 100.0, "predicted_us": 90.0, "best_other": "torch nhwc", "best_other_us": 300.0, "failed": []}
-    labels = {"layer": TINY.name, "pass": "fwd", "dtype": "bfloat16", "goal_us": 92, "cudnn_plans": "best"}
+    labels = {"layer": TINY.name, "pass": "fwd", "numbers": "bfloat16", "goal_us": 92, "cudnn_plans": "best"}
     table_part = {"results": [labels | {"complete": True, "summary": summary | {"faster_than_best_other": 3.0}}]}
     parts: dict[str, dict[str, Any]] = {
         "build": {"failed": "no compiler"},
@@ -263,7 +272,7 @@ def fake_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def measure(tmp_path: Path) -> dict[str, Any]:
     options = argparse.Namespace(
-        group="tiny", passes=list(PASSES), dtypes=["bfloat16"], heuristics=False, quick=False, seconds=60.0,
+        group="tiny", passes=list(PASSES), numbers=["bfloat16"], heuristics=False, quick=False, seconds=60.0,
         output=tmp_path / "part.json",
     )  # fmt: skip
     gpu_table.run(options)
@@ -288,16 +297,13 @@ def test_table(tmp_path: Path) -> None:
         # This is no cuDNN: the channels_last route ran, was found out and lost its times.
         assert rows["torch nhwc"]["failed"] == "these are kernels of native, not of cudnn"
         assert "cold" not in rows["torch nhwc"]
-        if result["pass"] == "bwd_weight":
-            assert not any(name.startswith("ours") for name in rows)
-            continue
         ours = rows["ours auto"]
         assert ours["ran"] == "ours"
         assert ours["plan"]["name"] == gpu_plan.plan(TINY, result["pass"]).name
         assert ours["predicted_us"] == roofline.predict(TINY, result["pass"])["predicted_us"]
         assert "cold" in rows["ours nhwc"]
         assert result["summary"]["best_other"] == "torch nchw"
-        assert result["summary"]["best_variant"] in gpu_plan.variants()
+        assert result["summary"]["best_variant"] in gpu_plan.variants(result["pass"])
         assert result["summary"]["faster_than_best_other"] > 0
         assert "cudnn nchw" in result["summary"]["failed"], "the CPU has no cuDNN"
         assert TINY.name in gpu_table.line(result)
@@ -312,7 +318,7 @@ def test_table_refuses_a_wrong_result(tmp_path: Path, monkeypatch: pytest.Monkey
 
         def wrong(i: int) -> torch.Tensor:
             result: torch.Tensor = run(i).clone()
-            result[1, 1, 4, 4] = float("nan")  # neither among the images nor the channels compared with float64
+            result[(1,) + (-1,) * (result.dim() - 1)] = float("nan")  # not among the channels compared with float64
             return result
 
         return wrong
@@ -349,7 +355,7 @@ def test_table_ends_when_the_context_is_lost(tmp_path: Path, monkeypatch: pytest
 @pytest.mark.parametrize("pass_", PASSES)
 def test_references_of_the_table(pass_: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gpu_routes, "DEVICE", "cpu")
-    t = gpu_routes.Tensors(TINY, torch.float32, 2)
+    t = gpu_routes.Tensors(TINY, "float32", 2)
     channels, images = [0, 3], [0, 2]
     x, grad = t.pair(0)
     assert x is not grad

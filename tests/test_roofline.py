@@ -10,7 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from benchmarks import gpu_plan, roofline
+from benchmarks import gpu_plan, kernel_table, roofline
 from benchmarks.shapes import GOALS_US, GROUPS, K7, K14, K28, K56, LARGE, MAIN, Layer, all_layers
 
 needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="the launch planner needs g++")
@@ -83,10 +83,13 @@ def test_reasons_of_the_planner() -> None:
 @needs_compiler
 def test_predictions_stay_above_their_bounds() -> None:
     rows = roofline.predictions()["rows"]
-    assert len(rows) == 2 * len(all_layers()) == 2 * len({layer for group in GROUPS.values() for layer in group})
-    assert {layer.name for layer in GOALS_US} <= {row["layer"] for row in rows}
+    assert {layer.name for group in GROUPS.values() for layer in group} == {layer.name for layer in all_layers()}
+    keys = [(row["layer"], row["pass"], row["numbers"], row["format"]) for row in rows]
+    assert len(set(keys)) == len(keys) == 3 * len(all_layers()) + 3 * 7 * len(roofline.IN_ALL_FORMS)
+    assert {(layer.name, pass_, numbers) for layer, pass_, numbers in GOALS_US} <= {key[:3] for key in keys}
     for row in rows:
-        assert row["predicted_us"] >= max(row["memory_us"], row["taps_us"]) * 0.95, row["layer"]
+        bounds = [row["memory_us"], row["mma_us"] or 0, 0 if row["variant"].startswith("fft") else row["taps_us"]]
+        assert row["predicted_us"] >= max(bounds) * 0.95, row
         assert row["predicted_us"] == min(row["variants_us"].values())
 
 
@@ -103,3 +106,14 @@ def test_stored_predictions_are_those_of_the_code(capsys: pytest.CaptureFixture[
 def test_check_can_fail(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(roofline.CEILINGS, "copy_bytes_per_s", 1e12)
     assert roofline.main(["--check"]) == 1
+
+
+@needs_compiler
+def test_the_page_of_kernels_is_that_of_the_code(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert kernel_table.main(["--check"]) == 0, "run: python -m benchmarks.kernel_table"
+    text = kernel_table.PAGE.read_text()
+    assert "torch:" not in text, "something goes to torch"
+    for name in ("`rt_", "`rtw_", "`fma_", "`fft_"):
+        assert name in text
+    monkeypatch.setattr(kernel_table, "HEAD", "")
+    assert kernel_table.main(["--check"]) == 1

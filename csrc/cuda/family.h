@@ -2,8 +2,9 @@
 #pragma once
 #include "dwconv2d_cuda.h"
 
-// rt_fwd: fwd and bwd_input on tensor cores
-#define REPLKNET_EXT_FAMILIES(X) X(rt_fwd)
+// rt_fwd: fwd and bwd_input on tensor cores; rt_weight: bwd_weight on tensor cores
+// fma: float32 and float64 on the FMA pipe, all passes; fft: float32 by fused transforms, all passes
+#define REPLKNET_EXT_FAMILIES(X) X(rt_fwd) X(rt_weight) X(fma) X(fft)
 
 namespace replknet_ext::cuda {
 
@@ -14,6 +15,9 @@ struct Family {
   // Null and the plan, or the reason why not; variant -1: the family's best. Cheap when asked again (plan_cache.h).
   const char* (*plan)(const Problem& p, const DeviceLimits& limits, int variant, LaunchPlan* plan);
 };
+
+using LaunchFunction = int (*)(const Problem& p, const Tensors& tensors, const DeviceLimits& limits, int variant,
+                               void* stream);
 
 // x_family is host code (x_plan.cpp), launch_x is not (x_launch.cu): planners are also used without CUDA. launch_x
 // launches a variant that the plan accepted for these arguments, and returns 0 or a CUDA error.

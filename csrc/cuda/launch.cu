@@ -29,7 +29,7 @@ int device_limits(int device, DeviceLimits* limits) {
 
 int launch(const Problem& p, const Tensors& tensors, const DeviceLimits& limits, int variant, void* stream) {
 #define REPLKNET_EXT_ENTRY(name) launch_##name,
-  static constexpr decltype(&launch_rt_fwd) launchers[] = {REPLKNET_EXT_FAMILIES(REPLKNET_EXT_ENTRY)};
+  static constexpr LaunchFunction launchers[] = {REPLKNET_EXT_FAMILIES(REPLKNET_EXT_ENTRY)};
 #undef REPLKNET_EXT_ENTRY
   Choice choice;
   if (choose(p, limits, variant, &choice)) return kUnsupported;

@@ -50,6 +50,15 @@ PTX void cp_async_wait() {
 #endif
 }
 
+// Asks for the 128-byte line at p to be brought into the L2 cache; only a hint.
+PTX void prefetch_l2(const void* p) {
+#ifdef __CUDACC__
+  asm volatile("prefetch.global.L2 [%0];\n" ::"l"(p));
+#else
+  (void)p;
+#endif
+}
+
 // 16 bytes of shared memory. Plain C++ on the device; a wrapper so that the emulator sees one access, not four.
 PTX uint4 load_shared(const uint4* p) {
 #ifdef __CUDACC__
@@ -62,6 +71,97 @@ PTX uint4 load_shared(const uint4* p) {
 }
 
 PTX void store_shared(uint4* p, uint4 v) {
+#ifdef __CUDACC__
+  *p = v;
+#else
+  emu::store_shared(p, &v, sizeof v);
+#endif
+}
+
+// Memory that nothing writes while the kernel runs: such loads may leave before earlier stores.
+template <class T>
+PTX T load_global(const T* p) {
+#ifdef __CUDACC__
+  return __ldg(p);
+#else
+  return *p;
+#endif
+}
+
+// Four elements of shared memory, aligned to 16 bytes.
+template <class T>
+struct alignas(16) Quad {
+  T v[4];
+};
+
+template <class T>
+PTX Quad<T> load_quad(const T* p) {
+  Quad<T> q;
+#ifdef __CUDACC__
+  if constexpr (sizeof(T) == 4) {
+    const float4 a = *reinterpret_cast<const float4*>(p);
+    q.v[0] = a.x, q.v[1] = a.y, q.v[2] = a.z, q.v[3] = a.w;
+  } else {
+    const double2 a = *reinterpret_cast<const double2*>(p), b = *reinterpret_cast<const double2*>(p + 2);
+    q.v[0] = a.x, q.v[1] = a.y, q.v[2] = b.x, q.v[3] = b.y;
+  }
+#else
+  for (size_t i = 0; i < 4; i += 16 / sizeof(T)) emu::load_shared(&q.v[i], p + i, 16);
+#endif
+  return q;
+}
+
+// Up to 4 elements to global memory, stride apart; vec 4: one store may take 4 neighbours.
+template <class T>
+PTX void store_quad(T* to, const T (&v)[4], int64_t stride, int count, int vec) {
+  if (vec == 4 && count >= 4) {
+#ifndef __CUDACC__
+    emu::require_aligned(to, 16);
+#endif
+    *reinterpret_cast<Quad<T>*>(to) = {v[0], v[1], v[2], v[3]};
+    return;
+  }
+#pragma unroll
+  for (int i = 0; i < 4; ++i)
+    if (i < count) to[i * stride] = v[i];
+}
+
+// a * b + c with one rounding
+PTX float fused(float a, float b, float c) { return fmaf(a, b, c); }
+PTX double fused(double a, double b, double c) { return fma(a, b, c); }
+
+// The value of lane 0: tells the compiler that a warp agrees on it.
+PTX int uniform(int v) { return __shfl_sync(~0u, v, 0); }
+
+template <class T>
+PTX T shuffle_xor(T v, int mask) {
+#ifdef __CUDACC__
+  return __shfl_xor_sync(~0u, v, mask);
+#else
+  int words[sizeof(T) / 4];
+  std::memcpy(words, &v, sizeof v);
+  for (int& word : words) word = __shfl_xor_sync(~0u, word, mask);
+  std::memcpy(&v, words, sizeof v);
+  return v;
+#endif
+}
+
+// The same for 8 bytes of any 8-byte aligned type
+template <class T>
+PTX T load_shared8(const T* p) {
+  static_assert(sizeof(T) == 8 && alignof(T) == 8);
+#ifdef __CUDACC__
+  return *p;
+#else
+  T v;
+  emu::load_shared(&v, p, sizeof v);
+  return v;
+#endif
+}
+
+template <class T>
+PTX void store_shared8(T* p, T v) {
+  static_assert(sizeof(T) == 8 && alignof(T) == 8);
 #ifdef __CUDACC__
   *p = v;
 #else
@@ -92,6 +192,29 @@ PTX void ldmatrix_x2(uint32_t* r, const void* row) {  // the addresses of lanes 
 #endif
 }
 
+// As above, each matrix transposed.
+PTX void ldmatrix_x4_trans(uint32_t* r, const void* row) {
+#ifdef __CUDACC__
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3}, [%4];\n"
+               : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
+               : "r"(shared_address(row))
+               : "memory");
+#else
+  emu::ldmatrix(r, row, 4, true);
+#endif
+}
+
+PTX void ldmatrix_x2_trans(uint32_t* r, const void* row) {
+#ifdef __CUDACC__
+  asm volatile("ldmatrix.sync.aligned.m8n8.x2.trans.shared.b16 {%0,%1}, [%2];\n"
+               : "=r"(r[0]), "=r"(r[1])
+               : "r"(shared_address(row))
+               : "memory");
+#else
+  emu::ldmatrix(r, row, 2, true);
+#endif
+}
+
 // d += a * b on tensor cores: a 16x16 by rows, b 16x8 by columns, sums in fp32
 template <bool kBf16>
 PTX void mma(float (&d)[4], uint4 a, const uint32_t* b) {
@@ -107,6 +230,58 @@ PTX void mma(float (&d)[4], uint4 a, const uint32_t* b) {
 #else
   const uint32_t quad[4] = {a.x, a.y, a.z, a.w};
   kBf16 ? emu::mma_bf16(d, quad, b) : emu::mma_f16(d, quad, b);
+#endif
+}
+
+// d += a * b with tf32 operands in 32-bit registers: a 16x8 by rows, b 8x8 by columns, sums in fp32
+PTX void mma_tf32(float (&d)[4], uint4 a, const uint32_t* b) {
+#ifdef __CUDACC__
+  asm("mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};\n"
+      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+      : "r"(a.x), "r"(a.y), "r"(a.z), "r"(a.w), "r"(b[0]), "r"(b[1]));
+#else
+  const uint32_t quad[4] = {a.x, a.y, a.z, a.w};
+  emu::mma_tf32(d, quad, b);
+#endif
+}
+
+// The nearest tf32 (8 exponent and 10 fraction bits), ties away from zero; the product ignores the 13 bits below.
+PTX uint32_t to_tf32(float f) {
+#ifdef __CUDACC__
+  uint32_t u;
+  asm("cvt.rna.tf32.f32 %0, %1;\n" : "=r"(u) : "f"(f));
+  return u;
+#else
+  return emu::float_to_tf32(f);
+#endif
+}
+
+PTX float as_float(uint32_t u) {
+#ifdef __CUDACC__
+  return __uint_as_float(u);
+#else
+  float f;
+  __builtin_memcpy(&f, &u, 4);
+  return f;
+#endif
+}
+
+PTX uint32_t as_bits(float f) {
+#ifdef __CUDACC__
+  return __float_as_uint(f);
+#else
+  uint32_t u;
+  std::memcpy(&u, &f, sizeof u);
+  return u;
+#endif
+}
+
+// Hides from the compiler what v holds: it then computes what follows from v again instead of keeping it in registers.
+PTX void opaque(int& v) {
+#ifdef __CUDACC__
+  asm volatile("" : "+r"(v));
+#else
+  (void)v;
 #endif
 }
 

@@ -5,11 +5,11 @@
 namespace replknet_ext::cuda {
 
 struct RtArgs {
-  const uint16_t *x, *w, *bias;  // bias may be null
+  const uint16_t *x, *w, *bias;  // bias may be null; float in the float32 kernels
   uint16_t* y;
   int n, c, h, width, ho, wo, kh, kw, pad_left;
   int flip, activation;
-  int in_vec, out_vec;       // bytes of a global access: 16, 8, 4 or 2
+  int in_vec, out_vec;       // bytes of a global access: 16, 8, 4 or 2; of neighbouring columns or, channels_last, channels
   int split_log2;            // every image stands in 1 << split_log2 slots of an MMA's 8 columns, as row groups
   int split_rows;            // output rows of a row group (even); row group g starts at row g * split_rows
   int row_offset;            // input pair q is the rows 2q - row_offset and 2q - row_offset + 1
@@ -22,6 +22,11 @@ struct RtArgs {
   int pass_rows, passes_down, passes_along;  // the filter in parts: table rows a part, parts in ky, parts in kx
   int in_chunks, plane;      // input chunks of a full tile, bytes of shared memory of one group's input
   int group0;                // first group of this launch
+  // staged kernels only
+  int channels_last;         // else NCHW
+  int block_channels;        // channels a block has in shared memory at once
+  int load_once;             // input of every part of the filter is loaded together
+  int turns;                 // tiles of block_groups that a block computes one after the other
 };
 
 }  // namespace replknet_ext::cuda

@@ -10,10 +10,20 @@ namespace {
 
 constexpr int64_t kMostBlocksY = 65535;
 
-// Bytes of the widest access that every row start of a plane allows: rows follow each other without gaps.
-int access_bytes(const void* p, int64_t width) {
-  const uint64_t m = reinterpret_cast<uint64_t>(p) | static_cast<uint64_t>(width) * 2 | 16;
+// Bytes of the widest access that p and every whole number of `step` bytes after it allow.
+int access_bytes(const void* p, int64_t step) {
+  const uint64_t m = reinterpret_cast<uint64_t>(p) | static_cast<uint64_t>(step) | 16;
   return static_cast<int>(m & (~m + 1));
+}
+
+RtKernel kernel_of(const Problem& p, const RtVariant& v) {
+  const bool bf16 = p.dtype == DType::bf16;
+  switch (v.kind) {
+    case RtKind::plain: return bf16 ? rt_fwd_bf16(v.kernel) : rt_fwd_f16(v.kernel);
+    case RtKind::half: return bf16 ? rt_staged_bf16(v.kernel) : rt_staged_f16(v.kernel);
+    case RtKind::tf32: return rt_staged_tf32(v.kernel);
+    default: return rt_staged_bf16x3(v.kernel);
+  }
 }
 }  // namespace
 
@@ -26,18 +36,20 @@ int launch_rt_fwd(const Problem& p, const Tensors& t, const DeviceLimits& limits
   a.w = static_cast<const uint16_t*>(t.w);
   a.bias = static_cast<const uint16_t*>(t.bias);
   a.y = static_cast<uint16_t*>(t.out);
-  a.in_vec = access_bytes(t.x, p.w);
-  a.out_vec = access_bytes(t.out, p.wo);
-  const auto kernel = (p.dtype == DType::bf16 ? rt_fwd_bf16 : rt_fwd_f16)(variant);
-  const int64_t columns = static_cast<int64_t>(a.c) * a.pair_tiles * a.chunk_tiles;
-  int64_t left = (plan.groups + a.block_groups - 1) / a.block_groups;
-  for (; left > 0; left -= kMostBlocksY, a.group0 += static_cast<int>(kMostBlocksY) * a.block_groups) {
+  // rows follow each other without gaps, as do pixels; of those a block takes block_channels
+  const int64_t bytes = p.dtype == DType::f32 ? 4 : 2, taken = (p.c | a.block_channels) * bytes;
+  a.in_vec = access_bytes(t.x, a.channels_last ? taken : p.w * bytes);
+  a.out_vec = access_bytes(t.out, a.channels_last ? taken : p.wo * bytes);
+  const auto kernel = kernel_of(p, kRtFwd[variant]);
+  const int64_t columns = static_cast<int64_t>((a.c - 1) / a.block_channels + 1) * a.pair_tiles * a.chunk_tiles;
+  const int block_groups = a.block_groups * a.turns;
+  int64_t left = (plan.groups + block_groups - 1) / block_groups;
+  for (; left > 0; left -= kMostBlocksY, a.group0 += static_cast<int>(kMostBlocksY) * block_groups) {
     const dim3 grid(static_cast<unsigned>(columns), static_cast<unsigned>(left < kMostBlocksY ? left : kMostBlocksY));
     if (const auto e = launch_kernel(kernel, grid, dim3(plan.plan.warps * 32), plan.plan.shared_bytes, stream, a))
       return static_cast<int>(e);
   }
   return 0;
 }
-
 
 }  // namespace replknet_ext::cuda

@@ -1,104 +1,38 @@
 #include "rt_fwd_plan.h"
 
-#include <algorithm>
-
 #include "family.h"
+#include "model.h"
 #include "plan_cache.h"
+#include "rt_fwd_geometry.h"
 #include "rt_fwd_variants.h"
 
 namespace replknet_ext::cuda {
 namespace {
 
-// The tile sizes of rt_fwd_tile.cuh, which this file must not include: it is compiled without CUDA.
+// Cycles of a row of fragments: shared memory traffic of its loads and its store.
+constexpr double kTableCycles = 10;
+// A further channel of a staged block: its filter and three barriers.
+constexpr double kChannelCycles = 800;
+
+// The tile sizes of rt_fwd_tile.cuh and rt_fwd_staged_tile.cuh, which this file must not include: it is compiled
+// without CUDA.
 int transpose_bytes(int chunks) { return 8 * (2 * chunks + 1) * 16; }
-int filter_bytes(int table_rows, int offsets) {
-  return 2 * (2 * table_rows + 1) * (8 * offsets + (offsets == 7 ? 24 : 8)) * 2;
-}
-int64_t table_bytes(int table_rows, int offsets) { return static_cast<int64_t>(table_rows) * offsets * 512; }
-int64_t plane_bytes(int pairs, int chunks) { return static_cast<int64_t>(pairs) * chunks * 256; }
-
-int ceil_div(int a, int b) { return (a + b - 1) / b; }
-int floor_div(int a, int b) { return a >= 0 ? a / b : -((-a + b - 1) / b); }
-
-// Model constants, in cycles of one SM; predictions, used only to compare candidates.
-constexpr double kMmaCycles = 6.4;       // an m16n8k16 of one of the four tensor cores by mma.sync (63 % of wgmma's rate)
-constexpr double kSharedBytes = 128;     // shared memory, bytes a cycle
-constexpr double kGlobalBytes = 18;      // an SM's share of memory bandwidth, bytes a cycle
-constexpr double kStartCycles = 2500;    // launch, first loads, filter, barriers
-constexpr double kTableCycles = 10;      // a row of fragments: shared memory traffic of its three loads and one store
-constexpr double kExposed = 0.3;         // share of a block's start that the other blocks of its SM do not hide
-// Share of the tensor rate that w warps an SM keep busy: one warp a scheduler waits for its own products now and then.
-double busy(int w) { return w >= 12 ? 0.95 : w >= 8 ? 0.9 : w >= 4 ? 0.75 : 0.75 * w / 4; }
-
-struct Rows {  // how row pairs meet, see RtArgs
-  int split_log2, split_rows, pairs, row_offset, q_first, q_end, ky0, shift, table_rows;
-  int64_t steps;  // (output pair, input pair) meetings of one slot
-};
-
-// Slots are images (split_log2 0) or row groups. False if a row group would have no rows.
-bool meet_rows(const Problem& p, int split_log2, Rows* best) {
-  const int slots = 1 << split_log2, h = static_cast<int>(p.h), kh = static_cast<int>(p.kh), pad = static_cast<int>(p.pad_top);
-  const int all_pairs = ceil_div(static_cast<int>(p.ho), 2), pairs = ceil_div(all_pairs, slots);
-  if (split_log2 && (slots - 1) * pairs >= all_pairs) return false;
-  best->steps = -1;
-  for (int offset = 0; offset < 2; ++offset) {
-    Rows r{split_log2, 2 * pairs, pairs, offset, -(slots - 1) * pairs, ceil_div(h + offset, 2), 0, 0, 0, 0};
-    r.ky0 = (pad - offset) & 1 ? -1 : 0;
-    r.shift = (pad - offset - r.ky0) / 2;
-    const int rows = (kh - r.ky0) / 2 + 1;
-    // table rows that can meet the image
-    const int low = std::max(0, r.q_first - (pairs - 1) + r.shift);
-    const int high = std::max(low, std::min(rows - 1, r.q_end - 1 + r.shift));
-    const int counted = std::min(pairs, 4096);
-    for (int i = 0; i < counted; ++i) {  // beyond 4096 pairs edges no longer matter
-      const int j = static_cast<int>(static_cast<int64_t>(pairs) * i / counted);
-      r.steps += std::max(0, std::min(r.q_end - 1, j - r.shift + rows - 1) - std::max(r.q_first, j - r.shift) + 1);
-    }
-    r.steps = r.steps * pairs / counted;
-    r.ky0 += 2 * low;
-    r.shift -= low;
-    r.table_rows = high - low + 1;
-    if (best->steps < 0 || r.steps < best->steps) *best = r;
-  }
-  return true;
-}
-
-struct Columns {
-  int in, out;            // chunks of the input and the output
-  int d_first, d_count;   // chunk offsets with a tap that can meet the image
-};
-
-Columns meet_columns(const Problem& p) {
-  Columns c{ceil_div(static_cast<int>(p.w), 8), ceil_div(static_cast<int>(p.wo), 8), 0, 0};
-  const int pad = static_cast<int>(p.pad_left), kw = static_cast<int>(p.kw);
-  c.d_first = std::max(-floor_div(pad + 7, 8), -(c.out - 1));
-  c.d_count = std::max(1, std::min(floor_div(kw + 6 - pad, 8), c.in - 1) - c.d_first + 1);
-  return c;
-}
-
-const char* refuse(const Problem& p, const DeviceLimits& limits) {
-  if (p.pass != Pass::fwd) return "only fwd and bwd_input";
-  if (p.algorithm == Algorithm::fft) return "computes directly, not by FFT";
-  if (p.dtype != DType::f16 && p.dtype != DType::bf16) return "only float16 and bfloat16 run on tensor cores here";
-  if (p.channels_last) return "channels_last tensors are not supported";
-  if (limits.capability < 80) return "needs a GPU of compute capability 8.0 or newer";
-  return nullptr;
-}
-
-// A whole-plane kernel serves the filters that need all of its offsets: more would waste products and spread NaN.
-bool fits_width(const RtVariant& v, const Columns& c) {
-  const int needed = std::max(-c.d_first, c.d_first + c.d_count - 1);
-  return !v.whole || (c.in == v.chunks && c.out == v.chunks && needed == std::min(v.offsets / 2, v.chunks - 1));
+int filter_bytes(bool is_float, int table_rows, int offsets) {
+  const int rows = 2 * table_rows + 1;
+  return is_float ? rows * (8 * offsets + 8) * 4 : 2 * rows * (8 * offsets + (offsets == 7 ? 24 : 8)) * 2;
 }
 
 struct Tile {
   int pairs, chunks, groups, pass_rows;
+  int channels = 1, turns = 1;  // of staged kernels
+  bool load_once = false;       // the input serves every part of the filter
 };
 
 class Candidate {
  public:
   Candidate(const Problem& p, const DeviceLimits& limits, const RtVariant& v, const Rows& r, const Columns& c, Tile t)
-      : p_(p), limits_(limits), v_(v), r_(r), c_(c), t_(t) {
+      : p_(p), limits_(limits), v_(v), r_(r), c_(c), t_(t), staged_(v.kind != RtKind::plain),
+        is_float_(v.kind == RtKind::tf32 || v.kind == RtKind::bf16x3) {
     columns_ = v.whole ? 1 : ceil_div(t.chunks, v.chunks);
     in_chunks_ = v.whole ? v.chunks : columns_ * v.chunks + v.offsets - 1;
     passes_down_ = ceil_div(r.table_rows, t.pass_rows);
@@ -106,17 +40,24 @@ class Candidate {
     const int items = ceil_div(t.pairs, v.pairs) * columns_ * (t.groups / v.groups);
     rounds_ = ceil_div(items, v.warps);
     warps_ = ceil_div(items, rounds_);
-    const int in_pairs = std::min(r.q_end - r.q_first, t.pairs + t.pass_rows - 1);
-    plane_ = plane_bytes(in_pairs, in_chunks_);
-    shared_ = table_bytes(t.pass_rows, v.offsets) + t.groups * plane_ +
-              std::max(filter_bytes(t.pass_rows, v.offsets), warps_ * transpose_bytes(v.chunks));
+    in_pairs_ = std::min(r.q_end - r.q_first, t.pairs + (t.load_once ? r.table_rows : t.pass_rows) - 1);
+    int64_t units = static_cast<int64_t>(in_pairs_) * in_chunks_;
+    // outputs take the place of the input
+    if (staged_) units = std::max<int64_t>(units, static_cast<int64_t>(t.pairs) * columns_ * v.chunks);
+    plane_ = units * unit_bytes();
+    const int filter = filter_bytes(is_float_, t.pass_rows, v.offsets);
+    shared_ = t.pass_rows * fragment_row_bytes() + t.channels * t.groups * plane_ +
+              (staged_ ? filter : std::max(filter, warps_ * transpose_bytes(v.chunks)));
   }
 
   bool runs() const {
     const int64_t tiles = static_cast<int64_t>(ceil_div(r_.pairs, t_.pairs)) * ceil_div(c_.out, t_.chunks);
     if (p_.c * tiles > 0x7fffffff) return false;  // the grid's first axis
+    if (shared_ > limits_.shared_per_block || (staged_ && rounds_ > 1)) return false;
+    if (t_.load_once) return passes_along_ == 1;
+    if (passes_down_ * passes_along_ == 1) return true;
     // a filter in parts keeps a warp's sums in registers: one item a warp
-    return shared_ <= limits_.shared_per_block && (passes_down_ * passes_along_ == 1 || (!v_.whole && rounds_ == 1));
+    return !v_.whole && rounds_ == 1;
   }
 
   void fill(int variant, RtPlan* out) const {
@@ -124,32 +65,43 @@ class Candidate {
     const int resident = std::min({std::max(1, static_cast<int>(limits_.shared_per_sm / (shared_ + 1024))), by_registers, 16});
     const int64_t slots = p_.n << r_.split_log2, groups = (slots + 7) / 8;
     const int pair_tiles = ceil_div(r_.pairs, t_.pairs), chunk_tiles = v_.whole ? 1 : ceil_div(c_.out, t_.chunks);
-    const int64_t group_tiles = (groups + t_.groups - 1) / t_.groups;
-    const int64_t blocks = p_.c * group_tiles * pair_tiles * chunk_tiles;
+    const int64_t block_groups = static_cast<int64_t>(t_.groups) * t_.turns;
+    const int64_t group_tiles = (groups + block_groups - 1) / block_groups;
+    const int64_t blocks = (p_.c + t_.channels - 1) / t_.channels * group_tiles * pair_tiles * chunk_tiles;
 
-    // products of a block, from the meetings of a slot's pairs
+    // products of a block's turn, from the meetings of a slot's pairs
     int per_step = v_.offsets * v_.chunks * columns_ * passes_along_;
     if (v_.whole) {
       per_step = 0;
       for (int d = -(v_.offsets / 2); d <= v_.offsets / 2; ++d) per_step += std::max(0, v_.chunks - std::abs(d));
     }
-    const double steps = static_cast<double>(r_.steps) / pair_tiles;
-    const double mmas = steps * per_step * t_.groups;
+    const int parts = v_.kind == RtKind::tf32 ? 2 : v_.kind == RtKind::bf16x3 ? 3 : 1;
+    const double steps = static_cast<double>(r_.steps) / pair_tiles * t_.channels;
+    const double mmas = steps * per_step * t_.groups * parts;
     const double reads = steps / (v_.pairs * v_.groups) * columns_ * t_.groups * passes_along_ *
-                         (v_.offsets * (v_.rotate ? 512.0 : 512.0 * v_.pairs) +
-                          256.0 * v_.groups * (v_.whole ? v_.chunks : v_.chunks + v_.offsets - 1));
+                         (v_.offsets * halves() * (v_.rotate ? 512.0 : 512.0 * v_.pairs) +
+                          unit_bytes() * v_.groups * (v_.whole ? v_.chunks : v_.chunks + v_.offsets - 1));
     const double rounds = static_cast<double>((blocks + limits_.sms - 1) / limits_.sms);
     const double tensor = mmas / 4 * kMmaCycles, shared = reads / kSharedBytes;
     // the last block of an SM, and the only one, runs on its own warps
     const double alone = std::max(tensor / busy(warps_), shared);
     const double together = std::max(tensor / busy(warps_ * std::min<int>(resident, static_cast<int>(rounds))), shared);
     const int passes = passes_down_ * passes_along_;
-    const double bytes = t_.groups * static_cast<double>(plane_) * passes +
-                         t_.groups * 16.0 * 8 * 2 * t_.pairs * columns_ * v_.chunks;
-    const double start = kStartCycles * passes + kTableCycles * r_.table_rows * v_.offsets * passes_along_;
-    const double fill = start + bytes / kGlobalBytes;
-    const double overlapped = std::max(together + kExposed * fill, bytes / kGlobalBytes);
-    const double cycles = resident >= 2 ? (rounds - 1) * overlapped + alone + fill : rounds * (alone + fill);
+    const double tiles = t_.groups * static_cast<double>(t_.channels);
+    const double bytes = tiles * in_pairs_ * in_chunks_ * unit_bytes() * (t_.load_once ? 1 : passes) +
+                         tiles * unit_bytes() * t_.pairs * columns_ * v_.chunks;
+    const double start = kStartCycles * (t_.load_once ? 1 : passes) +
+                         kChannelCycles * (t_.load_once ? t_.channels * passes - 1 : 0) +
+                         kTableCycles * r_.table_rows * v_.offsets * halves() * passes_along_ * t_.channels;
+    const double move = std::max(bytes / kGlobalBytes, bytes * sector_waste() / kL2Bytes);
+    const double fill = start + move;
+    const double overlapped = std::max(together + kExposed * fill, move);
+    double cycles = resident >= 2 ? (rounds - 1) * overlapped + alone + fill : rounds * (alone + fill);
+    // Further turns of a block need no new fragments, and their NCHW input has come to the L2 cache meanwhile. A resident
+    // neighbour hides their loads as it hides a start.
+    const double again = bytes * sector_waste() / kL2Bytes;
+    const double turn = resident >= 2 ? std::max(together + kExposed * again, move) : alone + (p_.channels_last ? move : again);
+    cycles += rounds * (t_.turns - 1) * turn;
 
     out->args = {};
     RtArgs& a = out->args;
@@ -165,10 +117,12 @@ class Candidate {
     a.pair_tiles = pair_tiles, a.chunk_tiles = chunk_tiles;
     a.pass_rows = t_.pass_rows, a.passes_down = passes_down_, a.passes_along = passes_along_;
     a.in_chunks = in_chunks_, a.plane = static_cast<int>(plane_);
+    a.channels_last = p_.channels_last, a.block_channels = t_.channels, a.turns = t_.turns;
+    a.load_once = t_.load_once;
     out->groups = groups;
     out->plan = {variant,   v_.name, 1 << r_.split_log2,       t_.pairs, a.block_chunks,
                  t_.groups, passes,  warps_,                   static_cast<int>(shared_),
-                 resident,  blocks,  mmas * static_cast<double>(blocks),
+                 resident,  blocks,  mmas * static_cast<double>(blocks) * t_.turns,
                  cycles,    0,      0};
     // taps of the first and last fragments that lie outside the filter
     const int d_low = v_.whole ? -std::min(v_.offsets / 2, v_.chunks - 1) : c_.d_first;
@@ -179,28 +133,52 @@ class Candidate {
   }
 
  private:
+  int halves() const { return is_float_ ? 2 : 1; }
+  int unit_bytes() const { return 256 * halves(); }  // of a row pair and a chunk of 8 slots
+  int64_t fragment_row_bytes() const { return static_cast<int64_t>(v_.offsets) * halves() * 512; }
+  // Bytes of the sectors of a channels_last tensor that pass for each byte wanted: an access has the largest power of 2
+  // of channels, up to block_channels, that their number is a multiple of.
+  double sector_waste() const {
+    if (!p_.channels_last) return 1;
+    const int64_t together = p_.c | t_.channels, access = (together & -together) * (is_float_ ? 4 : 2);
+    return 32.0 / static_cast<double>(std::min<int64_t>(access, 16));
+  }
+
   const Problem& p_;
   const DeviceLimits& limits_;
   const RtVariant& v_;
   const Rows& r_;
   const Columns& c_;
   Tile t_;
-  int columns_, in_chunks_, passes_down_, passes_along_, rounds_, warps_;
+  bool staged_, is_float_;
+  int columns_, in_pairs_, in_chunks_, passes_down_, passes_along_, rounds_, warps_;
   int64_t plane_, shared_;
 };
 
-// Calls use(size) for the whole extent and its halves, thirds ... rounded up to a multiple of unit, down to unit.
-template <class Use>
-void each_split(int extent, int unit, const Use& use) {
-  int last = 0;
-  for (int parts = 1; last != unit; parts += std::max(1, parts / 4)) {
-    const int size = ceil_div(ceil_div(extent, parts), unit) * unit;
-    if (size == last) {
-      if (parts > extent) break;
-      continue;
-    }
-    use(last = size);
-  }
+const char* refuse(const Problem& p, const DeviceLimits& limits) {
+  if (p.pass != Pass::fwd) return "only fwd and bwd_input";
+  if (p.algorithm == Algorithm::fft) return "computes directly, not by FFT";
+  if (p.dtype == DType::f64) return "float64 does not run on tensor cores here";
+  if (p.dtype == DType::f32 && p.precision == Precision::ieee)
+    return "float32 runs on tensor cores only by precision tf32 or bf16x3";
+  if (limits.capability < 80) return "needs a GPU of compute capability 8.0 or newer";
+  return nullptr;
+}
+
+// Null or why a variant is not for a problem's dtype, memory format or precision.
+const char* refuse_kind(const Problem& p, RtKind kind) {
+  const bool is_float = p.dtype == DType::f32;
+  if (is_float != (kind == RtKind::tf32 || kind == RtKind::bf16x3)) return "the variant is for another dtype";
+  if (kind == RtKind::plain && p.channels_last) return "the variant is not for channels_last tensors";
+  if (kind == RtKind::half && !p.channels_last) return "the variant is for channels_last tensors";
+  if (kind == RtKind::tf32 && p.precision == Precision::bf16x3) return "tf32 is less exact than the bf16x3 asked for";
+  return nullptr;
+}
+
+// A whole-plane kernel serves the filters that need all of its offsets: more would waste products and spread NaN.
+bool fits_width(const RtVariant& v, const Columns& c) {
+  const int needed = std::max(-c.d_first, c.d_first + c.d_count - 1);
+  return !v.whole || (c.in == v.chunks && c.out == v.chunks && needed == std::min(v.offsets / 2, v.chunks - 1));
 }
 
 bool plan_variant(const Problem& p, const DeviceLimits& limits, int variant, const Rows* rows, int row_count,
@@ -216,13 +194,23 @@ bool plan_variant(const Problem& p, const DeviceLimits& limits, int variant, con
     if (!found || plan.plan.cycles < best->plan.cycles) *best = plan;
     return found = true;
   };
+  const int most_channels = p.channels_last ? 8 : 1;
   for (int i = 0; i < row_count; ++i) {
     const Rows& r = rows[i];
     const int64_t groups = ((p.n << r.split_log2) + 7) / 8;
     each_split(r.pairs, v.pairs, [&](int pairs) {
       each_split(v.whole ? v.chunks : c.out, v.chunks, [&](int chunks) {
-        for (int g = v.groups; g == v.groups || (g <= 16 && g < 2 * groups); g *= 2)
-          consider(r, {pairs, chunks, g, r.table_rows});
+        for (int g = v.groups; g == v.groups || (g <= 16 && g < 2 * groups); g *= 2) {
+          if (v.kind == RtKind::plain) {
+            consider(r, {pairs, chunks, g, r.table_rows});
+            continue;
+          }
+          for (int channels = 1; channels <= most_channels && channels < 2 * p.c; channels *= 2)
+            for (int parts = 1; parts <= 4; parts *= 2)
+              if (consider(r, {pairs, chunks, g, ceil_div(r.table_rows, parts), channels, 1, true})) break;
+          for (int turns = 2; p.dtype == DType::f32 && turns <= 8 && g * turns < 2 * groups; turns *= 2)
+            consider(r, {pairs, chunks, g, r.table_rows, 1, turns, true});
+        }
         if (v.whole || ceil_div(pairs, v.pairs) * ceil_div(chunks, v.chunks) > v.warps) return;
         for (int part = ceil_div(r.table_rows, 2); part >= 1; part /= 2)  // as few parts as fit
           if (consider(r, {pairs, chunks, v.groups, part})) break;
@@ -232,8 +220,11 @@ bool plan_variant(const Problem& p, const DeviceLimits& limits, int variant, con
   return found;
 }
 
-const char* make_plan(const Problem& p, const DeviceLimits& limits, int variant, RtPlan* plan) {
+const char* make_plan(Problem p, const DeviceLimits& limits, int variant, RtPlan* plan) {
   if (const char* why = refuse(p, limits)) return why;
+  if (p.c == 1) p.channels_last = false;  // the same memory
+  if (variant >= 0)
+    if (const char* why = refuse_kind(p, kRtFwd[variant].kind)) return why;
   const Columns columns = meet_columns(p);
   if (variant >= 0 && !fits_width(kRtFwd[variant], columns)) return "the variant is for planes of another width";
   Rows rows[4];
@@ -243,7 +234,7 @@ const char* make_plan(const Problem& p, const DeviceLimits& limits, int variant,
     if (split == 0 || (p.n % 8 != 0 && p.n < 64)) row_count += meet_rows(p, split, &rows[row_count]);
   bool found = false;
   for (int i = 0; i < kRtFwdCount; ++i) {
-    if (variant >= 0 && i != variant) continue;
+    if ((variant >= 0 && i != variant) || refuse_kind(p, kRtFwd[i].kind)) continue;
     RtPlan candidate;
     if (plan_variant(p, limits, i, rows, row_count, columns, &candidate) &&
         (!found || candidate.plan.cycles < plan->plan.cycles)) {

@@ -1,5 +1,7 @@
-// The table of RT forward kernels: one line a variant. A variant's number is its place here; add new ones at the end.
+// The table of RT forward kernels, fp16 and bf16 in NCHW: one line a variant. A variant's number is its place here, the
+// staged kernels' after these.
 #pragma once
+#include "rt_fwd_staged_variants.h"
 
 // name: offsets x chunks, w = whole plane width, t = tiled, p4 = 4 row pairs a warp, g2 = 2 groups of slots a warp
 // offsets: chunk offsets of the filter a fragment table holds (5: up to 33 taps where the plane is not narrower)
@@ -33,17 +35,48 @@
 
 namespace replknet_ext::cuda {
 
+// plain: fp16 and bf16 in NCHW (rt_fwd.cuh); the others are staged kernels (rt_fwd_staged.cuh)
+enum class RtKind { plain, half, tf32, bf16x3 };
+
 struct RtVariant {
   const char* name;
+  RtKind kind;
+  int kernel;  // place among the kernels of its kind
   int offsets, pairs, groups, chunks;
   bool whole, rotate;
   int warps, blocks, blocks_elsewhere;
 };
 
+#define RT_ONE(...) +1
+inline constexpr int kRtPlainCount = 0 RT_FWD_VARIANTS(RT_ONE);
+inline constexpr int kRtHalfCount = 0 RT_STAGED_HALF_VARIANTS(RT_ONE), kRtFloatCount = 0 RT_STAGED_FLOAT_VARIANTS(RT_ONE);
+#undef RT_ONE
+inline constexpr int kRtFwdCount = kRtPlainCount + kRtHalfCount + 2 * kRtFloatCount;
+
+struct RtTable {
+  RtVariant rows[kRtFwdCount];
+};
+
+constexpr RtTable rt_table() {
 #define RT_ROW(name, offsets, pairs, groups, chunks, whole, rotate, warps, blocks, blocks_elsewhere) \
-  {name, offsets, pairs, groups, chunks, whole, rotate, warps, blocks, blocks_elsewhere},
-inline constexpr RtVariant kRtFwd[] = {RT_FWD_VARIANTS(RT_ROW)};
+  {name, RtKind::plain, 0, offsets, pairs, groups, chunks, whole, rotate, warps, blocks, blocks_elsewhere},
+#define RT_HALF(name, offsets, pairs, chunks, whole, warps, blocks, blocks_elsewhere) \
+  {name "_cl", RtKind::half, 0, offsets, pairs, 1, chunks, whole, false, warps, blocks, blocks_elsewhere},
+#define RT_TF32(name, offsets, pairs, chunks, whole, warps, blocks, blocks_elsewhere) \
+  {name "_tf32", RtKind::tf32, 0, offsets, pairs, 1, chunks, whole, false, warps, blocks, blocks_elsewhere},
+#define RT_BF16X3(name, offsets, pairs, chunks, whole, warps, blocks, blocks_elsewhere) \
+  {name "_bf16x3", RtKind::bf16x3, 0, offsets, pairs, 1, chunks, whole, false, warps, blocks, blocks_elsewhere},
+  RtTable t{{RT_FWD_VARIANTS(RT_ROW) RT_STAGED_HALF_VARIANTS(RT_HALF) RT_STAGED_FLOAT_VARIANTS(RT_TF32)
+                 RT_STAGED_FLOAT_VARIANTS(RT_BF16X3)}};
 #undef RT_ROW
-inline constexpr int kRtFwdCount = sizeof kRtFwd / sizeof kRtFwd[0];
+#undef RT_HALF
+#undef RT_TF32
+#undef RT_BF16X3
+  for (int i = 1; i < kRtFwdCount; ++i)
+    t.rows[i].kernel = t.rows[i].kind == t.rows[i - 1].kind ? t.rows[i - 1].kernel + 1 : 0;
+  return t;
+}
+inline constexpr RtTable kRtTable = rt_table();
+inline constexpr const RtVariant (&kRtFwd)[kRtFwdCount] = kRtTable.rows;
 
 }  // namespace replknet_ext::cuda

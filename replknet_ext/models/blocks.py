@@ -15,8 +15,9 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
+from .. import checks
 from ..modules import DepthwiseConv2dLarge
-from .reparam import Reparameterizable, merge_branches
+from .reparam import LEVELS, Reparameterizable, affine, merge_branches
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -124,8 +125,8 @@ class ReparamLargeKernelConv(nn.Module, Reparameterizable):
         out: Tensor = self.lkb_reparam(x) if self.merged else self.lkb_origin(x)
         return out + self.small_conv(x) if "small_conv" in self._modules else out
 
-    def reparameterize(self) -> Self:
-        """Merges both branches and their BatchNorms into `lkb_reparam`; a no-op when merged."""
+    def reparameterize(self, level: str = "merge") -> Self:
+        """Merges both branches and their BatchNorms into `lkb_reparam`, at every level; a no-op when merged."""
         if not self.merged:
             small = self.small_conv if "small_conv" in self._modules else None
             self.lkb_reparam = merge_branches(self.lkb_origin, small)
@@ -133,6 +134,11 @@ class ReparamLargeKernelConv(nn.Module, Reparameterizable):
             if small is not None:
                 del self.small_conv
         return self
+
+    def _check(self) -> None:
+        for branch in (self._modules.get("lkb_origin"), self._modules.get("small_conv")):
+            if branch is not None:
+                affine(branch.bn)  # type: ignore[arg-type]
 
 
 class RepLKBlock(nn.Module, Reparameterizable):
@@ -178,11 +184,19 @@ class RepLKBlock(nn.Module, Reparameterizable):
         out = x + self.drop_path(out)
         return out
 
-    def reparameterize(self) -> Self:
-        """Merges `large_kernel` and lets it apply the ReLU; a no-op when merged."""
+    def reparameterize(self, level: str = "merge") -> Self:
+        """Merges `large_kernel` and lets it apply the ReLU; "full" also folds all other BatchNorms of the block."""
+        checks.name("level", level, LEVELS)
+        if level == "full":
+            self._check()
         self.large_kernel.reparameterize()
         self._fuse_activation()
+        if level == "full":
+            self._fold_pairs()
         return self
+
+    def _pairs(self) -> list[tuple[nn.Module, str | None]]:
+        return [(self.pw1, "prelkb_bn"), (self.pw2, None)]
 
     def _fuse_activation(self) -> None:
         # Someone may have put another activation here: only a plain ReLU is what the kernel does.
@@ -190,7 +204,7 @@ class RepLKBlock(nn.Module, Reparameterizable):
             self.large_kernel.lkb_reparam.activation = "relu"
 
 
-class ConvFFN(nn.Module):
+class ConvFFN(nn.Module, Reparameterizable):
     """x + drop_path(pw2(gelu(pw1(bn(x))))): the feed-forward part, two 1x1 convolutions.
 
     Args:
@@ -214,6 +228,17 @@ class ConvFFN(nn.Module):
         out = self.pw2(out)
         out = x + self.drop_path(out)
         return out
+
+    def reparameterize(self, level: str = "merge") -> Self:
+        """ "full" folds the BatchNorms into the convolutions; "merge" has nothing to do here."""
+        checks.name("level", level, LEVELS)
+        if level == "full":
+            self._check()
+            self._fold_pairs()
+        return self
+
+    def _pairs(self) -> list[tuple[nn.Module, str | None]]:
+        return [(self.pw1, "preffn_bn"), (self.pw2, None)]
 
 
 class RepLKNetStage(nn.Module):

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable
-from fnmatch import fnmatch
 from typing import Any, TypeVar
 
 from torch import nn
 
-__all__ = ["create_model", "list_models", "register_model"]
+__all__ = ["builders", "create_model", "register_model"]
 
 _MODELS: dict[str, Callable[..., nn.Module]] = {}
 _Builder = TypeVar("_Builder", bound=Callable[..., nn.Module])
@@ -30,9 +29,9 @@ def register_model(builder: _Builder) -> _Builder:
     return builder
 
 
-def list_models(pattern: str = "*") -> list[str]:
-    """The registered names that match the shell-style `pattern`, sorted."""
-    return sorted(name for name in _MODELS if fnmatch(name, pattern))
+def builders() -> dict[str, Callable[..., nn.Module]]:
+    """The registered names and their functions."""
+    return dict(sorted(_MODELS.items()))
 
 
 def create_model(name: str, **kwargs: Any) -> nn.Module:
@@ -47,6 +46,6 @@ def create_model(name: str, **kwargs: Any) -> nn.Module:
     builder = _MODELS.get(name)
     if builder is None:
         near = difflib.get_close_matches(name.lower().replace("-", "_"), _MODELS, n=3, cutoff=0.5)
-        hint = f"did you mean {' or '.join(map(repr, near))}?" if near else f"known are {', '.join(list_models())}"
+        hint = f"did you mean {' or '.join(map(repr, near))}?" if near else f"known are {', '.join(builders())}"
         raise ValueError(f"unknown model {name!r}; {hint}")
     return builder(**kwargs)

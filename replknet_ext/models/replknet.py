@@ -12,10 +12,13 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, cast
 
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
-from .blocks import RepLKNetStage, conv_bn_relu, run_checkpointed
+from .. import checks
+from .blocks import ReparamLargeKernelConv, RepLKNetStage, conv_bn_relu, run_checkpointed
+from .pretrained import MODELS, PretrainedConfig
 from .registry import register_model
-from .reparam import Reparameterizable, reparameterize
+from .reparam import LEVELS, Reparameterizable, fold_norm_linear, reparameterize
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -115,7 +118,13 @@ class RepLKNet(nn.Module, Reparameterizable):
         use_checkpoint: trade time for memory in training by recomputing each block in the backward pass.
         small_kernel_merged: builds the merged form, to load merged weights.
         norm_intermediate_features: a BatchNorm on each map that the backbone returns.
+        frozen_stages: see `freeze_stages`; -1 freezes nothing.
+        norm_eval: in training every BatchNorm keeps to its running statistics.
         config: fields of `RepLKNetConfig` that differ from `arch`: `RepLKNet("31B", small_kernel=None)`.
+
+    Attributes:
+        config: the `RepLKNetConfig`.
+        pretrained_cfg: the published weights that belong to the name it was built by, or None.
 
     Shape:
         x (N, in_chans, H, W), any H and W; a classifier returns (N, num_classes), a backbone a tuple of maps
@@ -136,6 +145,8 @@ class RepLKNet(nn.Module, Reparameterizable):
         use_checkpoint: bool = False,
         small_kernel_merged: bool = False,
         norm_intermediate_features: bool = False,
+        frozen_stages: int = -1,
+        norm_eval: bool = False,
         **config: Any,
     ) -> None:
         super().__init__()
@@ -156,6 +167,8 @@ class RepLKNet(nn.Module, Reparameterizable):
         self.in_chans = in_chans
         self.num_features = cfg.channels[-1]
         self.use_checkpoint = use_checkpoint
+        self.norm_eval = norm_eval
+        self.pretrained_cfg: PretrainedConfig | None = None
 
         width = cfg.channels[0]
         first, last = cfg.stem_strides
@@ -196,17 +209,19 @@ class RepLKNet(nn.Module, Reparameterizable):
         if self.out_indices is None:
             self.norm = nn.BatchNorm2d(self.num_features)
             self.head = _classifier(self.num_features, num_classes or 0)
-        elif norm_intermediate_features:
-            # Checkpoints have this norm on every stage; the ones that never see data must not wait for a gradient.
-            for index, module in enumerate(self.stages):
-                module.norm.requires_grad_(index in self.out_indices)
+        self.frozen_stages = -1
+        self.freeze_stages(frozen_stages)
 
     def forward(self, x: Tensor) -> Tensor | tuple[Tensor, ...]:
         features = self.forward_features(x)
         return features if isinstance(features, tuple) else self.forward_head(features)
 
     def forward_features(self, x: Tensor) -> Tensor | tuple[Tensor, ...]:
-        """The normalised last map (N, C, H, W) of a classifier, or the tuple of maps of a backbone."""
+        """The normalised last map (N, C, H, W) of a classifier, or the tuple of maps of a backbone.
+
+        At deploy level "full" a classifier's last BatchNorm is part of `head`: then the map is the one before it, good
+        for `forward_head` only.
+        """
         x = self.stem[0](x)
         for layer in self.stem[1:]:
             x = run_checkpointed(layer, x) if self.use_checkpoint else layer(x)
@@ -222,10 +237,41 @@ class RepLKNet(nn.Module, Reparameterizable):
         return self.norm(x) if self.out_indices is None else tuple(maps)
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
-        """Pools a map (N, C, H, W) and classifies it: (N, num_classes), or (N, C) with `pre_logits`."""
+        """Pools a map (N, C, H, W) and classifies it: (N, num_classes), or (N, C) with `pre_logits`.
+
+        Raises:
+            ValueError: the model is a backbone.
+            RuntimeError: `pre_logits` at deploy level "full", where the features before `head` lack their BatchNorm.
+        """
         self._require_classifier()
+        if pre_logits:
+            self._require_norm("features")
         x = x.mean((-2, -1))
         return x if pre_logits else self.head(x)
+
+    def extract_feat(self, x: Tensor, stage: str = "neck") -> tuple[Tensor, ...]:
+        """Features as a tuple, as mmpretrain's models return them.
+
+        Args:
+            x: images (N, in_chans, H, W).
+            stage: of a classifier, "neck" for pooled features (N, C) or "backbone" for the normalised last map
+                (N, C, H, W). A backbone returns its maps either way.
+
+        Raises:
+            RuntimeError: a classifier at deploy level "full", whose features lack their BatchNorm.
+        """
+        checks.name("stage", stage, ("backbone", "neck"))
+        if self.out_indices is None:
+            self._require_norm("features")
+        features = self.forward_features(x)
+        if isinstance(features, tuple):
+            return features
+        return (features if stage == "backbone" else features.mean((-2, -1)),)
+
+    @property
+    def backbone(self) -> Self:
+        """The model itself, so that mmpretrain's `model.backbone.switch_to_deploy()` runs as it is."""
+        return self
 
     def get_classifier(self) -> nn.Module:
         """The last layer, an `nn.Linear`, or an `nn.Identity` when num_classes is 0."""
@@ -233,8 +279,14 @@ class RepLKNet(nn.Module, Reparameterizable):
         return self.head
 
     def reset_classifier(self, num_classes: int) -> None:
-        """Puts in a fresh classifier with `num_classes` outputs (0 for none), on the model's device and dtype."""
+        """Puts in a fresh classifier with `num_classes` outputs (0 for none), on the model's device and dtype.
+
+        Raises:
+            ValueError: `num_classes` is negative, or the model is a backbone.
+            RuntimeError: deploy level "full", where the old classifier holds the BatchNorm before it.
+        """
         self._require_classifier()
+        self._require_norm("another classifier")
         if num_classes < 0:
             raise ValueError(f"num_classes must be at least 0; got {num_classes}")
         self.num_classes = num_classes
@@ -248,38 +300,130 @@ class RepLKNet(nn.Module, Reparameterizable):
         for stage in self.stages:
             stage.use_checkpoint = enable  # type: ignore[assignment]
 
-    def reparameterize(self) -> Self:
-        """Merges every large kernel with its small branch and BatchNorms; see `replknet_ext.models.reparameterize`."""
-        reparameterize(self.stages)
+    def freeze_stages(self, stages: int) -> None:
+        """Keeps the first stages as they are in training: no gradients, BatchNorm in eval mode, no drop path.
+
+        Args:
+            stages: -1 freezes nothing (and thaws what was frozen), 0 the stem, n the stem, the first n stages and the
+                transitions between those. (mmpretrain goes on training the transitions.)
+        """
+        checks.integer("frozen_stages", stages, -1)
+        if stages > len(self.stages):
+            raise ValueError(f"frozen_stages must be at most {len(self.stages)}, the number of stages; got {stages}")
+        for part in self._first(self.frozen_stages):
+            part.requires_grad_(True)
+        self.frozen_stages = stages
+        if self.out_indices is not None:
+            # Checkpoints have this norm on every stage; the ones that never see data must not wait for a gradient.
+            for index, stage in enumerate(self.stages):
+                cast(RepLKNetStage, stage).norm.requires_grad_(index in self.out_indices)
+        for part in self._first(stages):
+            part.requires_grad_(False)
+        self.train(self.training)
+
+    def train(self, mode: bool = True) -> Self:
+        """As of every module; frozen stages, and with `norm_eval` all BatchNorms, stay in eval mode."""
+        super().train(mode)
+        for part in self._first(self.frozen_stages):
+            part.eval()
+        if self.norm_eval:
+            for module in self.modules():
+                if isinstance(module, _BatchNorm):
+                    module.eval()
         return self
+
+    def _first(self, stages: int) -> list[nn.Module]:
+        """The modules that `freeze_stages(stages)` freezes."""
+        if stages < 0:
+            return []
+        return [self.stem, *self.stages[:stages], *self.transitions[: max(stages - 1, 0)]]
+
+    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
+        """Regular expressions that group parameters by depth, in timm's form; `coarse`: by stage, not block."""
+        if coarse:
+            return {"stem": r"^stem", "blocks": [(r"^stages\.(\d+)", None), (r"^transitions\.(\d+)", (1,))]}
+        last = 99999  # behind every block of the stage, before the next one
+        blocks = [
+            (r"^stages\.(\d+)\.blocks\.(\d+)", None),
+            (r"^stages\.(\d+)\.norm", (last,)),
+            (r"^transitions\.(\d+)", (last + 1,)),
+        ]
+        return {"stem": r"^stem", "blocks": blocks}
+
+    def no_weight_decay(self) -> set[str]:
+        """Names of the parameters that the published training does not decay: biases and BatchNorms."""
+        return {name for name, parameter in self.named_parameters() if parameter.ndim <= 1}
+
+    @property
+    def deploy_level(self) -> str | None:
+        """None for the train-time form, else the level of `switch_to_deploy`: "merge" or "full"."""
+        modules = list(self.modules())
+        if not all(module.merged for module in modules if isinstance(module, ReparamLargeKernelConv)):
+            return None
+        pairs = [layers for module in modules if isinstance(module, Reparameterizable) for layers, _ in module._pairs()]
+        return "merge" if any("bn" in layers._modules for layers in pairs) else "full"
+
+    def reparameterize(self, level: str = "merge") -> Self:
+        """Merges large kernels with their small branches and BatchNorms, at level "full" all other BatchNorms too.
+
+        See `replknet_ext.models.reparameterize` for the levels. At "full" the last BatchNorm goes into `head` where
+        that is an `nn.Linear`, so features (`extract_feat`, `pre_logits`) and another classifier are no longer to be
+        had: merge with level "merge" or build with `num_classes=0` for those.
+        """
+        checks.name("level", level, LEVELS)
+        if level == "full":
+            self._check()
+        reparameterize(self.stages, level=level)
+        if level == "full":
+            self._fold_pairs()
+            if self.out_indices is None and type(self.head) is nn.Linear and isinstance(self.norm, _BatchNorm):
+                fold_norm_linear(self.norm, self.head)
+                self.norm = nn.Identity()  # type: ignore[assignment]
+        return self
+
+    def _pairs(self) -> list[tuple[nn.Module, str | None]]:
+        return [(layers, None) for part in (self.stem, *self.transitions) for layers in part.children()]
 
     def _require_classifier(self) -> None:
         if self.out_indices is not None:
             raise ValueError("this RepLKNet is a backbone (it has out_indices) and has no classifier")
 
+    def _require_norm(self, what: str) -> None:
+        if isinstance(self.norm, nn.Identity):
+            raise RuntimeError(
+                f"{what} cannot be had at deploy level 'full': the last BatchNorm is folded into the classifier. "
+                "Use switch_to_deploy('merge'), or build the model with num_classes=0"
+            )
+
+
+def _named(name: str, arch: str, kwargs: dict[str, Any]) -> RepLKNet:
+    model = RepLKNet(arch, **kwargs)
+    model.pretrained_cfg = MODELS[name]
+    return model
+
 
 @register_model
 def replknet_31b(**kwargs: Any) -> RepLKNet:
     """RepLKNet-31B: kernels 31, 29, 27, 13 and channels 128 to 1024; keywords as `RepLKNet`."""
-    return RepLKNet("31B", **kwargs)
+    return _named("replknet_31b", "31B", kwargs)
 
 
 @register_model
 def replknet_31l(**kwargs: Any) -> RepLKNet:
     """RepLKNet-31L: kernels 31, 29, 27, 13 and channels 192 to 1536; keywords as `RepLKNet`."""
-    return RepLKNet("31L", **kwargs)
+    return _named("replknet_31l", "31L", kwargs)
 
 
 @register_model
 def replknet_xl(**kwargs: Any) -> RepLKNet:
     """RepLKNet-XL: kernels 27, 27, 27, 13, channels 256 to 2048, no small kernel; keywords as `RepLKNet`."""
-    return RepLKNet("XL", **kwargs)
+    return _named("replknet_xl", "XL", kwargs)
 
 
 @register_model
 def replknet_13(**kwargs: Any) -> RepLKNet:
     """RepLKNet-13, of the paper's kernel-size study: 13x13 in every stage; keywords as `RepLKNet`."""
-    return RepLKNet("13", **kwargs)
+    return _named("replknet_13", "13", kwargs)
 
 
 def _resolve(arch: str | RepLKNetConfig | Mapping[str, Any] | None, overrides: Mapping[str, Any]) -> RepLKNetConfig:

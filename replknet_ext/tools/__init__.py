@@ -1,1 +1,1 @@
-"""What the command line does; one module a command. Imported by `replknet_ext.cli` alone, never by the library."""
+"""What the command line does; one module a command. Of the library only `inference_model`'s name leads here."""

@@ -14,7 +14,7 @@ namespace rc = replknet_ext::cuda;
 using replknet_ext::Problem;
 
 int launch_planted(int bug, const void* x, void* y);
-int launch_fragments(bool bf16, const void* x, void* y);
+int launch_fragments(int type, const void* x, void* y);
 const char* planted_name(int bug);
 
 namespace {
@@ -121,7 +121,9 @@ PYBIND11_MODULE(EMULATOR_MODULE, m) {
       if (bug == planted_name(i)) return launch_planted(i, pointer<void>(x), pointer<void>(y)) ? emu::last_error : "";
     throw py::key_error(bug);
   });
-  m.def("fragments", [](bool bf16, uint64_t x, uint64_t y) { launch_fragments(bf16, pointer<void>(x), pointer<void>(y)); });
+  m.def("fragments", [](const std::string& type, uint64_t x, uint64_t y) {
+    launch_fragments(type == "tf32" ? 2 : type == "bf16", pointer<void>(x), pointer<void>(y));
+  });
   m.def("set_options", &set_options, py::arg("schedule") = "ordered", py::arg("seed") = 0, py::arg("banks") = false,
         py::arg("first_block") = 0, py::arg("last_block") = ~0ull);
   m.def("take_counters", &take_counters);

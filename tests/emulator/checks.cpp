@@ -155,6 +155,10 @@ void store_shared(void* dst, const void* value, int bytes) {
   std::memcpy(dst, value, bytes);
 }
 
+void require_aligned(const void* p, int bytes) {
+  if (reinterpret_cast<uintptr_t>(p) % bytes) fail("misaligned global address of " + std::to_string(bytes) + " bytes");
+}
+
 void log_access(const void* site, const void* p, int bytes, bool write) {
   current->log.push_back({site, static_cast<uint32_t>(static_cast<const unsigned char*>(p) - block.smem),
                           static_cast<uint8_t>(bytes), write});

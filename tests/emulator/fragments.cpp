@@ -72,6 +72,33 @@ void run_mma(void** p) {
   }
 }
 
+// Operands lose the 13 bits that the hardware does not read.
+void run_mma_tf32(void** p) {
+  ++counters.mma;
+  float a[16][8], b[8][8];
+  const auto value = [](uint32_t u) {
+    u &= ~0x1fffu;
+    float f;
+    std::memcpy(&f, &u, 4);
+    return f;
+  };
+  for (int l = 0; l < 32; ++l) {
+    const auto* s = static_cast<const MmaArg*>(p[l]);
+    const int g = l >> 2, t = l & 3;
+    for (int i = 0; i < 4; ++i) a[g + 8 * (i & 1)][t + 4 * (i >> 1)] = value(s->a[i]);
+    for (int i = 0; i < 2; ++i) b[t + 4 * i][g] = value(s->b[i]);
+  }
+  for (int l = 0; l < 32; ++l) {
+    auto* s = static_cast<MmaArg*>(p[l]);
+    for (int i = 0; i < 4; ++i) {
+      const int m = (l >> 2) + 8 * (i >> 1), n = (l & 3) * 2 + (i & 1);
+      float sum = 0;
+      for (int k = 0; k < 8; ++k) sum += a[m][k] * b[k][n];
+      s->d[i] += sum;
+    }
+  }
+}
+
 inline float bf16_value(uint16_t u) { return bfloat16_to_float(u); }
 inline float f16_value(uint16_t u) { return half_to_float(u); }
 }  // namespace
@@ -148,6 +175,11 @@ void mma_bf16(float* d, const uint32_t* a, const uint32_t* b) {
   collective(kMma + 1, ~0u, &x, run_mma<bf16_value>);
 }
 
+void mma_tf32(float* d, const uint32_t* a, const uint32_t* b) {
+  MmaArg x{d, a, b};
+  collective(kMma + 2, ~0u, &x, run_mma_tf32);
+}
+
 // Conversions round to nearest even, as the device's do. F16C is part of the build's instruction set.
 float half_to_float(uint16_t u) {
   _Float16 h;
@@ -174,6 +206,15 @@ uint16_t float_to_bfloat16(float f) {
   std::memcpy(&u, &f, 4);
   if (f != f) return 0x7fff;
   return static_cast<uint16_t>((u + 0x7fff + (u >> 16 & 1)) >> 16);
+}
+
+// to nearest, ties away from zero, as cvt.rna does
+uint32_t float_to_tf32(float f) {
+  uint32_t u;
+  std::memcpy(&u, &f, 4);
+  if (f != f) return 0x7fffffff;
+  if ((u & 0x7f800000) != 0x7f800000) u += 0x1000;
+  return u & ~0x1fffu;
 }
 
 }  // namespace emu

@@ -121,8 +121,11 @@ __global__ void fragments_kernel(const PlantedArgs args) {
   ptx::ldmatrix_x4(r, smem + lane * 16);
   const uint32_t* a = args.x + 128 + lane * 4;
   float d[4] = {1, 2, 3, 4};
-  if (args.bug) ptx::mma<true>(d, make_uint4(a[0], a[1], a[2], a[3]), args.x + 256 + lane * 2);
-  else ptx::mma<false>(d, make_uint4(a[0], a[1], a[2], a[3]), args.x + 256 + lane * 2);
+  const uint4 quad = make_uint4(a[0], a[1], a[2], a[3]);
+  const uint32_t* b = args.x + 256 + lane * 2;
+  if (args.bug == 2) ptx::mma_tf32(d, quad, b);
+  else if (args.bug == 1) ptx::mma<true>(d, quad, b);
+  else ptx::mma<false>(d, quad, b);
   for (int i = 0; i < 4; ++i) {
     args.y[lane * 4 + i] = r[i];
     reinterpret_cast<float*>(args.y)[128 + lane * 4 + i] = d[i];
@@ -136,8 +139,8 @@ const char* planted_name(int bug) {
   return bug < kBugCount ? names[bug] : nullptr;
 }
 
-int launch_fragments(bool bf16, const void* x, void* y) {
-  const PlantedArgs a{static_cast<const uint32_t*>(x), static_cast<uint32_t*>(y), bf16};
+int launch_fragments(int type, const void* x, void* y) {  // 0: fp16, 1: bf16, 2: tf32
+  const PlantedArgs a{static_cast<const uint32_t*>(x), static_cast<uint32_t*>(y), type};
   return launch_kernel(fragments_kernel, dim3(1), dim3(32), 512, nullptr, a);
 }
 

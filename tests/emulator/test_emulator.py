@@ -124,7 +124,7 @@ def test_fragment_layouts_are_those_of_the_ptx_manual(plain: ModuleType, bf16: b
         for i in range(2):
             x[256 + lane * 2 + i] = bits(b[t + 8 * i, g]) | bits(b[t + 8 * i + 1, g]) << 16
     y = np.zeros(256, np.uint32)
-    plain.fragments(bf16, x.ctypes.data, y.ctypes.data)
+    plain.fragments("bf16" if bf16 else "f16", x.ctypes.data, y.ctypes.data)
     d = y[128:].view(np.float32)
     want = a @ b
     for lane in range(32):
@@ -132,6 +132,24 @@ def test_fragment_layouts_are_those_of_the_ptx_manual(plain: ModuleType, bf16: b
         for i in range(4):
             assert y[lane * 4 + i] == tiles[i, g, t] | tiles[i, g, t + 1] << 16
             assert d[lane * 4 + i] == want[g + 8 * (i // 2), t + i % 2] + 1 + i
+
+
+def test_tf32_fragments_are_those_of_the_ptx_manual(plain: ModuleType) -> None:
+    rng = np.random.default_rng(0)
+    a, b = rng.integers(-4, 5, (16, 8)).astype(np.float32), rng.integers(-4, 5, (8, 8)).astype(np.float32)
+    x = np.zeros(320, np.uint32)
+    for lane in range(32):
+        g, t = lane // 4, lane % 4
+        for i in range(4):  # a: registers by (row half, column half); the low 13 bits are not read
+            x[128 + lane * 4 + i] = a[g + 8 * (i % 2), t + 4 * (i // 2)].view(np.uint32) | 0x1FFF
+        for i in range(2):
+            x[256 + lane * 2 + i] = b[t + 4 * i, g].view(np.uint32) | 0x1000
+    y = np.zeros(256, np.uint32)
+    plain.fragments("tf32", x.ctypes.data, y.ctypes.data)
+    d, want = y[128:].view(np.float32), a @ b
+    for lane in range(32):
+        for i in range(4):
+            assert d[lane * 4 + i] == want[lane // 4 + 8 * (i // 2), lane % 4 * 2 + i % 2] + 1 + i
 
 
 def test_static_shared_memory_does_not_compile(tmp_path: Path) -> None:

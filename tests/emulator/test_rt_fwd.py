@@ -23,7 +23,8 @@ def variant_case(emulator: ModuleType, name: str, dtype: str = "float16") -> Cas
 
 
 def test_every_variant_has_a_case(plain: ModuleType) -> None:
-    assert list(VARIANT_CASES) == [name for name in plain.variants() if name.startswith("rt_")]
+    cases = [*VARIANT_CASES, *harness.STAGED_CASES]
+    assert cases == [name for name in plain.variants() if name.startswith("rt_")]
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -234,8 +235,10 @@ def test_refusals_say_why(plain: ModuleType) -> None:
     problem = Case(2, 2, 8, 8, 3).problem()
     assert plain.supports(problem, H200, -1) is None
     number = plain.variants().index("rt_3x4_t")
-    assert "float16 and bfloat16" in plain.supports({**problem, "dtype": "float32"}, H200, number)
+    assert "only by precision" in plain.supports({**problem, "dtype": "float32"}, H200, number)
     assert "channels_last" in plain.supports({**problem, "channels_last": True}, H200, number)
+    assert "dtype" in plain.supports({**problem, "dtype": "float32", "precision": "tf32"}, H200, number)
+    assert "float64" in plain.supports({**problem, "dtype": "float64"}, H200, number)
     assert "FFT" in plain.supports({**problem, "algorithm": "fft"}, H200, number)
     assert "8.0" in plain.supports(problem, (75, 40, 64 << 10, 64 << 10), number)
     assert "another width" in plain.supports(problem, H200, plain.variants().index("rt_5x7_w"))

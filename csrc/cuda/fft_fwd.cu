@@ -1,0 +1,14 @@
+#include "fft.cuh"
+#include "fft_kernels.h"
+
+namespace replknet_ext::cuda {
+
+FftKernel fft_fwd(int variant) {
+#define FFT_KERNEL(name, q, p, a, s, az, zs, threads, blocks, waves) \
+  fft_fwd_kernel<q, p, a, s, az, zs, threads, blocks>,
+  static constexpr FftKernel kernels[] = {FFT_FWD_VARIANTS(FFT_KERNEL)};
+#undef FFT_KERNEL
+  return kernels[variant];
+}
+
+}  // namespace replknet_ext::cuda

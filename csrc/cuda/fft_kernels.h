@@ -1,0 +1,13 @@
+// The kernels behind the table of FFT variants; one file a pass, so that they compile side by side.
+#pragma once
+#include "fft_args.h"
+
+namespace replknet_ext::cuda {
+
+using FftKernel = void (*)(FftArgs);
+using FftReduceKernel = void (*)(FftReduceArgs);
+FftKernel fft_fwd(int variant);
+FftKernel fft_weight(int variant);
+FftReduceKernel fft_reduce();
+
+}  // namespace replknet_ext::cuda

@@ -1,0 +1,33 @@
+#include "fft.cuh"
+#include "fft_kernels.h"
+
+namespace replknet_ext::cuda {
+namespace {
+
+// The sum over the splits, in their order.
+__global__ void __launch_bounds__(256) fft_reduce_kernel(const __grid_constant__ FftReduceArgs a) {
+  const int64_t i = static_cast<int64_t>(blockIdx.x) * 256 + threadIdx.x;
+  if (i < a.elements) {
+    float sum = a.partial[i];
+    for (int s = 1; s < a.splits; ++s) sum += a.partial[s * a.elements + i];
+    a.out[i] = sum;
+  }
+  if (a.grad_bias && i < a.channels) {
+    float sum = a.partial_bias[i];
+    for (int s = 1; s < a.splits; ++s) sum += a.partial_bias[s * static_cast<int64_t>(a.channels) + i];
+    a.grad_bias[i] = sum;
+  }
+}
+}  // namespace
+
+FftKernel fft_weight(int variant) {
+#define FFT_KERNEL(name, q, p, a, s, az, zs, threads, blocks, waves) \
+  fft_weight_kernel<q, p, a, s, az, zs, threads, blocks>,
+  static constexpr FftKernel kernels[] = {FFT_WEIGHT_VARIANTS(FFT_KERNEL)};
+#undef FFT_KERNEL
+  return kernels[variant];
+}
+
+FftReduceKernel fft_reduce() { return fft_reduce_kernel; }
+
+}  // namespace replknet_ext::cuda

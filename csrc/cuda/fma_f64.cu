@@ -1,0 +1,15 @@
+#include "fma.cuh"
+#include "fma_kernels.h"
+
+namespace replknet_ext::cuda {
+
+FmaKernel fma_f64(bool weight) {
+#define FMA_KERNEL(name, type, rows, warps, blocks) \
+  weight ? fma_kernel<type, rows, true, warps, blocks> : fma_kernel<type, rows, false, warps, blocks>
+  return FMA_VARIANTS_F64(FMA_KERNEL);
+#undef FMA_KERNEL
+}
+
+FmaReduce fma_reduce(bool f64) { return f64 ? fma_reduce_kernel<double> : fma_reduce_kernel<float>; }
+
+}  // namespace replknet_ext::cuda

@@ -1,0 +1,13 @@
+// The kernels behind the variants table; one file a dtype, so that they compile side by side.
+#pragma once
+#include "fma_args.h"
+
+namespace replknet_ext::cuda {
+
+using FmaKernel = void (*)(FmaArgs);
+FmaKernel fma_f32(bool weight, int variant);
+FmaKernel fma_f64(bool weight);
+using FmaReduce = void (*)(FmaReduceArgs);
+FmaReduce fma_reduce(bool f64);
+
+}  // namespace replknet_ext::cuda

@@ -1,0 +1,19 @@
+// From a problem to launch numbers: which variant, which split of the batch. Host code without CUDA.
+#pragma once
+#include "dwconv2d_cuda.h"
+#include "rt_weight_args.h"
+
+namespace replknet_ext::cuda {
+
+struct RtwPlan {
+  RtwArgs args;  // without pointers and what depends on them: see set_access
+  LaunchPlan plan;
+};
+
+// Null or the reason why not. Plans are kept: plan_cache.h.
+const char* plan_rt_weight(const Problem& p, const DeviceLimits& limits, int variant, RtwPlan* plan);
+
+// Fills in how x or grad is read: `access` bytes at a time (NCHW: of a row; channels_last: of a pixel's channels).
+void set_access(const Problem& p, int variant, int block_channels, int access, RtwTensor* t);
+
+}  // namespace replknet_ext::cuda

@@ -1,0 +1,121 @@
+"""Options that several commands share."""
+
+from enum import Enum
+from typing import Annotated
+
+import typer
+
+
+class Level(str, Enum):
+    """How far to merge."""
+
+    merge = "merge"
+    full = "full"
+
+
+class Form(str, Enum):
+    """Forms that a checkpoint can be brought into."""
+
+    same = "same"
+    merged = "merged"
+    full = "full"
+
+
+class Style(str, Enum):
+    """Key styles of checkpoints."""
+
+    official = "official"
+    mmpretrain = "mmpretrain"
+    backbone = "backbone"
+
+
+class Half(str, Enum):
+    """Dtypes of autocast."""
+
+    bf16 = "bf16"
+    fp16 = "fp16"
+
+
+class Kind(str, Enum):
+    """What `export` writes."""
+
+    onnx = "onnx"
+    program = "program"
+    aoti = "aoti"
+
+
+class Dtype(str, Enum):
+    """Dtypes of weights."""
+
+    fp32 = "fp32"
+    bf16 = "bf16"
+    fp16 = "fp16"
+
+
+_MODEL, _PICTURES = "Model", "Pictures"
+
+ModelName = Annotated[
+    str | None,
+    typer.Option(
+        "--model", "-m", metavar="NAME", help="A name that `models` lists.", rich_help_panel=_MODEL, show_default=False
+    ),
+]
+CheckpointSource = Annotated[
+    str | None,
+    typer.Option(
+        "--checkpoint", "-c", metavar="FILE|URL", show_default=False, rich_help_panel=_MODEL,
+        help="Weights, in any format. Without it the published ones of --model; without --model the file decides.",
+    ),
+]  # fmt: skip
+Deploy = Annotated[bool, typer.Option("--deploy", help="Merge the large kernels first.", rich_help_panel=_MODEL)]
+Full = Annotated[
+    bool,
+    typer.Option("--full", help="Merge, and fold every BatchNorm that can be.", rich_help_panel=_MODEL),
+]
+Device = Annotated[
+    str, typer.Option("--device", help="auto, cpu, cuda, cuda:1, ...", rich_help_panel=_MODEL, metavar="NAME")
+]
+Classes = Annotated[
+    str | None,
+    typer.Option(
+        "--classes", metavar="FILE", show_default=False, rich_help_panel=_MODEL,
+        help="Names of the classes: one a line, or JSON. ImageNet's for 1000 classes.",
+    ),
+]  # fmt: skip
+InputSize = Annotated[
+    int | None,
+    typer.Option(
+        "--input-size", metavar="N", min=1, show_default=False, rich_help_panel=_PICTURES,
+        help="Side of the input in pixels, when not the model's own.",
+    ),
+]  # fmt: skip
+Mean = Annotated[
+    str | None,
+    typer.Option(
+        "--mean", metavar="R,G,B", show_default=False, rich_help_panel=_PICTURES,
+        help="What the pictures, in 0..1, are normalised by, when not the model's own.",
+    ),
+]  # fmt: skip
+Std = Annotated[
+    str | None,
+    typer.Option("--std", metavar="R,G,B", show_default=False, rich_help_panel=_PICTURES, help="See --mean."),
+]
+Key = Annotated[
+    str,
+    typer.Option("--key", metavar="NAME", help="Entry of a trainer's file to take, such as model_ema."),
+]
+To = Annotated[
+    Style,
+    typer.Option("--to", help="Style of the keys; backbone: the official ones without the classifier."),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+def floats(option: str, text: str | None) -> list[float] | None:
+    """Numbers between commas."""
+    if text is None:
+        return None
+    try:
+        return [float(part) for part in text.split(",")]
+    except ValueError:
+        raise typer.BadParameter(f"{text!r} is not a list of numbers such as 0.5,0.5,0.5", param_hint=option) from None

@@ -1,0 +1,4 @@
+"""Bridges to other libraries, each imported on demand and never by `import replknet_ext`.
+
+`timm`, `hub`, `onnx`, `export` and `openmmlab`; see docs/integrations.md.
+"""

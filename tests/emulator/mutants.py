@@ -1,0 +1,123 @@
+"""Bugs planted in copies of the CUDA sources: what a family's tests need to show that values or the race check notice.
+
+A family's test file has a `Mutants` and two tests around `unchanged` and `notice`. Few run by default;
+``REPLKNET_EXT_MUTANTS=all`` (``make mutants``) runs every one.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+
+import emulator_build
+import emulator_harness as harness
+import pytest
+from emulator_harness import Case
+
+SAMPLE = 4  # mutants of a family that run by default
+SMALLEST = (86, 1, 48 << 10, 49 << 10)  # little shared memory, one SM
+SCHEDULES = (("ordered", 0), ("reversed", 0), ("random", 1), ("random", 2))
+
+
+def _exact(emulator: ModuleType, case: Case) -> None:
+    harness.check_exact(emulator, case)
+
+
+@dataclass(frozen=True)
+class Mutants:
+    """A family's planted bugs."""
+
+    family: str  # its name in csrc/cuda/family.h, which its files start with
+    bugs: dict[str, tuple[str, str, str]]  # name: (file, text that stands there once, replacement)
+    cases: list[Case]
+    cut: Callable[[Path], None]  # leaves few variants in a copy of csrc/cuda, so that it builds in seconds
+    check: Callable[[ModuleType, Case], None] = _exact  # raises AssertionError
+    more: Callable[[ModuleType], list[str]] = lambda emulator: []  # findings beyond the cases
+
+    def chosen(self) -> list[str]:
+        """The bugs that this run plants: all, or some from all over the table."""
+        names = list(self.bugs)
+        every = 1 if os.environ.get("REPLKNET_EXT_MUTANTS") == "all" else -(-len(names) // SAMPLE)
+        return names[::every]
+
+    def sources(self, folder: Path, bug: str | None) -> Path:
+        """A copy of csrc with this family alone, few variants and at most one bug; returns its cuda folder."""
+        shutil.copytree(emulator_build.CUDA.parent, folder / "csrc", ignore=shutil.ignore_patterns("cpu"))
+        cuda = folder / "csrc" / "cuda"
+        for path in cuda.iterdir():
+            if path.suffix in (".cu", ".cpp") and not path.name.startswith((self.family, "launch", "dispatch")):
+                path.unlink()
+        table = cuda / "family.h"
+        text, count = re.subn(r"(#define REPLKNET_EXT_FAMILIES\(X\)).*", rf"\1 X({self.family})", table.read_text())
+        assert count == 1
+        table.write_text(text)
+        self.cut(cuda)
+        if bug is not None:
+            name, old, new = self.bugs[bug]
+            source = (cuda / name).read_text()
+            assert source.count(old) == 1, f"{name} has {source.count(old)} places like {old!r}"
+            (cuda / name).write_text(source.replace(old, new))
+        return cuda
+
+    def findings(self, emulator: ModuleType) -> list[str]:
+        """What goes wrong in the cases."""
+        found = []
+        for case in self.cases:
+            for schedule, seed in SCHEDULES:
+                emulator.set_options(schedule, seed)
+                try:
+                    self.check(emulator, case)
+                except AssertionError as error:
+                    found.append(str(error).split("): ", 1)[-1])
+        emulator.set_options()
+        return found + self.more(emulator)
+
+    def notice(self, program: str, folder: Path, bug: str | None) -> list[str]:
+        """Findings with one bug or none, in a process of its own: a mutant may crash, and Python loads a name once."""
+        why = emulator_build.missing()
+        if why is not None:
+            pytest.skip(why)
+        emulator_build.build_module("race")  # objects that every build shares
+        emulator_build.build_module("race", folder / "build", self.sources(folder, bug))
+        paths = os.pathsep.join(map(str, Path(__file__).resolve().parents[1:3]))
+        done = subprocess.run(
+            [sys.executable, program, str(folder)],
+            capture_output=True,
+            text=True,
+            env={**os.environ, "PYTHONPATH": paths},
+        )
+        return json.loads(done.stdout) if done.returncode == 0 else [f"crash: {done.returncode} {done.stderr[-300:]}"]
+
+    def must_notice(self, program: str, folder: Path, bug: str) -> None:
+        """Fails if nothing noticed the bug, or the harness itself was what failed."""
+        found = self.notice(program, folder, bug)
+        assert found, "nothing noticed the bug"
+        assert not any("Error" in text for text in found), found
+
+    def main(self) -> None:
+        """The process of `notice`."""
+        place = Path(sys.argv[1])
+        print(json.dumps(self.findings(emulator_build.load("race", place / "build", place / "csrc" / "cuda"))))
+
+
+def keep_lines(header: str, macro: str, kept: tuple[str, ...]) -> Callable[[Path], None]:
+    """A `cut` that leaves only the named lines of a table of variants, ``#define macro(X) X("name", ...) ...``."""
+
+    def cut(cuda: Path) -> None:
+        table = cuda / header
+        head, rest = table.read_text().split(f"#define {macro}(X)", 1)
+        lines, tail = rest.split("\n\n", 1)
+        rows = [line.split("/*")[0].rstrip(" \\") for line in lines.split("\n") if 'X("' in line]
+        rows = [row for row in rows if row.split('"')[1] in kept]
+        assert len(rows) == len(kept)
+        table.write_text(f"{head}#define {macro}(X) {' '.join(rows)}\n\n{tail}")
+
+    return cut

@@ -1,0 +1,129 @@
+"""Bugs planted in the FFT kernels: the values or the race check must notice each one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+from emulator_harness import Case
+from fft_harness import check_close, cut_variants, fft
+from mutants import Mutants
+
+# name: (file, text, replacement)
+BUGS = {
+    "no barrier after the load": (
+        "fft.cuh",
+        "    __syncthreads();\n    f.rows_first(w, which);",
+        "    f.rows_first(w, which);",
+    ),
+    "no wait for the load": ("fft.cuh", "    ptx::cp_async_wait<0>();\n", ""),
+    "no barrier between the parts of rows": (
+        "fft.cuh",
+        "    f.rows_first(w, which);\n    __syncthreads();\n",
+        "    f.rows_first(w, which);\n",
+    ),
+    "next image loaded too early": (
+        "fft.cuh",
+        "    f.rows_second(w, which);\n    __syncthreads();\n",
+        "    f.rows_second(w, which);\n",
+    ),
+    "no barrier before the inverse over columns": (
+        "fft.cuh",
+        "    __syncthreads();\n    f.template columns<1>(tables->in_y[2]);",
+        "    f.template columns<1>(tables->in_y[2]);",
+    ),
+    "no barrier before the inverse over rows": (
+        "fft.cuh",
+        "    __syncthreads();\n    f.rows_inverse_second(a.to);",
+        "    f.rows_inverse_second(a.to);",
+    ),
+    "no barrier before the store": (
+        "fft.cuh",
+        "    f.rows_inverse_second(a.to);\n    __syncthreads();\n",
+        "    f.rows_inverse_second(a.to);\n",
+    ),
+    "columns outside the window are read": ("fft.cuh", "        if (mask >> q & 1) v[q] =", "        v[q] ="),
+    "rows outside the window are read": ("fft.cuh", "if (kSign > 0 || (mask >> q & 1)) v[q]", "v[q]"),
+    "untangled with the wrong mirror": (
+        "fft.cuh",
+        "const Complex mirror = v[(kP - k) % kP];",
+        "const Complex mirror = v[k];",
+    ),
+    "filter not conjugate": ("fft.cuh", "-a.scale * filter[round][k].im", "a.scale * filter[round][k].im"),
+    "gradient not conjugate": (
+        "fft.cuh",
+        "sum[round][k].im += v[k].im * g.re - v[k].re * g.im;",
+        "sum[round][k].im += v[k].im * g.re + v[k].re * g.im;",
+    ),
+    "odd window keeps a row of the last image": ("fft.cuh", "const bool row = r < w.rows &&", "const bool row ="),
+    "rows of the store swapped": ("fft.cuh", "(column[c] < kHalf ? first", "(column[c] >= kHalf ? first"),
+    "one row too many": ("fft.cuh", "if (row1 < rows)", "if (row1 <= rows)"),
+    "taps that nothing meets are left out": (
+        "fft.cuh",
+        "column >= a.to.columns) out[i] = 0.f;",
+        "column >= a.to.columns) continue;",
+    ),
+    "tiles start too low": (
+        "fft_plan.cpp",
+        "static_cast<int>(low), static_cast<int>(step),",
+        "static_cast<int>(low + 1), static_cast<int>(step),",
+    ),
+    "length one too short": ("fft_plan.cpp", "std::max(high + out, in - low)", "std::max(high + out, in - low) - 1"),
+    "padding of an odd number of rows forgotten": ("fft_plan.cpp", "out + out % 2, ", "out, "),
+    "filter not flipped along x": ("fft_plan.cpp", "sign * p_.kw, sign,", "sign * p_.kw, 1,"),
+    "splits overlap": ("fft_launch.cu", "a.out_split = elements;", "a.out_split = elements - 1;"),
+    "last split left out": (
+        "fft_weight.cu",
+        "for (int s = 1; s < a.splits; ++s) sum += a.partial[",
+        "for (int s = 2; s < a.splits; ++s) sum += a.partial[",
+    ),
+    "bias gradient of the wrong channel": (
+        "fft_weight.cu",
+        "static_cast<int64_t>(a.channels) + i]",
+        "static_cast<int64_t>(a.channels)]",
+    ),
+    "bias after the activation": (
+        "fft.cuh",
+        "fft_activate(v + bias, a.activation)",
+        "fft_activate(v, a.activation) + bias",
+    ),
+    "turn the wrong way": (
+        "fft_codelets.cuh",
+        "constexpr float both = c * s > 0 ? 1.f : -1.f;",
+        "constexpr float both = 1.f;",
+    ),
+}
+
+ONE_SM = (90, 1, 227 << 10, 1000)  # one block, which takes all images
+CASES = [
+    fft(3, 2, 7, 7, k=5, bias=True, activation="relu", limits=ONE_SM),
+    fft(2, 1, 9, 12, k=(6, 4), flip=True, limits=ONE_SM),
+    fft(2, 1, 23, 31, k=(4, 5), limits=ONE_SM),
+    fft(2, 1, 14, 11, k=1, channels_last=True),
+    fft(3, 2, 7, 8, k=5, bias=True, pass_="bwd_weight", limits=ONE_SM),
+    fft(20, 2, 5, 5, k=3, bias=True, pass_="bwd_weight"),
+    fft(1, 1, 3, 4, k=13, pass_="bwd_weight"),
+]
+
+
+def check(emulator: ModuleType, case: Case) -> None:
+    """Random data within the tolerance."""
+    check_close(emulator, case)
+
+
+MUTANTS = Mutants("fft", BUGS, CASES, cut_variants, check)
+
+
+def test_the_unchanged_sources_have_no_finding(tmp_path: Path) -> None:
+    assert MUTANTS.notice(__file__, tmp_path, None) == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("bug", MUTANTS.chosen())
+def test_mutants_are_noticed(tmp_path: Path, bug: str) -> None:
+    MUTANTS.must_notice(__file__, tmp_path, bug)
+
+
+if __name__ == "__main__":
+    MUTANTS.main()

@@ -1,0 +1,122 @@
+"""Bugs planted in the tensor-core kernels of bwd_weight: the values or the race check must notice each one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from emulator_harness import Case
+from mutants import SMALLEST, Mutants, keep_lines
+
+KEPT = ("rtw_3x2_w", "rtw_3x4_t", "rtw_1x1_w", "rtw_3x2_w_bf16x3")
+
+# name: (file, text, replacement)
+BUGS = {
+    "no barrier of a stage": (
+        "rt_weight.cuh",
+        "      __syncthreads();  // the stage's rows have arrived, those before it are free\n",
+        "",
+    ),
+    "no wait for a stage": (
+        "rt_weight.cuh",
+        "      if (a.ahead == 1) ptx::cp_async_wait<0>();\n      else",
+        "      if (0)",
+    ),
+    "waits for a stage too few": (
+        "rt_weight.cuh",
+        "if (a.ahead == 1) ptx::cp_async_wait<0>();",
+        "if (a.ahead == 1) ptx::cp_async_wait<1>();",
+    ),
+    "no barrier before the diagonals": (
+        "rt_weight.cuh",
+        "  __syncthreads();  // shared memory now holds tiles and sums\n",
+        "",
+    ),
+    "no __syncwarp before the diagonals": (
+        "rt_weight.cuh",
+        "make_float2(acc[j][d][2 * h], acc[j][d][2 * h + 1]);\n      __syncwarp();\n",
+        "make_float2(acc[j][d][2 * h], acc[j][d][2 * h + 1]);\n",
+    ),
+    "no __syncwarp after the diagonals": (
+        "rt_weight.cuh",
+        "        }\n      __syncwarp();\n    }\n  }\n}",
+        "        }\n    }\n  }\n}",
+    ),
+    "half of a diagonal lost": ("rt_weight.cuh", "for (int m = 0; m < 8; ++m)", "for (int m = 0; m < 7; ++m)"),
+    "ring a row short": (
+        "rt_weight_plan.cpp",
+        "std::min<int64_t>(high - low, 1 << 24)",
+        "std::min<int64_t>(high - low - 1, 1 << 24)",
+    ),
+    "ring does not wrap for a row": ("rt_weight.cuh", "          if (at >= a.x_ring) at -= a.x_ring;\n", ""),
+    "ring does not wrap for a copy": (
+        "rt_weight_tile.cuh",
+        "      if (item.to >= r.ring * row_bytes) item.to -= r.ring * row_bytes;\n",
+        "",
+    ),
+    "grad ring a stage short": (
+        "rt_weight.cuh",
+        "const int grad_stages = a.ahead + 1;",
+        "const int grad_stages = a.ahead;",
+    ),
+    "last row offset lost": ("rt_weight_plan.cpp", "static_cast<int>(p.kh) + 1);", "static_cast<int>(p.kh));"),
+    "images past the batch": (
+        "rt_weight_tile.cuh",
+        "image < a.n && channel < a.c && ix >= 0",
+        "channel < a.c && ix >= 0",
+    ),
+    "rows past the image": (
+        "rt_weight_tile.cuh",
+        "static_cast<unsigned>(item.iy) < static_cast<unsigned>(t.h) ? item.columns : 0",
+        "item.iy >= 0 ? item.columns : 0",
+    ),
+    "splits share partials": (
+        "rt_weight.cuh",
+        "(static_cast<int64_t>(blockIdx.y) * a.c + channel)",
+        "(static_cast<int64_t>(0) * a.c + channel)",
+    ),
+    "a split is not added": (
+        "rt_weight_launch.cu",
+        "for (int s = 1; s < a.splits; ++s)",
+        "for (int s = 2; s < a.splits; ++s)",
+    ),
+    "parts do not overlap": ("rt_weight.cuh", "down * (row_offsets - 1)", "down * row_offsets"),
+    "bias of one row": ("rt_weight.cuh", "return sum[0] + sum[2];", "return sum[0];"),
+    "bias by every part": (
+        "rt_weight.cuh",
+        "const int lane = thread & 31, warp = thread >> 5,",
+        "const int lane = thread & 15, warp = thread >> 5,",
+    ),
+    "second channel of a pair lost": (
+        "rt_weight_tile.cuh",
+        "v[0] >> 16 | (v[1] & 0xffff0000)",
+        "v[0] >> 16 | v[1] << 16",
+    ),
+    "low half dropped": ("rt_weight.cuh", "      ptx::mma<true>(d, a[1][c], b[0] + at);\n", ""),
+}
+
+WEIGHT = Case(33, 1, 13, 14, 9, bias=True, pass_="bwd_weight", dtype="bfloat16")
+CASES = [
+    WEIGHT,
+    WEIGHT.but(n=3, c=2, h=7, w=7, k=13, shift=1),
+    WEIGHT.but(n=2, h=23, w=37, k=(9, 11)),
+    WEIGHT.but(n=1, c=2, h=41, channels_last=True),
+    WEIGHT.but(n=5, c=3, h=40, w=8, k=(60, 5), limits=SMALLEST),
+    WEIGHT.but(n=5, dtype="float32", precision="bf16x3"),
+]
+
+MUTANTS = Mutants("rt_weight", BUGS, CASES, keep_lines("rt_weight_variants.h", "RT_WEIGHT_VARIANTS", KEPT))
+
+
+def test_the_unchanged_sources_have_no_finding(tmp_path: Path) -> None:
+    assert MUTANTS.notice(__file__, tmp_path, None) == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("bug", MUTANTS.chosen())
+def test_mutants_are_noticed(tmp_path: Path, bug: str) -> None:
+    MUTANTS.must_notice(__file__, tmp_path, bug)
+
+
+if __name__ == "__main__":
+    MUTANTS.main()

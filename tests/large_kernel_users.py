@@ -1,0 +1,88 @@
+"""Small networks that use large kernels the way UniRepLKNet and SLaK do, written from their descriptions.
+
+They are no copies: only what a replacement of their convolutions meets is here. That is how they ask for a layer, in
+which form they pass its arguments, and what they read off it when branches are merged.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+
+def unireplknet_conv(
+    channels: int, kernel_size: int, padding: int, dilation: int, bias: bool, attempt_use_lk_impl: bool
+) -> nn.Conv2d:
+    """UniRepLKNet's rule: a square above 5x5, padded by half, not dilated, is the extension's, called with a tuple."""
+    size, pad = (kernel_size, kernel_size), (padding, padding)
+    if attempt_use_lk_impl and kernel_size > 5 and pad == (kernel_size // 2, kernel_size // 2) and dilation == 1:
+        try:
+            from depthwise_conv2d_implicit_gemm import DepthWiseConv2dImplicitGEMM
+        except ImportError:  # without the extension they go on with nn.Conv2d
+            pass
+        else:
+            return DepthWiseConv2dImplicitGEMM(channels, size, bias=bias)
+    return nn.Conv2d(channels, channels, size, padding=pad, dilation=dilation, groups=channels, bias=bias)
+
+
+class DilatedReparamBlock(nn.Module):
+    """A large kernel beside dilated small ones, each with a BatchNorm; merged, one large kernel."""
+
+    def __init__(self, channels: int, kernel_size: int, branches: dict[int, int], attempt_use_lk_impl: bool) -> None:
+        super().__init__()
+        self.attempt, self.branches = attempt_use_lk_impl, branches
+        self.lk_origin = unireplknet_conv(channels, kernel_size, kernel_size // 2, 1, False, attempt_use_lk_impl)
+        self.origin_bn = nn.BatchNorm2d(channels)
+        self.small = nn.ModuleList()
+        for size, dilation in branches.items():
+            pad = dilation * (size - 1) // 2
+            conv = unireplknet_conv(channels, size, pad, dilation, False, attempt_use_lk_impl)
+            self.small.append(nn.Sequential(conv, nn.BatchNorm2d(channels)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = self.origin_bn(self.lk_origin(x)) if self.origin_bn is not None else self.lk_origin(x)
+        return out + sum(branch(x) for branch in self.small)
+
+    @torch.no_grad()
+    def merge(self) -> None:
+        """One kernel with a bias, from what the layers say of themselves."""
+        weight, bias = _fold(self.lk_origin, self.origin_bn)
+        for branch, dilation in zip(self.small, self.branches.values(), strict=True):
+            kernel, shift = _fold(*branch)
+            spread = nn.functional.conv_transpose2d(kernel, torch.ones(1, 1, 1, 1), stride=dilation)
+            rim = (weight.shape[-1] - spread.shape[-1]) // 2
+            weight = weight + nn.functional.pad(spread, [rim] * 4)
+            bias = bias + shift
+        channels, size = weight.shape[0], weight.shape[-1]
+        merged = unireplknet_conv(channels, size, self.lk_origin.padding[0], 1, True, self.attempt)
+        merged.weight.copy_(weight)
+        merged.bias.copy_(bias)
+        self.lk_origin, self.origin_bn, self.small = merged, None, nn.ModuleList()
+
+
+def _fold(conv: nn.Module, bn: nn.Module) -> tuple[Tensor, Tensor]:
+    scale = bn.weight / (bn.running_var + bn.eps).sqrt()
+    return conv.weight * scale.reshape(-1, 1, 1, 1), bn.bias - bn.running_mean * scale
+
+
+class SLaKKernel(nn.Module):
+    """SLaK's decomposed kernel: K x 5 and 5 x K stripes and a small square, each with a BatchNorm, added up."""
+
+    def __init__(self, channels: int, kernel_size: int, small: int, conv: type | None = None) -> None:
+        super().__init__()
+        if conv is None:  # SLaK has no other way
+            from depthwise_conv2d_implicit_gemm import DepthWiseConv2dImplicitGEMM
+
+            conv = DepthWiseConv2dImplicitGEMM
+        self.stripes = nn.ModuleList()
+        for size in ((kernel_size, small), (small, kernel_size), (small, small)):
+            self.stripes.append(nn.Sequential(conv(channels, size, bias=False), nn.BatchNorm2d(channels)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return sum(stripe(x) for stripe in self.stripes)
+
+
+def plain_conv(channels: int, kernel: tuple[int, int], bias: bool = False) -> nn.Conv2d:
+    """What `DepthWiseConv2dImplicitGEMM` stands for."""
+    padding = (kernel[0] // 2, kernel[1] // 2)
+    return nn.Conv2d(channels, channels, kernel, padding=padding, groups=channels, bias=bias)
