@@ -3,6 +3,7 @@
 Routes, for inputs that stand ready in the layout named:
 
 * ours auto, ours VARIANT: the raw ops on NCHW; ours nhwc: the same op on channels_last
+* ours triton: the Triton kernels' own op on NCHW
 * torch nchw: `F.conv2d` as users call it; PyTorch's own depthwise kernels in almost all cases
 * torch nhwc: the same on channels_last input and weight, which PyTorch hands to cuDNN
 * cudnn nchw: cuDNN where PyTorch would not take it, through `cudnn_convolution` and the transposed convolution, which
@@ -22,9 +23,12 @@ from torch._C._autograd import DeviceType
 
 from benchmarks.gpu_plan import PlanError, PlannerUnavailableError, supported
 from benchmarks.shapes import NUMBERS, Layer
+from replknet_ext import ops
+from replknet_ext.backends import triton
 
 #: Of kernel names. What is neither ours nor PyTorch's own is cuDNN's: its kernels have no common name.
-OURS, NATIVE = r"\b(rt|rtw|fma|fft)_\w*kernel|replknet_ext", r"conv_depthwise2d"
+OURS = r"\b(rt|rtw|fma|fft)_\w*kernel|replknet_ext|\b(toeplitz_(fwd|weight)|sliding_fwd|filter_table|add_diagonals)\b"
+NATIVE = r"conv_depthwise2d"
 TORCH_HELPER = r"at::native|at::cuda|^Mem(set|cpy)"
 
 DEVICE = "cuda"  # a test runs everything but the kernels on "cpu"
@@ -73,15 +77,17 @@ class Tensors:
         return x[i % len(x)], x[(i + 1) % len(x)]
 
 
-def _ours(t: Tensors, pass_: str, variant: int, nhwc: bool = False) -> Callable[[int], Tensor]:
-    ops, (top, left) = torch.ops.replknet_ext, t.layer.padding
+def _ours(
+    t: Tensors, pass_: str, variant: int, nhwc: bool = False, raw: ops.Passes = ops.RAW
+) -> Callable[[int], Tensor]:
+    top, left = t.layer.padding
     pads = (top, top, left, left)
     how = (pads, t.precision, "auto", variant)
     if pass_ == "fwd":
-        return lambda i: ops.dwconv2d(t.pair(i, nhwc)[0], t.weight, None, pads, "none", *how[1:])
+        return lambda i: raw.fwd(t.pair(i, nhwc)[0], t.weight, None, pads, "none", *how[1:])
     if pass_ == "bwd_input":
-        return lambda i: ops.dwconv2d_backward_input(t.pair(i, nhwc)[1], t.weight, *how)
-    return lambda i: ops.dwconv2d_backward_weight(t.pair(i, nhwc)[1], t.pair(i, nhwc)[0], *how)
+        return lambda i: raw.bwd_input(t.pair(i, nhwc)[1], t.weight, *how)
+    return lambda i: raw.bwd_weight(t.pair(i, nhwc)[1], t.pair(i, nhwc)[0], *how)
 
 
 def _torch(t: Tensors, pass_: str, nhwc: bool) -> Callable[[int], Tensor]:
@@ -129,6 +135,8 @@ def _cudnn(t: Tensors, pass_: str, benchmark: bool) -> Callable[[int], Tensor]:
 def our_routes(t: Tensors, pass_: str, *, every_variant: bool, nhwc: bool) -> list[Route]:
     """Ours by the automatic choice and by name."""
     routes = [Route("ours auto", "ours", _ours(t, pass_, -1))]
+    if triton.WHY_NOT is None:
+        routes.append(Route("ours triton", "ours", _ours(t, pass_, -1, raw=ops.TRITON)))
     if every_variant:
         try:
             dtype = str(t.weight.dtype).removeprefix("torch.")
@@ -155,7 +163,8 @@ def names(layer: Layer, pass_: str, numbers: str) -> list[str]:
     """Names of all routes without making a tensor, for the dry run."""
     what = NUMBERS[numbers]
     ours = [f"ours {p.name}" for p in supported(layer, pass_, what.dtype, precision=what.precision).values()]
-    return ["ours auto", "ours nhwc", *ours, "torch nchw", "torch nhwc", "cudnn nchw"]
+    first = ["ours auto", "ours nhwc", *(["ours triton"] if triton.WHY_NOT is None else [])]
+    return [*first, *ours, "torch nchw", "torch nhwc", "cudnn nchw"]
 
 
 def reference(t: Tensors, pass_: str, channels: Sequence[int], images: Sequence[int]) -> Tensor:
