@@ -147,17 +147,17 @@ WEIGHT_MUTANTS = {
     ),
     "rtw: parts do not overlap": ("rt_weight.cuh", "down * (row_offsets - 1)", "down * row_offsets"),
     "rtw: bias of one row": ("rt_weight.cuh", "return sum[0] + sum[2];", "return sum[0];"),
-    "rtw: bias by every part": (
-        "rt_weight.cuh",
-        "const int lane = thread & 31, warp = thread >> 5,",
-        "const int lane = thread & 15, warp = thread >> 5,",
-    ),
+    "rtw: bias by every part": ("rt_weight.cuh", "p.first = part == 0;", "p.first = true;"),
     "rtw: second channel of a pair lost": (
         "rt_weight_tile.cuh",
         "v[0] >> 16 | (v[1] & 0xffff0000)",
         "v[0] >> 16 | v[1] << 16",
     ),
-    "rtw: low half dropped": ("rt_weight.cuh", "      ptx::mma<true>(d, a[1][c], b[0] + at);\n", ""),
+    "rtw: low half over the high": (
+        "rt_weight_tile.cuh",
+        "*reinterpret_cast<uint2*>(to + half_bytes)",
+        "*reinterpret_cast<uint2*>(to)",
+    ),
 }
 
 EVERY = bool(os.environ.get("REPLKNET_EXT_ALL_MUTANTS"))  # by hand; otherwise a few of bwd_weight
@@ -182,6 +182,8 @@ WEIGHT_CASES = [
     WEIGHT.but(n=1, c=2, h=41, channels_last=True),
     WEIGHT.but(n=5, c=3, h=40, w=8, k=(60, 5), limits=SMALLEST),
     WEIGHT.but(n=5, dtype="float32", precision="bf16x3"),
+    WEIGHT.but(n=17, c=8, channels_last=True),
+    WEIGHT.but(n=72, h=15, w=16, k=15),  # in splits
 ]
 
 
