@@ -44,6 +44,8 @@ BUDGETS: dict[str, dict[str, tuple[tuple[int, ...], tuple[int, ...]]]] = {
         "weight-28-k29-fp16-bias": ((255, 218, 166, 184), (64, 4, 8, 64)),
     },
 }
+#: Bytes that a block may have; code for 8.0 also runs on 8.6 and 8.9, which have less.
+SHARED = {80: 99 << 10, 90: 227 << 10, 100: 227 << 10, 120: 99 << 10}
 #: Local memory instructions that a kernel may have on an architecture: none, but for what is named here.
 SPILLS: dict[tuple[str, int], int] = {
     ("fwd-14-k27-fp16", 100): 3,
@@ -73,7 +75,7 @@ def test_kernels_keep_their_budgets(capability: int) -> None:
     found = compiled(capability)
     for name, row in found.items():
         assert row["spills"] <= SPILLS.get((name, capability), 0), f"{name} spills: {row}"
-        assert row["shared"] <= (96 << 10) + 1024, f"{name}: more shared memory than every GPU has"
+        assert row["shared"] <= SHARED[capability], f"{name}: more shared memory than a block may have"
     if VERSION not in BUDGETS:
         pytest.skip(f"no table for triton {VERSION}")
     assert set(BUDGETS[VERSION]) == set(found)
