@@ -255,6 +255,7 @@ PTX uint32_t to_tf32(float f) {
   return emu::float_to_tf32(f);
 #endif
 }
+uint32_t to_tf32(uint32_t) = delete;  // bits would be taken for a number
 
 PTX float as_float(uint32_t u) {
 #ifdef __CUDACC__

@@ -109,8 +109,8 @@ struct RtPiece {
 #pragma unroll
       for (int j = 0; j < 4; ++j) {
         if constexpr (kMode == RtMode::tf32) {
-          first[j] = ptx::to_tf32(v[j][i]);
-          second[j] = ptx::to_tf32(v[j + 4][i]);
+          first[j] = ptx::to_tf32(ptx::as_float(v[j][i]));
+          second[j] = ptx::to_tf32(ptx::as_float(v[j + 4][i]));
         } else if constexpr (kMode == RtMode::bf16x3) {
           split_pair(ptx::as_float(v[2 * j][i]), ptx::as_float(v[2 * j + 1][i]), &first[j], &second[j]);
         } else {
@@ -333,8 +333,8 @@ __device__ __forceinline__ void build_float_table(uint4* table, const float* fil
 #pragma unroll
     for (int y = 0; y < 3; ++y) {
       if constexpr (kMode == RtMode::tf32) {
-        r[0][y] = ptx::to_tf32(ptx::as_bits(f[y * kWidth]));
-        r[1][y] = ptx::to_tf32(ptx::as_bits(f[y * kWidth + 4]));
+        r[0][y] = ptx::to_tf32(f[y * kWidth]);
+        r[1][y] = ptx::to_tf32(f[y * kWidth + 4]);
       } else {
         split_pair(f[y * kWidth], f[y * kWidth + 1], &r[0][y], &r[1][y]);
       }
