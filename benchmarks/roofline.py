@@ -168,7 +168,7 @@ def predictions() -> dict[str, Any]:
 
 
 def table(rows: Sequence[dict[str, Any]]) -> str:
-    """The rows as plain text, under 110 columns; bwd_input is left out, as it is predicted like fwd."""
+    """The rows as plain text, under 120 columns; bwd_input is left out, as it is predicted like fwd."""
     lines = [
         "PREDICTION for an H200, microseconds; nothing here was measured. bwd_input is predicted like fwd.",
         f"{'layer':<22} {'pass':<10} {'numbers':<8} {'format':<13} {'memory':>6} {'taps':>6} {'mma':>6} |"

@@ -52,8 +52,9 @@ def predict(layer: Layer, pass_: str) -> dict[str, Any]:
         "predicted_us": microseconds(seconds),
         "clipped_tflops": float(f"{clipped_flop(layer) / seconds * 1e-12:.3g}"),
     }
-    if layer in GOALS_US and pass_ != "bwd_weight":
-        row["times_the_cuda_goal"] = round(seconds * 1e6 / GOALS_US[layer], 2)
+    goal = GOALS_US.get((layer, pass_, "bfloat16"))
+    if goal is not None:
+        row["times_the_cuda_goal"] = round(seconds * 1e6 / goal, 2)
     return row
 
 

@@ -40,7 +40,7 @@ def variant_names() -> dict[tuple[str, ...], str]:
         rows = re.findall(r'X\("(\w+)",\s*(\d+), (\d+), (\d+),\s*(true|false),', part)
         for suffix in suffixes:
             for name, *key, whole in rows:
-                names[(suffix, *key, str(int(whole == "true")))] = f"{name}_{suffix}"
+                names[tuple([suffix, *key, str(int(whole == "true"))])] = f"{name}_{suffix}"
     return names
 
 
@@ -50,7 +50,7 @@ def variant_of(symbol: str) -> str | None:
     if found is None:
         return None
     suffix = {"0": "cl", "1": "cl", "2": "tf32", "3": "bf16x3"}[found.group(1)]
-    return variant_names()[(suffix, *found.groups()[1:])]
+    return variant_names()[tuple([suffix, *found.groups()[1:]])]
 
 
 # Registers are of the bf16 kernels; the fp16 ones are the same code but for one instruction's type.

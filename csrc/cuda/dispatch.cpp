@@ -33,7 +33,8 @@ int family_of(Pass pass, int variant, int* first) {
   return -1;
 }
 
-const char* refuse(const Problem& p) {
+const char* refuse(const Problem& p, const DeviceLimits& limits) {
+  if (limits.capability < 80) return "needs a GPU of compute capability 8.0 or newer";
   constexpr int64_t kMost = 1 << 28;  // leaves room for sums of a few sizes in 32 bits
   if (p.c < 1 || p.h < 1 || p.w < 1 || p.kh < 1 || p.kw < 1 || p.ho < 1 || p.wo < 1 || p.n < 0) return "empty sizes";
   for (int64_t v : {p.n, p.c, p.h, p.w, p.kh, p.kw, p.ho, p.wo, std::abs(p.pad_top), std::abs(p.pad_left)})
@@ -42,7 +43,7 @@ const char* refuse(const Problem& p) {
 }
 
 const char* make_choice(const Problem& p, const DeviceLimits& limits, int variant, Choice* best) {
-  if (const char* why = refuse(p)) return why;
+  if (const char* why = refuse(p, limits)) return why;
   if (variant < -1 || variant >= variant_count(p.pass)) return "there is no variant of that number";
   if (variant >= 0) {
     best->family = family_of(p.pass, variant, &best->first);

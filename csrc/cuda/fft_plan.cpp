@@ -63,10 +63,9 @@ bool fit_axis(int64_t in, int64_t out, int64_t k, int64_t pad, int length, int64
 
 int count(Pass pass) { return pass == Pass::fwd ? kFftFwdCount : kFftWeightCount; }
 
-const char* refuse(const Problem& p, const DeviceLimits& limits) {
+const char* refuse(const Problem& p) {
   if (p.algorithm == Algorithm::direct) return "computes by FFT, not directly";
   if (p.dtype != DType::f32) return "the FFT kernels are for float32";
-  if (limits.capability < 80) return "needs a GPU of compute capability 8.0 or newer";
   return nullptr;
 }
 
@@ -225,7 +224,7 @@ bool plan_variant(const Problem& p, const DeviceLimits& limits, int variant, Fft
 }
 
 const char* make_plan(const Problem& p, const DeviceLimits& limits, int variant, FftPlan* plan) {
-  if (const char* why = refuse(p, limits)) return why;
+  if (const char* why = refuse(p)) return why;
   bool found = false;
   for (int i = 0; i < count(p.pass); ++i) {
     if (variant >= 0 && i != variant) continue;

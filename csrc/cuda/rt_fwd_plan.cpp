@@ -155,13 +155,12 @@ class Candidate {
   int64_t plane_, shared_;
 };
 
-const char* refuse(const Problem& p, const DeviceLimits& limits) {
+const char* refuse(const Problem& p) {
   if (p.pass != Pass::fwd) return "only fwd and bwd_input";
   if (p.algorithm == Algorithm::fft) return "computes directly, not by FFT";
   if (p.dtype == DType::f64) return "float64 does not run on tensor cores here";
   if (p.dtype == DType::f32 && p.precision == Precision::ieee)
     return "float32 runs on tensor cores only by precision tf32 or bf16x3";
-  if (limits.capability < 80) return "needs a GPU of compute capability 8.0 or newer";
   return nullptr;
 }
 
@@ -221,7 +220,7 @@ bool plan_variant(const Problem& p, const DeviceLimits& limits, int variant, con
 }
 
 const char* make_plan(Problem p, const DeviceLimits& limits, int variant, RtPlan* plan) {
-  if (const char* why = refuse(p, limits)) return why;
+  if (const char* why = refuse(p)) return why;
   if (p.c == 1) p.channels_last = false;  // the same memory
   if (variant >= 0)
     if (const char* why = refuse_kind(p, kRtFwd[variant].kind)) return why;

@@ -37,14 +37,13 @@ constexpr double kReduceCycles = 4000; // a second launch
 // chunk, of a row offset beside its products, of a pair beside its fragments, of a row offset's diagonals (a lane sums one column at a time).
 constexpr double kFind = 75, kCopy = 16, kPart = 7, kGather = 50, kRow = 8, kPair = 60, kDiagonals = 70;
 
-const char* refuse(const Problem& p, const DeviceLimits& limits) {
+const char* refuse(const Problem& p) {
   if (p.pass != Pass::bwd_weight) return "only bwd_weight";
   if (p.algorithm == Algorithm::fft) return "computes directly, not by FFT";
   if (p.dtype == DType::f64) return "float64 does not run on tensor cores here";
   if (p.dtype == DType::f32 && p.precision == Precision::ieee)
     return "float32 runs on tensor cores only as tf32 or bf16x3";
   if (p.kh * p.kw > 1 << 28) return "the filter has more than 2^28 taps";
-  if (limits.capability < 80) return "needs a GPU of compute capability 8.0 or newer";
   return nullptr;
 }
 
@@ -315,7 +314,7 @@ bool plan_variant(const Problem& p, const DeviceLimits& limits, int variant, con
 }
 
 const char* make_plan(const Problem& p, const DeviceLimits& limits, int variant, RtwPlan* plan) {
-  if (const char* why = refuse(p, limits)) return why;
+  if (const char* why = refuse(p)) return why;
   const Columns columns = meet_columns(p);
   if (variant >= 0 && !admits(p, kRtWeight[variant].math)) return "the variant is for another dtype or precision";
   if (variant >= 0 && !fits_width(kRtWeight[variant], columns)) return "the variant is for narrower planes or filters";

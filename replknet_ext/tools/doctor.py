@@ -30,12 +30,8 @@ PACKAGES = ("triton", "torchvision", "timm", "rich", "typer", "pytest")
 #: Limits of an H200, as `_ext.cuda_devices` gives those of a GPU.
 H200 = {"capability": 90, "multiprocessors": 132, "shared_per_block": 227 << 10, "shared_per_sm": 228 << 10}
 
-#: What the CUDA kernels of this release leave to torch.
-CUDA_NOTES = (
-    "float32 and float64 CUDA tensors go to torch's convolution in this release: the kernels take float16 and bfloat16",
-    "the weight gradient (bwd_weight) of CUDA tensors goes to torch's convolution in this release, for every dtype",
-    "stride or dilation other than 1 and channel multipliers go to torch's convolution on every device",
-)
+#: What the kernels leave to torch.
+NOTES = ("stride or dilation other than 1 and channel multipliers go to torch's convolution on every device",)
 
 
 def _same(n: int, c: int, size: int, kernel: int, dtype: torch.dtype, device: str, stride: int = 1) -> Problem:
@@ -72,7 +68,7 @@ def collect() -> dict[str, Any]:
             {"name": _env.PREFIX + name, "value": _env.get(name), "meaning": meaning}
             for name, meaning in _env.VARIABLES.items()
         ],
-        "notes": list(CUDA_NOTES),
+        "notes": list(NOTES),
     }
 
 

@@ -59,6 +59,14 @@ def test_every_variant(plain: ModuleType, pass_: str, channels_last: bool) -> No
 
 
 @pytest.mark.parametrize("pass_", PASSES)
+def test_as_many_rows_as_an_odd_length(plain: ModuleType, pass_: str) -> None:
+    """A pair's second row would be row 0 again: tiles."""
+    number = plain.variants(pass_).index("fft_63")
+    for size, k in ((63, 1), (62, 2), (61, 3)):
+        check_close(plain, fft(1, 1, size, size, k=k, variant=number, pass_=pass_))
+
+
+@pytest.mark.parametrize("pass_", PASSES)
 @pytest.mark.parametrize("size, k", [(56, 31), (28, 29), (14, 27), (7, 13), (96, 31), (48, 29), (24, 27), (12, 13)])
 def test_layers_of_the_papers_are_within_1e_6_of_the_largest_value(
     plain: ModuleType, size: int, k: int, pass_: str

@@ -158,6 +158,17 @@ def test_row_groups_of_small_batches(plain: ModuleType, n: int) -> None:
     assert n >= 16 or max(groups) > 1  # type: ignore[type-var,operator]
 
 
+@pytest.mark.parametrize("channels_last", [False, True], ids=["nchw", "nhwc"])
+@pytest.mark.parametrize(("dtype", "precision"), KINDS, ids=lambda v: v)
+def test_a_batch_in_splits(plain: ModuleType, dtype: str, precision: str, channels_last: bool) -> None:
+    """Few channels: blocks share the batch, and their partial sums are added by a second kernel."""
+    case = weight(72, 2, 21, 28, kernel=21, dtype=dtype, precision=precision, channels_last=channels_last)
+    plan = family_plan(plain, case)
+    assert plan["workspace_bytes"] >= 2 * 4 * 2 * (21 * 21 + 1)  # type: ignore[operator]
+    check(plain, case)
+    check(plain, case.but(bias=False), seed=1)
+
+
 @settings(max_examples=120)
 @given(data=st.data())
 def test_any_shape(plain_build: ModuleType, data: st.DataObject) -> None:

@@ -82,17 +82,17 @@ BUGS = {
     ),
     "parts do not overlap": ("rt_weight.cuh", "down * (row_offsets - 1)", "down * row_offsets"),
     "bias of one row": ("rt_weight.cuh", "return sum[0] + sum[2];", "return sum[0];"),
-    "bias by every part": (
-        "rt_weight.cuh",
-        "const int lane = thread & 31, warp = thread >> 5,",
-        "const int lane = thread & 15, warp = thread >> 5,",
-    ),
+    "bias by every part": ("rt_weight.cuh", "p.first = part == 0;", "p.first = true;"),
     "second channel of a pair lost": (
         "rt_weight_tile.cuh",
         "v[0] >> 16 | (v[1] & 0xffff0000)",
         "v[0] >> 16 | v[1] << 16",
     ),
-    "low half dropped": ("rt_weight.cuh", "      ptx::mma<true>(d, a[1][c], b[0] + at);\n", ""),
+    "low half over the high": (
+        "rt_weight_tile.cuh",
+        "*reinterpret_cast<uint2*>(to + half_bytes)",
+        "*reinterpret_cast<uint2*>(to)",
+    ),
 }
 
 WEIGHT = Case(33, 1, 13, 14, 9, bias=True, pass_="bwd_weight", dtype="bfloat16")
@@ -103,6 +103,8 @@ CASES = [
     WEIGHT.but(n=1, c=2, h=41, channels_last=True),
     WEIGHT.but(n=5, c=3, h=40, w=8, k=(60, 5), limits=SMALLEST),
     WEIGHT.but(n=5, dtype="float32", precision="bf16x3"),
+    WEIGHT.but(n=17, c=8, channels_last=True),
+    WEIGHT.but(n=72, h=15, w=16, k=15),  # in splits
 ]
 
 MUTANTS = Mutants("rt_weight", BUGS, CASES, keep_lines("rt_weight_variants.h", "RT_WEIGHT_VARIANTS", KEPT))
