@@ -259,7 +259,9 @@ def fake_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.backends.cudnn, "benchmark", False)
 
     original = gpu_routes._ours  # the CPU has no variants: all run as one
-    monkeypatch.setattr(gpu_routes, "_ours", lambda t, pass_, variant, nhwc=False: original(t, pass_, -1, nhwc))
+    monkeypatch.setattr(
+        gpu_routes, "_ours", lambda t, pass_, variant, *rest, **more: original(t, pass_, -1, *rest, **more)
+    )
 
     def kernels_of(run: Any) -> list[str]:
         with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:

@@ -13,6 +13,7 @@ import torch
 from cases import CASES, same
 
 import replknet_ext
+from benchmarks import triton_model
 from benchmarks.shapes import MAIN, all_layers
 from replknet_ext import _ext, ops
 from replknet_ext.backends import Problem, by_pass
@@ -166,3 +167,11 @@ def test_strict_float32_has_no_tensor_cores() -> None:
     for layer in all_layers():
         sizes = _sizes(same("layer", *astuple(layer)))
         assert isinstance(configs.forward(sizes, "float32", "ieee"), configs.Sliding)
+
+
+def test_stored_predictions_are_what_the_code_predicts() -> None:
+    payload = triton_model.predictions()
+    assert triton_model.RESULT.read_text() == triton_model.render(payload)
+    assert payload["kind"].startswith("PREDICTION")
+    first = payload["rows"][0]
+    assert first["pass"] == "fwd" and first["layer"] == MAIN[0].name and first["clipped_tflops"] >= 100
