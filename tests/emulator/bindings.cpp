@@ -6,7 +6,7 @@
 #include <map>
 #include <optional>
 
-#include "dwconv2d_cuda.h"
+#include "family.h"
 #include "runtime.h"
 
 namespace py = pybind11;
@@ -41,6 +41,28 @@ T* pointer(uint64_t address) {
   return reinterpret_cast<T*>(address);
 }
 
+std::string only_family;  // what the automatic choice is limited to; "": nothing
+
+// The number that stands for the automatic choice of `only_family`, or variant itself; throws the family's reason.
+int chosen(const Problem& p, const rc::DeviceLimits& limits, int variant) {
+  if (variant != -1 || only_family.empty()) return variant;
+  int first = 0;
+  const auto in = [&](const char* name, const rc::Family& family) {
+    if (only_family != name) {
+      first += family.count(p.pass);
+      return -1;
+    }
+    rc::LaunchPlan plan;
+    if (const char* why = family.plan(p, limits, -1, &plan)) throw py::value_error(why);
+    return first + plan.variant;
+  };
+#define REPLKNET_EXT_ENTRY(name) \
+  if (const int number = in(#name, rc::name##_family); number >= 0) return number;
+  REPLKNET_EXT_FAMILIES(REPLKNET_EXT_ENTRY)
+#undef REPLKNET_EXT_ENTRY
+  throw py::key_error(only_family);
+}
+
 // tensors: the fields of Tensors that are there, by name, as addresses
 std::string launch(const py::dict& problem, const std::map<std::string, uint64_t>& tensors, int variant,
                    const std::array<int, 4>& limits) {
@@ -49,13 +71,17 @@ std::string launch(const py::dict& problem, const std::map<std::string, uint64_t
     return pointer<void>(found == tensors.end() ? 0 : found->second);
   };
   const rc::Tensors t{at("x"), at("w"), at("bias"), at("grad"), at("out"), at("grad_bias"), at("workspace")};
-  const int e = rc::launch(to_problem(problem), t, to_limits(limits), variant, nullptr);
+  const Problem p = to_problem(problem);
+  const rc::DeviceLimits l = to_limits(limits);
+  const int e = rc::launch(p, t, l, p.n == 0 ? variant : chosen(p, l, variant), nullptr);
   return e ? rc::error_message(e) : "";
 }
 
 py::dict plan(const py::dict& problem, const std::array<int, 4>& limits, int variant) {
   rc::LaunchPlan p;
-  if (const char* why = rc::plan(to_problem(problem), to_limits(limits), variant, &p)) throw py::value_error(why);
+  const Problem q = to_problem(problem);
+  const rc::DeviceLimits l = to_limits(limits);
+  if (const char* why = rc::plan(q, l, chosen(q, l, variant), &p)) throw py::value_error(why);
   using namespace py::literals;
   return py::dict("variant"_a = p.variant, "name"_a = p.name, "row_groups"_a = p.row_groups,
                   "block_pairs"_a = p.block_pairs, "block_chunks"_a = p.block_chunks, "block_groups"_a = p.block_groups,
@@ -124,6 +150,7 @@ PYBIND11_MODULE(EMULATOR_MODULE, m) {
   m.def("fragments", [](const std::string& type, uint64_t x, uint64_t y) {
     launch_fragments(type == "tf32" ? 2 : type == "bf16", pointer<void>(x), pointer<void>(y));
   });
+  m.def("only", [](const std::string& family) { only_family = family; });
   m.def("set_options", &set_options, py::arg("schedule") = "ordered", py::arg("seed") = 0, py::arg("banks") = false,
         py::arg("first_block") = 0, py::arg("last_block") = ~0ull);
   m.def("take_counters", &take_counters);

@@ -8,11 +8,24 @@ import emulator_build
 import pytest
 
 
+#: Start of a test file's name -> the family of kernels that its automatic choices are limited to.
+FAMILIES = {"test_rt_weight": "rt_weight", "test_rt": "rt_fwd", "test_fma": "fma", "test_fft": "fft"}
+_loaded: list[ModuleType] = []
+
+
 def _load(module: str) -> ModuleType:
     why = emulator_build.missing()
     if why is not None:
         pytest.skip(why)
-    return emulator_build.load(module)
+    _loaded.append(emulator_build.load(module))
+    return _loaded[-1]
+
+
+@pytest.fixture(autouse=True)
+def _only_its_family(request: pytest.FixtureRequest) -> None:
+    """A family's tests are of its kernels, also where another family's plan is faster."""
+    for emulator in _loaded:
+        emulator.only(next((f for name, f in FAMILIES.items() if request.path.name.startswith(name)), ""))
 
 
 @pytest.fixture(scope="session")
