@@ -130,7 +130,7 @@ def summary(steps: dict[str, Any]) -> list[dict[str, Any]]:
     for name, part in steps.items():
         for result in part.get("results", []) if name.startswith("table") else []:
             if "summary" in result:
-                keys = ("layer", "pass", "dtype", "goal_us", "cudnn_plans", "complete")
+                keys = ("layer", "pass", "numbers", "goal_us", "cudnn_plans", "complete")
                 rows.append({key: result[key] for key in keys} | result["summary"])
     return rows
 
@@ -138,7 +138,7 @@ def summary(steps: dict[str, Any]) -> list[dict[str, Any]]:
 def shown(rows: Sequence[dict[str, Any]]) -> str:
     """The summary as a table under 110 columns, microseconds with a cold L2."""
     lines = [
-        f"{'layer':<21} {'pass':<10} {'dtype':<8} {'ours':>7} {'model':>7} {'goal':>5}  {'best variant':<19} "
+        f"{'layer':<21} {'pass':<10} {'numbers':<8} {'ours':>7} {'model':>7} {'goal':>5}  {'best variant':<19} "
         f"{'best other':<19} {'times':>6}"
     ]
     for row in rows:
@@ -147,7 +147,7 @@ def shown(rows: Sequence[dict[str, Any]]) -> str:
         best = f"{row.get('best_variant', '')} {row.get('best_variant_us', '')}"
         other = f"{row.get('best_other', '')} {row.get('best_other_us', '')}"
         lines.append(
-            f"{row['layer']:<21} {row['pass']:<10} {row['dtype']:<8} {row.get('ours_us', ''):>7} "
+            f"{row['layer']:<21} {row['pass']:<10} {row['numbers']:<8} {row.get('ours_us', ''):>7} "
             f"{row.get('predicted_us') or '':>7} {row['goal_us'] or '':>5}  {best:<19} {other:<19} "
             f"{row.get('faster_than_best_other', ''):>6}"
         )

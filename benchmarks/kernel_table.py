@@ -67,12 +67,12 @@ def page() -> str:
     for layer in IN_ALL_FORMS:
         lines += [FORMS if layer is IN_ALL_FORMS[0] else "", "", f"**{layer.name}**", ""]
         lines += ["| dtype | precision | memory format | fwd | bwd_input | bwd_weight |", "|---|---|---|---|---|---|"]
-        for numbers in [*NUMBERS.values(), None]:
-            dtype, precision = (numbers.dtype, numbers.precision) if numbers else ("float64", "ieee")
+        for numbers in NUMBERS.values():
             for nhwc in (False, True):
                 name = "channels_last" if nhwc else "contiguous"
-                shown = precision if dtype == "float32" else ""
-                lines.append(row([dtype, shown, name], layer, dtype, channels_last=nhwc, precision=precision))
+                shown = numbers.precision if numbers.dtype == "float32" else ""
+                form = {"channels_last": nhwc, "precision": numbers.precision}
+                lines.append(row([numbers.dtype, shown, name], layer, numbers.dtype, **form))
     return re.sub(r"\n{3,}", "\n\n", "\n".join(lines)) + "\n"
 
 

@@ -151,7 +151,7 @@ def cycles_us(cycles: float) -> float:
 def predictions() -> dict[str, Any]:
     """What the JSON file holds; the same on every machine."""
     rows = [predict(layer, pass_) for layer in all_layers() for pass_ in PASSES]
-    forms = [(numbers, nhwc) for numbers in NUMBERS if numbers != "float16" for nhwc in (False, True)]
+    forms = [(numbers, nhwc) for numbers in NUMBERS if numbers not in ("float16", "float64") for nhwc in (False, True)]
     rows += [
         predict(layer, pass_, numbers, channels_last=nhwc)
         for layer in IN_ALL_FORMS

@@ -79,6 +79,7 @@ NUMBERS = {
     "float32": Numbers("float32", "ieee", 1e-5),
     "tf32": Numbers("float32", "tf32", 2e-3),
     "bf16x3": Numbers("float32", "bf16x3", 1e-4),
+    "float64": Numbers("float64", "ieee", 1e-13),
 }
 
 #: Microseconds with a cold L2 that the design set as goals for an H200: (layer, pass, numbers). bwd_input has fwd's.
