@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import zlib
 
@@ -26,6 +27,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if "gpu" in item.keywords:
             item.add_marker(skip)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _own_caches(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Downloads, also of `file:` addresses, go to a folder of this run, not to the user's cache."""
+    os.environ["TORCH_HOME"] = str(tmp_path_factory.mktemp("torch_home"))
 
 
 @pytest.fixture(autouse=True)
