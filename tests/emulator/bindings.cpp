@@ -6,13 +6,14 @@
 #include <map>
 #include <optional>
 
-#include "family.h"
+#include "dwconv2d_cuda.h"
 #include "runtime.h"
 
 namespace py = pybind11;
 namespace rc = replknet_ext::cuda;
 using replknet_ext::Problem;
 
+int choice_of_family(const char* name, const Problem& p, const rc::DeviceLimits& limits, const char** why);
 int launch_planted(int bug, const void* x, void* y);
 int launch_fragments(int type, const void* x, void* y);
 const char* planted_name(int bug);
@@ -43,24 +44,13 @@ T* pointer(uint64_t address) {
 
 std::string only_family;  // what the automatic choice is limited to; "": nothing
 
-// The number that stands for the automatic choice of `only_family`, or variant itself; throws the family's reason.
+// variant, or the number that stands for the automatic choice of `only_family`; throws the family's reason.
 int chosen(const Problem& p, const rc::DeviceLimits& limits, int variant) {
   if (variant != -1 || only_family.empty()) return variant;
-  int first = 0;
-  const auto in = [&](const char* name, const rc::Family& family) {
-    if (only_family != name) {
-      first += family.count(p.pass);
-      return -1;
-    }
-    rc::LaunchPlan plan;
-    if (const char* why = family.plan(p, limits, -1, &plan)) throw py::value_error(why);
-    return first + plan.variant;
-  };
-#define REPLKNET_EXT_ENTRY(name) \
-  if (const int number = in(#name, rc::name##_family); number >= 0) return number;
-  REPLKNET_EXT_FAMILIES(REPLKNET_EXT_ENTRY)
-#undef REPLKNET_EXT_ENTRY
-  throw py::key_error(only_family);
+  const char* why = nullptr;
+  const int number = choice_of_family(only_family.c_str(), p, limits, &why);
+  if (why) throw py::value_error(why);
+  return number;
 }
 
 // tensors: the fields of Tensors that are there, by name, as addresses

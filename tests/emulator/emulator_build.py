@@ -62,7 +62,7 @@ def ninja_text(build: Path, cuda: Path = CUDA) -> str:
 
     # only what comes from `cuda` differs between build folders
     shared = [compile_(HERE / name, "host", "-O2") for name in RUNTIME]
-    shared.extend(compile_(path, "host", "-O2", build) for path in sorted(cuda.glob("*.cpp")))
+    shared.extend(compile_(path, "host", "-O2", build) for path in [*sorted(cuda.glob("*.cpp")), HERE / "families.cpp"])
     for module, more in (("plain", "-O2"), ("race", f"-O1 {INSTRUMENT}")):
         objects = [compile_(path, module, more, build) for path in sorted(cuda.glob("*.cu"))]
         objects.append(compile_(HERE / "planted.cu", module, more))
