@@ -1,5 +1,5 @@
 // The CUDA kernels of the ops: current stream, device guard, workspace around cuda/. What those kernels do not cover goes
-// to torch's convolution through the `_torch_*` ops that replknet_ext.ops defines.
+// to Triton or to torch's convolution through the `_torch_*` ops that replknet_ext.ops defines.
 #ifdef REPLKNET_EXT_WITH_CUDA
 #include <dlfcn.h>
 #include <torch/csrc/stable/accelerator.h>

@@ -1,11 +1,12 @@
 """Bugs planted in copies of the CUDA sources: what a family's tests need to show that values or the race check notice.
 
-A family's test file has a `Mutants` and two tests around `unchanged` and `notice`. Few run by default;
+A family's are in `bugs_<family>.py`, as MUTANTS; test_mutants.py runs them. Few run by default;
 ``REPLKNET_EXT_MUTANTS=all`` (``make mutants``) runs every one.
 """
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import re
@@ -83,7 +84,7 @@ class Mutants:
         except AssertionError as error:
             return [*found, str(error).split("): ", 1)[-1]]
 
-    def notice(self, program: str, folder: Path, bug: str | None) -> list[str]:
+    def notice(self, folder: Path, bug: str | None) -> list[str]:
         """Findings with one bug or none, in a process of its own: a mutant may crash, and Python loads a name once."""
         why = emulator_build.missing()
         if why is not None:
@@ -92,22 +93,13 @@ class Mutants:
         emulator_build.build_module("race", folder / "build", self.sources(folder, bug))
         paths = os.pathsep.join(map(str, Path(__file__).resolve().parents[1:3]))
         done = subprocess.run(
-            [sys.executable, program, str(folder)],
+            [sys.executable, __file__, self.family, str(folder)],
             capture_output=True,
             text=True,
             env={**os.environ, "PYTHONPATH": paths},
         )
         assert done.returncode <= 0, done.stderr[-2000:]  # the harness itself failed
         return json.loads(done.stdout) if done.returncode == 0 else [f"killed by signal {-done.returncode}"]
-
-    def must_notice(self, program: str, folder: Path, bug: str) -> None:
-        """Fails if nothing noticed the bug."""
-        assert self.notice(program, folder, bug), "nothing noticed the bug"
-
-    def main(self) -> None:
-        """The process of `notice`."""
-        place = Path(sys.argv[1])
-        print(json.dumps(self.findings(emulator_build.load("race", place / "build", place / "csrc" / "cuda"))))
 
 
 def keep_lines(header: str, macro: str, kept: tuple[str, ...]) -> Callable[[Path], None]:
@@ -123,3 +115,13 @@ def keep_lines(header: str, macro: str, kept: tuple[str, ...]) -> Callable[[Path
         table.write_text(f"{head}#define {macro}(X) {' '.join(rows)}\n\n{tail}")
 
     return cut
+
+
+def main(family: str, place: Path) -> None:
+    """The process of `Mutants.notice`."""
+    mutants: Mutants = importlib.import_module(f"bugs_{family}").MUTANTS
+    print(json.dumps(mutants.findings(emulator_build.load("race", place / "build", place / "csrc" / "cuda"))))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], Path(sys.argv[2]))
