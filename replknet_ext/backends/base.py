@@ -44,6 +44,20 @@ class Problem:
     channels_last: bool = False
 
 
+def sizes_of(problem: Problem) -> list[int]:
+    """n, c, h, w, kh, kw, ho, wo, pad_top, pad_left of the convolution that runs a pass of stride and dilation 1.
+
+    bwd_input is the forward convolution of the gradient, filter rotated and pads mirrored.
+    """
+    n, c, h, w = problem.input_shape
+    kh, kw = problem.weight_shape[2:]
+    top, bottom, left, right = problem.geometry.padding
+    ho, wo = h + top + bottom - kh + 1, w + left + right - kw + 1
+    if problem.pass_ == "bwd_input":
+        return [n, c, ho, wo, kh, kw, h, w, kh - 1 - top, kw - 1 - left]
+    return [n, c, h, w, kh, kw, ho, wo, top, left]
+
+
 class Backend(Protocol):
     """A way to run the convolution.
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from .. import _ext
 from ..checks import Geometry
-from .base import OP_OF_PASS, Problem, outside_raw_ops
+from .base import OP_OF_PASS, Problem, outside_raw_ops, sizes_of
 
 
 class CudaBackend:
@@ -95,12 +95,7 @@ def plan_on(problem: Problem, limits: dict[str, int]) -> dict[str, Any]:
     Returns:
         `_ext.cuda_plan`'s answer, with ``copied`` True if channels_last operands go through contiguous copies.
     """
-    n, c, h, w = problem.input_shape
-    kh, kw = problem.weight_shape[2:]
-    top, bottom, left, right = problem.geometry.padding
-    sizes = [n, c, h, w, kh, kw, h + top + bottom - kh + 1, w + left + right - kw + 1, top, left]
-    if problem.pass_ == "bwd_input":  # the forward kernel on the gradient, filter rotated and pads mirrored
-        sizes = [n, c, *sizes[6:8], kh, kw, h, w, kh - 1 - top, kw - 1 - left]
+    sizes = sizes_of(problem)
     how = (problem.dtype, problem.pass_, problem.precision, problem.algorithm, limits)
     plan = _ext.cuda_plan(sizes, *how, channels_last=problem.channels_last)
     if "unsupported" in plan and problem.channels_last:
