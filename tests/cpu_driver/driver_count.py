@@ -1,6 +1,6 @@
-"""Counts the instructions of the AVX2 kernels under callgrind. Table: ``budgets_cpu.py`` beside this folder.
+"""Counts the instructions of the AVX2 kernels under callgrind. Table: ``driver_budgets.py``.
 
-``python tests/cpu_driver/count.py`` writes that table as this machine's compiler has it: after a change that is meant.
+``python tests/cpu_driver/driver_count.py`` writes that table as this machine's compiler has it: after a change that is meant.
 Counts do not depend on the machine's load or speed; of AVX-512 there are none, because valgrind can't run it.
 """
 
@@ -8,16 +8,12 @@ from __future__ import annotations
 
 import re
 import subprocess
-import sys
 import tempfile
 from pathlib import Path
 
-if __name__ == "__main__":
-    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+import driver_build as build
 
-from cpu_driver import build
-
-TABLE = build.HERE.parent / "budgets_cpu.py"
+TABLE = build.HERE / "driver_budgets.py"
 #: name, n, c, (h, w), (kh, kw), dtype, layout: one or two channel blocks of what the papers use, and what is awkward.
 PROBLEMS: tuple[tuple[str, int, int, tuple[int, int], tuple[int, int], str, str], ...] = (
     ("56-K31", 1, 8, (56, 56), (31, 31), "float32", "nchw"),
@@ -70,7 +66,7 @@ def table(counts: dict[str, int]) -> str:
     """The table as Python source."""
     rows = "".join(f'    "{name}": {value},\n' for name, value in counts.items())
     return (
-        '"""Instructions of the AVX2 kernels, by callgrind. Written by ``python tests/cpu_driver/count.py``."""\n\n'
+        '"""Instructions of the AVX2 kernels, by callgrind. Written by ``python tests/cpu_driver/driver_count.py``."""\n\n'
         "from __future__ import annotations\n\n"
         f'GCC = "{build.compiler()}"  # major version of the compiler that the counts are of\n\n'
         '#: "problem pass dtype layout kernel" -> instructions of the whole call, packing included.\n'
