@@ -1,4 +1,4 @@
-"""Builds the driver: csrc/cpu without torch, for sanitizers and for callgrind. Objects go to `_build` beside this file."""
+"""Builds the driver: csrc/cpu without torch, for sanitizers and for callgrind, into `_build`."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """Counts the instructions of the AVX2 kernels under callgrind. Table: ``driver_budgets.py``.
 
-``python tests/cpu_driver/driver_count.py`` writes that table as this machine's compiler has it: after a change that is meant.
+``python tests/cpu_driver/driver_count.py`` writes that table as this machine's compiler has it.
 Counts do not depend on the machine's load or speed; of AVX-512 there are none, because valgrind can't run it.
 """
 
@@ -66,7 +66,7 @@ def table(counts: dict[str, int]) -> str:
     """The table as Python source."""
     rows = "".join(f'    "{name}": {value},\n' for name, value in counts.items())
     return (
-        '"""Instructions of the AVX2 kernels, by callgrind. Written by ``python tests/cpu_driver/driver_count.py``."""\n\n'
+        '"""Instructions of the AVX2 kernels under callgrind. Written by driver_count.py."""\n\n'
         "from __future__ import annotations\n\n"
         f'GCC = "{build.compiler()}"  # major version of the compiler that the counts are of\n\n'
         '#: "problem pass dtype layout kernel" -> instructions of the whole call, packing included.\n'
