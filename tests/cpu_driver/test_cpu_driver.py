@@ -12,7 +12,7 @@ import driver_budgets
 import driver_build
 import driver_count
 import pytest
-from cases import AWKWARD, LAYERS, PASSES, Case
+from cases import AWKWARD, CASES, LAYERS, PASSES, Case
 
 WHY_NOT = driver_build.missing()
 pytestmark = [
@@ -95,6 +95,14 @@ def test_a_planted_bug_is_seen(tmp_path: Path, file: str, right: str, wrong: str
     result = check(driver_build.build(driver_build.SANITIZED, (native(),), source), lines(AWKWARD))
     assert result.returncode != 0
     assert says in result.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(native() == "base", reason="this CPU has no AVX2")
+def test_avx2_kernels_on_every_plane() -> None:
+    """Exact sums and the same bits in 1, 2 and 3 ranges, of each kernel by itself, also where none would choose it."""
+    result = check(driver_build.build(driver_build.FAST, ("avx2",)), lines([case.small() for case in CASES]))
+    assert result.returncode == 0, result.stdout[-2000:]
 
 
 # ---- instructions ----
