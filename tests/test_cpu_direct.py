@@ -86,9 +86,7 @@ def test_narrow_filters_in_16_bits(dtype: torch.dtype) -> None:
         for pass_ in PASSES:
             wanted = expected(pass_, case, exact)
             for layout in ("nchw", "nhwc"):
-                assert_same_bits(
-                    run(pass_, case, laid_out(exact.to(dtype), layout), "direct_small"), wanted.to(dtype)
-                )
+                assert_same_bits(run(pass_, case, laid_out(exact.to(dtype), layout), "direct_small"), wanted.to(dtype))
 
 
 def test_narrow_filters_do_not_depend_on_threads() -> None:
@@ -138,7 +136,8 @@ def test_plans_say_what_is_narrow() -> None:
 
 def gelu(x: Tensor) -> Tensor:
     """Of a 1x1 filter of ones: the activation alone."""
-    return ops.dwconv2d(x.view(1, 1, 1, -1), torch.ones(1, 1, 1, 1), None, [0] * 4, "gelu", "ieee", "direct", -1).view(-1)
+    one = torch.ones(1, 1, 1, 1)
+    return ops.dwconv2d(x.view(1, 1, 1, -1), one, None, [0] * 4, "gelu", "ieee", "direct", -1).view(-1)
 
 
 def test_gelu_is_accurate_to_float() -> None:
