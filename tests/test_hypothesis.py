@@ -128,6 +128,7 @@ def check_values(pass_: str, case: Case, o: Operands, low: Operands, how: How, a
 
 @given(problems(), st.sampled_from(DTYPES), layouts, layouts, ways())
 @example(Case("tall", 1, 17, 24, 1, 35, 1, (17, 17, 0, 0)), torch.float32, "nhwc", "columns", How())
+@example(Case("an FFT's lengths", 4, 1, 17, 1, 1, 1, (0, 14, 0, 0)), torch.float32, "nchw", "nchw", How("fft"))
 def test_passes(case: Case, dtype: torch.dtype, first: str, second: str, how: How) -> None:
     o = operands(case, kind_of(dtype))
     low = o.to(dtype)

@@ -1,5 +1,6 @@
 #include "../plan_cache.h"
 #include "cpu.h"
+#include "model.h"
 
 #include <cstdlib>
 #include <cstring>
@@ -20,8 +21,6 @@ const Isa& detect() {
 #endif
   return base::table;
 }
-
-constexpr int64_t kTypicalBatch = 8;  // the batch that kernels are compared at
 
 const char* plan_variant(const Problem& p, int threads, int number, Plan* plan) {
   const Kernel& kernel = variant(p.pass, number);
