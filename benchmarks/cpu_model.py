@@ -39,6 +39,8 @@ def build(arch: str) -> RepLKNet:
     """The model on our kernels, with batch statistics that are not those of a fresh one."""
     torch.manual_seed(0)
     model = create_model(arch, num_classes=1000)
+    if not isinstance(model, RepLKNet):
+        raise harness.BenchmarkError(f"{arch} is not a RepLKNet")
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d) and module.running_mean is not None and module.running_var is not None:
             module.running_mean.normal_(0, 0.1)
@@ -109,10 +111,10 @@ def measure(
     Raises:
         BenchmarkError: results disagree, or a baseline runs our kernels.
     """
-    jobs, models, first = [], [], {}
+    jobs, seconds = [], {}
+    first: dict[str, Tensor] = {}
     if what == "deploy":
         model = copy.deepcopy(model).switch_to_deploy()
-    seconds = {}
     for provider, make in ((OURS, accelerated), (TORCH, plain)):
         for layout, memory_format in LAYOUTS.items():
             name = f"{provider} {layout}"
@@ -134,7 +136,6 @@ def measure(
                     value, first.setdefault(key, value), name=f"{what}, {name}, {key}", limit=LIMITS[key]
                 )
             jobs.append(Candidate(name, _seeded(run)))
-            models.append(candidate)
             seconds[name] = seen.seconds
     timings = harness.interleave(jobs, rounds=rounds, min_rounds=1, budget_seconds=budget_seconds, warm=seconds)
     return [
