@@ -28,7 +28,10 @@ const char* plan_variant(const Problem& p, int threads, int number, Plan* plan) 
     return "it is an FFT, and algorithm 'direct' was asked for";
   if (p.algorithm == Algorithm::fft && kernel.algorithm != Algorithm::fft)
     return "it computes directly, and algorithm 'fft' was asked for";
-  return kernel.plan(p, threads, plan);
+  const char* why = kernel.plan(p, threads, plan);
+  if (why == nullptr && kernel.algorithm == Algorithm::direct)
+    plan->cost += direct_overhead(p, isa().bytes / (p.dtype == DType::f64 ? 8 : 4));
+  return why;
 }
 
 const char* make_choice(const Problem& p, int threads, int number, Choice* choice) {
