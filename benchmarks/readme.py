@@ -60,7 +60,7 @@ def section() -> str:
     files = sorted(harness.RESULTS.glob("cpu_ops_*.json"))
     payloads = [(path.name, json.loads(path.read_text())) for path in files]
     order = list(GROUPS)
-    payloads.sort(key=lambda item: (order.index(item[1]["group"]), item[0]))
+    payloads.sort(key=lambda item: (order.index(item[1]["group"]), item[1]["meta"]["kernel_isa"] != "avx512"))
     parts = []
     for name, payload in payloads:
         if payload["group"] == "main" and payload["meta"]["kernel_isa"] == "avx512":
