@@ -22,12 +22,13 @@ const Isa& detect() {
   return base::table;
 }
 
+bool admits(Algorithm asked, const Kernel& kernel) { return asked == Algorithm::automatic || asked == kernel.algorithm; }
+
 const char* plan_variant(const Problem& p, int threads, int number, Plan* plan) {
   const Kernel& kernel = variant(p.pass, number);
-  if (p.algorithm == Algorithm::direct && kernel.algorithm != Algorithm::direct)
-    return "it is an FFT, and algorithm 'direct' was asked for";
-  if (p.algorithm == Algorithm::fft && kernel.algorithm != Algorithm::fft)
-    return "it computes directly, and algorithm 'fft' was asked for";
+  if (!admits(p.algorithm, kernel))
+    return p.algorithm == Algorithm::fft ? "it computes directly, and algorithm 'fft' was asked for"
+                                         : "it is an FFT, and algorithm 'direct' was asked for";
   const char* why = kernel.plan(p, threads, plan);
   if (why == nullptr && kernel.algorithm == Algorithm::direct)
     plan->cost += direct_overhead(p, isa().bytes / (p.dtype == DType::f64 ? 8 : 4));
@@ -44,8 +45,9 @@ const char* make_choice(const Problem& p, int threads, int number, Choice* choic
     double best = 0;
     for (int i = 0; i < count; i++) {
       Plan plan;
+      if (!admits(p.algorithm, variant(p.pass, i))) continue;
       if (const char* why = plan_variant(typical, 1, i, &plan)) {
-        reason = why;  // the last one's: FFTs come last
+        reason = why;
         continue;
       }
       if (number == -1 || plan.cost < best) number = i, best = plan.cost;
