@@ -284,7 +284,7 @@ def test_compact_suite(pass_: str) -> None:
                 check(pass_, case, dtype, layout)
                 o = laid_out(operands(case, kind_of(dtype)).to(dtype), layout)
                 results = []
-                for count in (1, 2, 3):
+                for count in (2, 3, 1):  # torch's own convolutions after this one stay on 1
                     torch.set_num_threads(count)
                     results.append(run(pass_, case, o))
                 assert_same_bits(results[1], results[0])
