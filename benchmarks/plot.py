@@ -49,7 +49,8 @@ def draw(payload: dict[str, Any], path: Path) -> None:
             panel.set_axisbelow(True)
             panel.tick_params(axis="y", length=0)
         first = payload["rows"][0]
-        title = f"On a CPU: {TITLES[payload['group']]}, {first['dtype']}, batch {comparisons[-1].batch}"
+        batches = " or ".join(str(batch) for batch in sorted({item.batch for item in comparisons}))
+        title = f"On a CPU: {TITLES[payload['group']]}, {first['dtype']}, batch {batches}"
         height = figure.get_figheight()
         figure.suptitle(
             f"{title}: shorter is better", fontsize=16, fontweight="bold", x=0.01, ha="left", y=1 - 0.16 / height

@@ -216,8 +216,11 @@ def test_check_keeps_and_breaks_promises() -> None:
         cpu_compare.check(made_up(1.0, 1.0, 1.0), [Target("bf16", TINY, "fwd", "vs_float32", 1.0)])
 
 
-def test_shares_are_rates_over_the_peak_beside_them() -> None:
-    (item,) = cpu_compare.compare(made_up(1.0, 1.0, 10.0))
+def test_shares_are_rates_over_the_highest_peak_of_the_run() -> None:
+    rows = made_up(1.0, 1.0, 10.0)
+    rows.append({**rows[-1], "pass": "bwd_weight", "gflops": 40.0})  # the FMA peak of a disturbed moment
+    rows += [{**row, "pass": "bwd_weight"} for row in rows[:-2]]
+    item = cpu_compare.compare(rows)[0]
     assert item.share == pytest.approx(0.5 / 0.010 / 100)
     assert item.direct_share == pytest.approx(0.5 / 0.020 / 100)
 
