@@ -233,6 +233,24 @@ PTX void mma(float (&d)[4], uint4 a, const uint32_t* b) {
 #endif
 }
 
+// Likewise, a 16x8 by rows in the first two registers of a, b 8x8 by columns in b[0]
+template <bool kBf16>
+PTX void mma_k8(float (&d)[4], uint4 a, const uint32_t* b) {
+#ifdef __CUDACC__
+  if constexpr (kBf16)
+    asm("mma.sync.aligned.m16n8k8.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5}, {%6}, {%0,%1,%2,%3};\n"
+        : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+        : "r"(a.x), "r"(a.y), "r"(b[0]));
+  else
+    asm("mma.sync.aligned.m16n8k8.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5}, {%6}, {%0,%1,%2,%3};\n"
+        : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+        : "r"(a.x), "r"(a.y), "r"(b[0]));
+#else
+  const uint32_t quad[4] = {a.x, a.y, 0, 0}, pair[2] = {b[0], 0};  // the lower half of an m16n8k16
+  kBf16 ? emu::mma_bf16(d, quad, pair) : emu::mma_f16(d, quad, pair);
+#endif
+}
+
 // d += a * b with tf32 operands in 32-bit registers: a 16x8 by rows, b 8x8 by columns, sums in fp32
 PTX void mma_tf32(float (&d)[4], uint4 a, const uint32_t* b) {
 #ifdef __CUDACC__

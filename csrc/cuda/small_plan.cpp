@@ -1,0 +1,174 @@
+#include "small_plan.h"
+
+#include <algorithm>
+
+#include "family.h"
+#include "model.h"
+#include "plan_cache.h"
+#include "small_variants.h"
+
+namespace replknet_ext::cuda {
+namespace {
+
+constexpr int kMostPixels = 512;      // of a plane
+constexpr double kTurnCycles = 800;  // a canvas and four barriers of a block that goes on
+
+int ceil_div(int a, int b) { return (a + b - 1) / b; }
+// The smallest pitch of at least so many words: 4 more than a multiple of 8, see SmallTensor.
+int pitch_of(int words) { return words + ((12 - words % 8) % 8); }
+
+const char* refuse(const Problem& p) {
+  if (p.algorithm == Algorithm::fft) return "computes directly, not by FFT";
+  if (p.dtype != DType::f16 && p.dtype != DType::bf16) return "only float16 and bfloat16";
+  if (p.channels_last && p.c > 1) return "the variant is not for channels_last tensors";
+  if (p.h * p.w > kMostPixels || p.ho * p.wo > kMostPixels) return "planes have more than 512 pixels";
+  return nullptr;
+}
+
+// Steps of a product over the pixels of a plane: of 16 inputs, the last of 8 where that is enough.
+struct Steps {
+  int whole, half;
+  double work() const { return whole + 0.5 * half; }  // in products of 16
+};
+Steps steps_of(int pixels) {
+  const int rest = pixels % 16;
+  return {pixels / 16 + (rest > 8), rest > 0 && rest <= 8};
+}
+
+int blocks_of(int warps_an_sm, int warps, int shared, const DeviceLimits& limits) {
+  const int by_shared = static_cast<int>(limits.shared_per_sm / (shared + 1024));
+  return std::max(1, std::min({by_shared, warps_an_sm / warps, 16}));
+}
+
+// Cycles of the busiest SM. An SM has units of work: they are loaded, computed and stored while others overlap.
+struct Costs {
+  double in, out;                // bytes of global memory of a unit
+  double tensor, shared, issue;  // cycles of a unit: of its SM's tensor cores, shared memory and issue slots
+};
+double cycles_of(const Costs& c, int64_t units, int resident, bool fetched_ahead, int warps, const DeviceLimits& limits) {
+  const double rounds = static_cast<double>((units + limits.sms - 1) / limits.sms);
+  const double beside = std::min<double>(resident, rounds), later = rounds - beside;
+  const auto sums = [&](double w) { return std::max({c.tensor / busy(static_cast<int>(w)), c.shared, c.issue / 0.8}); };
+  const double in = c.in / kGlobalBytes, out = c.out / kGlobalBytes;
+  const double alone = sums(warps), together = sums(warps * beside);
+  // The first loads and the last stores have nothing beside them. Blocks that start together wait for each other's
+  // loads, a block that starts later for its own, one that goes on for the next canvas: as far as products beside it do
+  // not hide that.
+  const double waits = kExposed * ((beside - 1) * in + later * (fetched_ahead ? kTurnCycles : kStartCycles + in));
+  return kStartCycles + in + waits + std::max((rounds - 1) * together + alone, (rounds - 1) * (in + out)) + out;
+}
+
+bool plan_fwd(const Problem& p, const DeviceLimits& limits, int variant, SmallPlan* best) {
+  const SmallFwdVariant& v = kSmallFwd[variant];
+  SmallFwdArgs a{};
+  a.n = static_cast<int>(p.n), a.c = static_cast<int>(p.c), a.h = static_cast<int>(p.h), a.width = static_cast<int>(p.w);
+  a.ho = static_cast<int>(p.ho), a.wo = static_cast<int>(p.wo), a.kh = static_cast<int>(p.kh), a.kw = static_cast<int>(p.kw);
+  a.pad_top = static_cast<int>(p.pad_top), a.pad_left = static_cast<int>(p.pad_left);
+  a.flip = p.flip, a.activation = static_cast<int>(p.activation);
+  a.x.pixels = a.h * a.width, a.y.pixels = a.ho * a.wo;
+  a.by_width = reciprocal(a.width), a.by_wo = reciprocal(a.wo);
+  a.tiles = ceil_div(a.y.pixels, 8), a.channel_warps = ceil_div(a.tiles, kSmallTiles);
+  a.canvas_pitch = a.width + a.wo - 1 + (v.even && (a.width + a.wo) % 2 == 0);
+  const int elements = (a.h + a.ho - 1) * a.canvas_pitch, images = 16 * v.groups;
+  // The two copies start 16 banks apart.
+  a.copy_bytes = v.even ? (ceil_div(ceil_div(elements, 2) - 16, 32) * 32 + 16) * 4 : ceil_div(elements, 8) * 16;
+  a.canvas_bytes = a.copy_bytes * (v.even ? 2 : 1);
+  const int64_t image_tiles = (p.n + images - 1) / images;
+  const int full = a.tiles / a.channel_warps == kSmallTiles ? a.channel_warps : a.tiles % a.channel_warps;
+  const bool any_full = a.tiles == a.channel_warps * kSmallTiles || a.tiles / a.channel_warps == kSmallTiles - 1;
+  // a warp multiplies kSmallTiles tiles, or one less
+  const int multiplied = a.channel_warps * (kSmallTiles - 1) + (any_full ? full : 0);
+  bool found = false;
+  for (int channels = 1; channels * a.channel_warps <= v.warps; channels *= 2) {
+    if (channels > 1 && channels >= 2 * p.c) break;
+    const int warps = channels * a.channel_warps;
+    int words = 0;
+    double work = 0, products = 0;
+    for (int j = 0; j < channels; ++j) {
+      const int skipped = j * a.x.pixels & 1;
+      const Steps s = steps_of(a.x.pixels + skipped);
+      words = std::max(words, (j * a.x.pixels - skipped) / 2 + 8 * s.whole + 4 * s.half);
+      work += s.work(), products += s.whole + s.half;
+    }
+    a.channels = channels, a.image_tiles = static_cast<int>(image_tiles);
+    a.x.pitch = pitch_of(words), a.y.pitch = pitch_of(ceil_div(channels * a.y.pixels, 2));
+    a.buffer_bytes = images * 4 * std::max(a.x.pitch, a.y.pitch);
+    const int64_t units = ceil_div(a.c, channels) * image_tiles;
+    if (units > 0x7fffffff) continue;
+    a.units = static_cast<int>(units);
+    Costs c{};
+    const double pixels_in = double{1} * images * channels * a.x.pixels, pixels_out = double{1} * images * channels * a.y.pixels;
+    c.in = 2 * pixels_in, c.out = 2 * pixels_out;
+    c.tensor = work * multiplied * v.groups / 4 * kMmaCycles;
+    const double loads = work * a.channel_warps * (4.0 * v.groups + (v.even ? 2 : 4) * kSmallTiles);
+    // a run in pieces of 16, 8, 4 or 2 bytes: one access of a lane each, and again on the way out
+    const int in = small_access(p, 0, a.x.pixels, channels), out = small_access(p, 0, a.y.pixels, channels);
+    const double pieces = 2 * pixels_in / in, pieces_out = 2 * pixels_out / out;
+    c.shared = loads + (2 * pixels_in + 4 * pixels_out) / kSharedBytes;
+    c.issue = (loads * (v.even ? 1.7 : 2.2) + products * multiplied * v.groups + (6 * pieces + 6 * pieces_out) / 32 +
+               pixels_out / 2 / 32 * 8) / 4;
+    for (a.buffers = 1; a.buffers <= 2; ++a.buffers) {
+      const int shared = a.buffers * a.buffer_bytes + channels * a.canvas_bytes;
+      if (shared > limits.shared_per_block) continue;
+      const int resident = blocks_of(v.warps, warps, shared, limits);
+      const int64_t at_once = int64_t{resident} * limits.sms, blocks = a.buffers == 1 ? units : std::min(units, at_once);
+      const double cycles = cycles_of(c, units, resident, a.buffers == 2, warps, limits);
+      if ((found && cycles >= best->plan.cycles) || (a.buffers == 2 && units <= at_once)) continue;
+      found = true;
+      best->fwd = a;
+      LaunchPlan& plan = best->plan;
+      plan = {};
+      plan.variant = variant, plan.name = v.name, plan.row_groups = 1, plan.passes = 1;
+      plan.block_pairs = ceil_div(a.ho, 2), plan.block_chunks = ceil_div(a.wo, 8), plan.block_groups = 2 * v.groups;
+      plan.warps = warps, plan.shared_bytes = shared, plan.blocks_per_sm = resident, plan.blocks = blocks;
+      plan.mmas = products / channels * multiplied * v.groups * static_cast<double>(p.c) * static_cast<double>(image_tiles);
+      plan.cycles = cycles;
+      plan.spill_rows = plan.spill_columns = -1;
+    }
+  }
+  return found;
+}
+
+const char* make_plan(const Problem& p, const DeviceLimits& limits, int variant, SmallPlan* plan) {
+  if (const char* why = refuse(p)) return why;
+  if (p.pass != Pass::fwd) return "only fwd and bwd_input";
+  const bool even = p.w % 2 == 0 && p.wo % 2 == 0;
+  if (variant >= 0 && kSmallFwd[variant].even && !even) return "the variant is for planes of an even width";
+  bool found = false;
+  for (int i = 0; i < kSmallFwdCount; ++i) {
+    if ((variant >= 0 && i != variant) || (kSmallFwd[i].even && !even)) continue;
+    SmallPlan candidate;
+    if (plan_fwd(p, limits, i, &candidate) && (!found || candidate.plan.cycles < plan->plan.cycles)) {
+      *plan = candidate;
+      found = true;
+    }
+  }
+  return found ? nullptr : "the variant needs more shared memory, warps or blocks than there are";
+}
+
+}  // namespace
+
+int small_access(const Problem& p, uint64_t address, int pixels, int channels) {
+  const uint64_t m = address | static_cast<uint64_t>(p.c * pixels * 2) | static_cast<uint64_t>(channels) * pixels * 2 | 16;
+  return static_cast<int>(m & (~m + 1));
+}
+
+const char* plan_small(const Problem& p, const DeviceLimits& limits, int variant, SmallPlan* plan) {
+  return cached_plan<SmallPlan, struct Small>(p, limits, variant, plan,
+                                              [&](SmallPlan* out) { return make_plan(p, limits, variant, out); });
+}
+
+namespace {
+int count(Pass pass) { return pass == Pass::fwd ? kSmallFwdCount : 0; }
+const char* name_of(Pass, int variant) { return kSmallFwd[variant].name; }
+const char* plan_family(const Problem& p, const DeviceLimits& limits, int variant, LaunchPlan* out) {
+  SmallPlan found;
+  const char* why = plan_small(p, limits, variant, &found);
+  if (!why) *out = found.plan;
+  return why;
+}
+}  // namespace
+
+const Family small_family{"small", count, name_of, plan_family};
+
+}  // namespace replknet_ext::cuda

@@ -1,0 +1,27 @@
+// The tables of the kernels for small planes: one line a variant. A variant's number is its place in its pass's table.
+#pragma once
+
+namespace replknet_ext::cuda {
+
+inline constexpr int kSmallTiles = 7;  // of 8 outputs, a warp of the forward
+
+// groups: of 16 images, a block. even: planes (input and output) of an even width. warps: an SM that registers are left for
+//  X(name,           groups, even, warps)
+#define SMALL_FWD_VARIANTS(X)                                         \
+  X("small_g4_even",  4, true,  12) /* 14 K27, 12, 10, 16 wide */     \
+  X("small_g4",       4, false, 12) /* 7 K13, any width */            \
+  X("small_g2_even",  2, true,  16) /* batches up to 32 */            \
+  X("small_g2",       2, false, 16)
+
+struct SmallFwdVariant {
+  const char* name;
+  int groups;
+  bool even;
+  int warps;
+};
+#define SMALL_ROW(...) {__VA_ARGS__},
+inline constexpr SmallFwdVariant kSmallFwd[] = {SMALL_FWD_VARIANTS(SMALL_ROW)};
+#undef SMALL_ROW
+inline constexpr int kSmallFwdCount = sizeof kSmallFwd / sizeof kSmallFwd[0];
+
+}  // namespace replknet_ext::cuda
