@@ -2,6 +2,8 @@
 #pragma once
 #include <cstdint>
 
+#include "rt_weight_args.h"
+
 namespace replknet_ext::cuda {
 
 // A tensor as the kernels read it: of every image the planes of a block's channels, one after the other, as they lie in
@@ -25,6 +27,13 @@ struct SmallFwdArgs {
   int tiles;                                    // of 8 outputs, of a plane
   int canvas_pitch, canvas_bytes, copy_bytes;   // elements of a canvas row; bytes of a channel's canvas, of one copy
   uint32_t by_width, by_wo;                     // reciprocals: reciprocal()
+};
+
+struct SmallWeightArgs {
+  RtwArgs rt;             // of one part and one split; a block has one channel, 4 warps and groups of 16 images
+  int pitch[2];           // bytes of an image's plane of x and of grad in shared memory
+  uint32_t by_words[2];   // reciprocals of the words of their rows
+  int stage_bytes;        // of 16 images of both
 };
 
 // n / d for n * d < 2^20 as n * reciprocal(d) >> 20

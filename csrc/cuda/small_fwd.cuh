@@ -57,22 +57,21 @@ template <bool kBf16, int kM, bool kEven>
 struct SmallWarp {
   static constexpr int kN = kSmallTiles;
   float acc[kM][kN][4];
-  uint32_t column[kN];        // byte of the canvas, of a lane's output pixel in each tile
+  const unsigned char* smem;
   const unsigned char* rows;  // a lane's images, at its first pair of inputs
-  const unsigned char* canvas;
-  int row8;                   // bytes of 8 images
+  uint32_t column[kN];        // place on its canvas, in bytes of smem, of a lane's output pixel in each tile
   int skipped;                // 1: the channel starts in the middle of a word, whose first half belongs to another
-  int pixels, k;              // of an input plane; the first pixel of a step, counted from that word
+  int k;                      // the first pixel of a step, counted from that word
 
-  __device__ __forceinline__ uint32_t load_a(int row, int word) const {
-    return *reinterpret_cast<const uint32_t*>(rows + row * row8 + word * 4);
+  __device__ __forceinline__ uint32_t load_a(const SmallFwdArgs& a, int row, int word) const {
+    return *reinterpret_cast<const uint32_t*>(rows + row * 8 * 4 * a.x.pitch + word * 4);
   }
   // Of the pair k, k + 1: what belongs to the plane.
-  __device__ __forceinline__ uint32_t kept(int k) const {
+  __device__ __forceinline__ uint32_t kept(int pixels, int k) const {
     return (k >= skipped && k < pixels + skipped ? 0xffffu : 0u) | (k + 1 < pixels + skipped ? 0xffff0000u : 0u);
   }
   __device__ __forceinline__ uint32_t place(const SmallFwdArgs& a, int k) const {  // bytes
-    const int i = max(0, min(k - skipped, pixels - (kEven ? 2 : 1)));
+    const int i = max(0, min(k - skipped, a.x.pixels - (kEven ? 2 : 1)));
     return 2u * (i + small_divide(i, a.by_width) * (a.canvas_pitch - a.width));
   }
 
@@ -82,34 +81,31 @@ struct SmallWarp {
     constexpr int kHalves = kHalf ? 1 : 2;
     const int t = 2 * (threadIdx.x & 3);
     uint32_t b[kN][2], mask[2] = {~0u, ~0u};
-    uint4 v[kM];
 #pragma unroll
     for (int h = 0; h < kHalves; ++h) {
       const uint32_t low = place(a, k + 8 * h + t), high = kEven ? 0 : place(a, k + 8 * h + t + 1);
 #pragma unroll
       for (int j = 0; j < kN; ++j) {
         if constexpr (kEven)
-          b[j][h] = *reinterpret_cast<const uint32_t*>(canvas + (column[j] + low));
+          b[j][h] = *reinterpret_cast<const uint32_t*>(smem + (column[j] + low));
         else
-          b[j][h] = *reinterpret_cast<const uint16_t*>(canvas + (column[j] + low)) |
-                    static_cast<uint32_t>(*reinterpret_cast<const uint16_t*>(canvas + (column[j] + high))) << 16;
+          b[j][h] = *reinterpret_cast<const uint16_t*>(smem + (column[j] + low)) |
+                    static_cast<uint32_t>(*reinterpret_cast<const uint16_t*>(smem + (column[j] + high))) << 16;
       }
-      if constexpr (kEdge) mask[h] = kept(k + 8 * h + t);
+      if constexpr (kEdge) mask[h] = kept(a.x.pixels, k + 8 * h + t);
     }
 #pragma unroll
     for (int m = 0; m < kM; ++m) {
-      v[m] = make_uint4(load_a(2 * m, 0), load_a(2 * m + 1, 0), 0, 0);
-      if constexpr (!kHalf) v[m].z = load_a(2 * m, 4), v[m].w = load_a(2 * m + 1, 4);
-      if constexpr (kEdge) v[m].x &= mask[0], v[m].y &= mask[0], v[m].z &= mask[1], v[m].w &= mask[1];
-    }
+      uint4 v = make_uint4(load_a(a, 2 * m, 0), load_a(a, 2 * m + 1, 0), 0, 0);
+      if constexpr (!kHalf) v.z = load_a(a, 2 * m, 4), v.w = load_a(a, 2 * m + 1, 4);
+      if constexpr (kEdge) v.x &= mask[0], v.y &= mask[0], v.z &= mask[1], v.w &= mask[1];
 #pragma unroll
-    for (int j = 0; j < kN; ++j)
-      if (j + 1 < kN || own == kN)  // the plan gives full shares, or one tile less
-#pragma unroll
-        for (int m = 0; m < kM; ++m) {
-          if constexpr (kHalf) ptx::mma_k8<kBf16>(acc[m][j], v[m], b[j]);
-          else ptx::mma<kBf16>(acc[m][j], v[m], b[j]);
+      for (int j = 0; j < kN; ++j)
+        if (j + 1 < kN || own == kN) {  // the plan gives full shares, or one tile less
+          if constexpr (kHalf) ptx::mma_k8<kBf16>(acc[m][j], v, b[j]);
+          else ptx::mma<kBf16>(acc[m][j], v, b[j]);
         }
+    }
     rows += 32, k += 16;
   }
 
@@ -117,7 +113,7 @@ struct SmallWarp {
 #pragma unroll
     for (int i = 0; i < kM * kN * 4; ++i) (&acc[0][0][0])[i] = 0.f;
     k = 0;
-    const int all = pixels + skipped, whole = all & ~15;
+    const int all = a.x.pixels + skipped, whole = all & ~15;
     if (!kEven && whole > 0) step<false, true>(a, own);
 #pragma unroll 1
     while (k < whole) step<false, false>(a, own);
@@ -139,16 +135,15 @@ __global__ void __launch_bounds__(kWarps * 32, 1) small_fwd_kernel(const __grid_
   const int least = a.tiles / a.channel_warps, more = a.tiles - least * a.channel_warps;
   const int tile0 = part * least + min(part, more), own = least + (part < more);
   Warp s;
-  s.row8 = 8 * 4 * a.x.pitch;
+  s.smem = smem;
   s.skipped = kEven ? 0 : channel * a.x.pixels & 1;
-  s.pixels = a.x.pixels;
-  s.canvas = canvases + channel * a.canvas_bytes;
+  const int canvas = a.buffers * a.buffer_bytes + channel * a.canvas_bytes;
   const int origin = (a.ho - 1) * a.canvas_pitch + a.wo - 1;
 #pragma unroll
   for (int j = 0; j < kN; ++j) {
     const int o = min((tile0 + min(j, own - 1)) * 8 + g, a.y.pixels - 1);
     const int e = origin - o - small_divide(o, a.by_wo) * (a.canvas_pitch - a.wo);
-    s.column[j] = kEven && (e & 1) ? a.copy_bytes + 2 * (e - 1) : 2 * e;
+    s.column[j] = canvas + (kEven && (e & 1) ? a.copy_bytes + 2 * (e - 1) : 2 * e);
   }
 
   // a unit is a block's channels of one group of images; a block has a few, one after the other, images first
@@ -165,26 +160,31 @@ __global__ void __launch_bounds__(kWarps * 32, 1) small_fwd_kernel(const __grid_
     }
     ptx::cp_async_commit();
     if (unit < first) continue;
-    const int block = unit / a.image_tiles, first_image = (unit - block * a.image_tiles) * kImages;
-    const int channel0 = block * a.channels, channels = min(a.channels, a.c - channel0);
-    if (drawn != block) draw_canvases<kEven>(canvases, a, channel0, channels), drawn = block;
-    unsigned char* const buffer = smem + (unit - first & a.buffers - 1) * a.buffer_bytes;
-    const bool works = channel < channels;
-    const float bias = works && a.bias ? ptx::to_float<kBf16>(ptx::load_global(a.bias + channel0 + channel)) : 0.f;
-    s.rows = buffer + g * 4 * a.x.pitch + (channel * a.x.pixels / 2 + t) * 4;
-    ptx::cp_async_wait<1>();
-    __syncthreads();
-    if (works) s.sum(a, own);
-    __syncthreads();  // every warp has read its inputs: results take their place
-    if (works)
+    const auto buffer = [&] { return smem + (unit - first & a.buffers - 1) * a.buffer_bytes; };
+    const auto works = [&](int block) { return block * a.channels + channel < a.c; };
+    {
+      const int block = unit / a.image_tiles;
+      if (drawn != block)
+        draw_canvases<kEven>(canvases, a, block * a.channels, min(a.channels, a.c - block * a.channels)), drawn = block;
+      s.rows = buffer() + g * 4 * a.x.pitch + (channel * a.x.pixels / 2 + t) * 4;
+      ptx::cp_async_wait<1>();
+      __syncthreads();
+      if (works(block)) s.sum(a, own);
+      __syncthreads();  // every warp has read its inputs: results take their place
+    }
+    int thread = threadIdx.x, now = unit;  // found again, so that the products need not keep what follows in registers
+    ptx::opaque(thread), ptx::opaque(now);
+    const int block = now / a.image_tiles, channel0 = block * a.channels;
+    if (works(block)) {
+      const float bias = a.bias ? ptx::to_float<kBf16>(ptx::load_global(a.bias + channel0 + channel)) : 0.f;
 #pragma unroll
       for (int j = 0; j < kN; ++j) {
-        const int o = (tile0 + j) * 8 + 2 * t, at = channel * a.y.pixels + o;
+        const int o = (tile0 + j) * 8 + 2 * (thread & 3), at = channel * a.y.pixels + o;
         if (j >= own || o >= a.y.pixels) continue;
 #pragma unroll
         for (int r = 0; r < 2 * kM; ++r) {
           const float* sum = &s.acc[r / 2][j][r % 2 * 2];
-          uint16_t* to = reinterpret_cast<uint16_t*>(buffer + (8 * r + g) * 4 * a.y.pitch) + at;
+          uint16_t* to = reinterpret_cast<uint16_t*>(buffer() + (8 * r + (thread >> 2 & 7)) * 4 * a.y.pitch) + at;
           const uint32_t low = ptx::from_float<kBf16>(activate(sum[0] + bias, a.activation));
           const uint32_t high = ptx::from_float<kBf16>(activate(sum[1] + bias, a.activation));
           if constexpr (kEven) {
@@ -195,8 +195,10 @@ __global__ void __launch_bounds__(kWarps * 32, 1) small_fwd_kernel(const __grid_
           }
         }
       }
+    }
     __syncthreads();
-    store_runs(buffer, a.y, a.n, a.c, channel0, channels, first_image, kImages);
+    store_runs(buffer(), a.y, a.n, a.c, channel0, min(a.channels, a.c - channel0), (now - block * a.image_tiles) * kImages,
+               kImages);
   }
   ptx::cp_async_wait<0>();
 }

@@ -14,12 +14,23 @@ int launch_small(const Problem& p, const Tensors& t, const DeviceLimits& limits,
     tensor->p = static_cast<const uint16_t*>(data);
     tensor->vec = small_access(p, reinterpret_cast<uint64_t>(data), tensor->pixels, channels);
   };
+  const dim3 grid(static_cast<unsigned>(plan.plan.blocks)), block(plan.plan.warps * 32);
+  if (p.pass == Pass::bwd_weight) {
+    SmallWeightArgs a = plan.weight;
+    const void* data[] = {t.x, t.grad};
+    for (int i = 0; i < 2; ++i) {
+      RtwTensor& tensor = a.rt.tensor[i];
+      tensor.p = data[i], tensor.access = small_access(p, reinterpret_cast<uint64_t>(data[i]), tensor.h * tensor.w, 1);
+    }
+    a.rt.out = t.out, a.rt.grad_bias = t.grad_bias;
+    const auto kernel = (p.dtype == DType::bf16 ? small_weight_bf16 : small_weight_f16)(plan.plan.variant);
+    return static_cast<int>(launch_kernel(kernel, grid, block, plan.plan.shared_bytes, stream, a));
+  }
   SmallFwdArgs a = plan.fwd;
   set(&a.x, t.x, a.channels), set(&a.y, t.out, a.channels);
   a.w = static_cast<const uint16_t*>(t.w), a.bias = static_cast<const uint16_t*>(t.bias);
   const auto kernel = (p.dtype == DType::bf16 ? small_fwd_bf16 : small_fwd_f16)(plan.plan.variant);
-  return static_cast<int>(launch_kernel(kernel, dim3(static_cast<unsigned>(plan.plan.blocks)), dim3(plan.plan.warps * 32),
-                                        plan.plan.shared_bytes, stream, a));
+  return static_cast<int>(launch_kernel(kernel, grid, block, plan.plan.shared_bytes, stream, a));
 }
 
 }  // namespace replknet_ext::cuda

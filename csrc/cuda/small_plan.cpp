@@ -42,20 +42,20 @@ int blocks_of(int warps_an_sm, int warps, int shared, const DeviceLimits& limits
 
 // Cycles of the busiest SM. An SM has units of work: they are loaded, computed and stored while others overlap.
 struct Costs {
-  double in, out;                // bytes of global memory of a unit
+  double first, last;            // cycles that nothing hides: of the first loads of a unit, of the last stores
+  double move;                   // cycles of all loads and stores of a unit
   double tensor, shared, issue;  // cycles of a unit: of its SM's tensor cores, shared memory and issue slots
 };
 double cycles_of(const Costs& c, int64_t units, int resident, bool fetched_ahead, int warps, const DeviceLimits& limits) {
   const double rounds = static_cast<double>((units + limits.sms - 1) / limits.sms);
   const double beside = std::min<double>(resident, rounds), later = rounds - beside;
   const auto sums = [&](double w) { return std::max({c.tensor / busy(static_cast<int>(w)), c.shared, c.issue / 0.8}); };
-  const double in = c.in / kGlobalBytes, out = c.out / kGlobalBytes;
   const double alone = sums(warps), together = sums(warps * beside);
-  // The first loads and the last stores have nothing beside them. Blocks that start together wait for each other's
-  // loads, a block that starts later for its own, one that goes on for the next canvas: as far as products beside it do
-  // not hide that.
-  const double waits = kExposed * ((beside - 1) * in + later * (fetched_ahead ? kTurnCycles : kStartCycles + in));
-  return kStartCycles + in + waits + std::max((rounds - 1) * together + alone, (rounds - 1) * (in + out)) + out;
+  // Blocks that start together wait for each other's loads, a block that starts later for its own, one that goes on for
+  // the next canvas: as far as products beside it do not hide that.
+  const double waits =
+      kExposed * ((beside - 1) * c.first + later * (fetched_ahead ? kTurnCycles : kStartCycles + c.first));
+  return kStartCycles + c.first + waits + std::max((rounds - 1) * together + alone, (rounds - 1) * c.move) + c.last;
 }
 
 bool plan_fwd(const Problem& p, const DeviceLimits& limits, int variant, SmallPlan* best) {
@@ -98,7 +98,7 @@ bool plan_fwd(const Problem& p, const DeviceLimits& limits, int variant, SmallPl
     a.units = static_cast<int>(units);
     Costs c{};
     const double pixels_in = double{1} * images * channels * a.x.pixels, pixels_out = double{1} * images * channels * a.y.pixels;
-    c.in = 2 * pixels_in, c.out = 2 * pixels_out;
+    c.first = 2 * pixels_in / kGlobalBytes, c.last = 2 * pixels_out / kGlobalBytes, c.move = c.first + c.last;
     c.tensor = work * multiplied * v.groups / 4 * kMmaCycles;
     const double loads = work * a.channel_warps * (4.0 * v.groups + (v.even ? 2 : 4) * kSmallTiles);
     // a run in pieces of 16, 8, 4 or 2 bytes: one access of a lane each, and again on the way out
@@ -129,21 +129,91 @@ bool plan_fwd(const Problem& p, const DeviceLimits& limits, int variant, SmallPl
   return found;
 }
 
+// Planes of an even width, so that rows start at words. The products and their counts are rt_weight's, of one part.
+bool plan_weight(const Problem& p, const DeviceLimits& limits, int variant, SmallPlan* best) {
+  const SmallWeightVariant& v = kSmallWeight[variant];
+  constexpr int kWarps = 4;
+  SmallWeightArgs a{};
+  RtwArgs& rt = a.rt;
+  rt.n = static_cast<int>(p.n), rt.c = static_cast<int>(p.c), rt.kh = static_cast<int>(p.kh), rt.kw = static_cast<int>(p.kw);
+  rt.pad_top = static_cast<int>(p.pad_top), rt.pad_left = static_cast<int>(p.pad_left);
+  rt.dtype = p.dtype == DType::f16 ? 1 : 2;
+  rt.tensor[0].h = static_cast<int>(p.h), rt.tensor[0].w = static_cast<int>(p.w);
+  rt.tensor[1].h = static_cast<int>(p.ho), rt.tensor[1].w = static_cast<int>(p.wo);
+  rt.groups = ceil_div(rt.n, 16), rt.splits = 1, rt.pairs = ceil_div(rt.tensor[1].h, 2), rt.d_first = -1;
+  rt.parts_down = rt.parts_along = rt.block_channels = 1, rt.row_warps = kWarps;
+  // row offsets with a product: input row - first row of the output pair + pad_top
+  const int first = std::max(0, rt.pad_top - 2 * (rt.pairs - 1)), end = std::min(rt.kh, rt.pad_top + rt.tensor[0].h - 1) + 1;
+  rt.dy_first = std::min(first, rt.kh), rt.dy_end = std::max(end, rt.dy_first + 1);
+  const int offsets = rt.dy_end - rt.dy_first;
+  if (offsets > kWarps * v.rows) return false;
+  for (int i = 0; i < 2; ++i) {
+    const int rows = rt.tensor[i].h + (rt.tensor[i].h & 1);
+    a.pitch[i] = rows * 32 + 16;
+    a.by_words[i] = reciprocal(rt.tensor[i].w / 2);
+  }
+  a.stage_bytes = 16 * (a.pitch[0] + a.pitch[1]);
+  const int end_bytes = 4 * (kWarps * 2 * 8 * 8 * 3 + 2 * offsets * (8 * 3 + 7));
+  rt.plane_bytes = std::max(kSmallStages * a.stage_bytes, ceil_div(end_bytes, 128) * 128);
+  const int shared = rt.plane_bytes + kWarps * 128;
+  if (shared > limits.shared_per_block || p.c > 0x7fffffff) return false;
+  const int resident = blocks_of(v.warps, kWarps, shared, limits);
+  double meetings = 0;  // of a row pair and an input row
+  for (int dy = rt.dy_first; dy < rt.dy_end; ++dy)
+    for (int pair = 0; pair < rt.pairs; ++pair) {
+      const int row = 2 * pair - rt.pad_top + dy;
+      meetings += row >= 0 && row < rt.tensor[0].h;
+    }
+  const double pixels = 16.0 * (p.h * p.w + p.ho * p.wo), groups = rt.groups;  // of a group of images
+  const double loads = kWarps * 2.0 * rt.pairs + 2 * p.h;                      // fragments, by ldmatrix_x4
+  // instructions of a lane that copies a word; of a warp, at each of its meetings; of a row offset's diagonals, a tap
+  constexpr double kWord = 7, kMeeting = 3, kDiagonals = 91, kTap = 40;
+  const double ending = (kWarps * v.rows * kDiagonals + rt.kh * rt.kw / 32.0 * kTap) / 4;
+  Costs c{};
+  c.first = 2 * pixels / kGlobalBytes, c.move = c.first * groups, c.last = ending + 600;
+  c.tensor = 4 * meetings * groups / 4 * kMmaCycles;
+  c.shared = groups * (4 * loads + 2 * 2 * pixels / kSharedBytes);
+  c.issue = groups * (4 * meetings + loads + kWarps * 2 * kMeeting * 4 * v.rows + kWord * pixels / 2 / 32 / 0.77) / 4 + ending;
+  best->weight = a;
+  LaunchPlan& plan = best->plan;
+  plan = {};
+  plan.variant = variant, plan.name = v.name, plan.row_groups = 1, plan.passes = 1;
+  plan.block_pairs = rt.pairs, plan.block_chunks = 2, plan.block_groups = rt.groups;
+  plan.warps = kWarps, plan.shared_bytes = shared, plan.blocks_per_sm = resident, plan.blocks = p.c;
+  plan.mmas = 4 * meetings * groups * static_cast<double>(p.c);
+  plan.cycles = cycles_of(c, p.c, resident, false, kWarps, limits);
+  plan.spill_rows = plan.spill_columns = -1;
+  return true;
+}
+
+// Null or why a variant is not for a problem's planes.
+const char* refuse_variant(const Problem& p, int variant) {
+  const bool even = p.w % 2 == 0 && p.wo % 2 == 0;
+  const bool weight = p.pass == Pass::bwd_weight;
+  if (!even && (weight || kSmallFwd[variant].even)) return "the variant is for planes of an even width";
+  if (weight && std::max({p.h, p.w, p.ho, p.wo}) > 16) return "planes have more than 16 rows or columns";
+  return nullptr;
+}
+
 const char* make_plan(const Problem& p, const DeviceLimits& limits, int variant, SmallPlan* plan) {
   if (const char* why = refuse(p)) return why;
-  if (p.pass != Pass::fwd) return "only fwd and bwd_input";
-  const bool even = p.w % 2 == 0 && p.wo % 2 == 0;
-  if (variant >= 0 && kSmallFwd[variant].even && !even) return "the variant is for planes of an even width";
+  const bool weight = p.pass == Pass::bwd_weight;
+  const char* reason = "the variant needs more shared memory, warps or blocks than there are";
   bool found = false;
-  for (int i = 0; i < kSmallFwdCount; ++i) {
-    if ((variant >= 0 && i != variant) || (kSmallFwd[i].even && !even)) continue;
+  for (int i = 0; i < (weight ? kSmallWeightCount : kSmallFwdCount); ++i) {
+    if (variant >= 0 && i != variant) continue;
+    if (const char* why = refuse_variant(p, i)) {
+      reason = why;
+      continue;
+    }
     SmallPlan candidate;
-    if (plan_fwd(p, limits, i, &candidate) && (!found || candidate.plan.cycles < plan->plan.cycles)) {
+    if ((weight ? plan_weight : plan_fwd)(p, limits, i, &candidate) &&
+        (!found || candidate.plan.cycles < plan->plan.cycles)) {
       *plan = candidate;
       found = true;
     }
   }
-  return found ? nullptr : "the variant needs more shared memory, warps or blocks than there are";
+  return found ? nullptr : reason;
 }
 
 }  // namespace
@@ -159,8 +229,10 @@ const char* plan_small(const Problem& p, const DeviceLimits& limits, int variant
 }
 
 namespace {
-int count(Pass pass) { return pass == Pass::fwd ? kSmallFwdCount : 0; }
-const char* name_of(Pass, int variant) { return kSmallFwd[variant].name; }
+int count(Pass pass) { return pass == Pass::fwd ? kSmallFwdCount : kSmallWeightCount; }
+const char* name_of(Pass pass, int variant) {
+  return pass == Pass::fwd ? kSmallFwd[variant].name : kSmallWeight[variant].name;
+}
 const char* plan_family(const Problem& p, const DeviceLimits& limits, int variant, LaunchPlan* out) {
   SmallPlan found;
   const char* why = plan_small(p, limits, variant, &found);

@@ -7,6 +7,7 @@ namespace replknet_ext::cuda {
 
 struct SmallPlan {
   SmallFwdArgs fwd;  // without pointers and vec, which depend on them
+  SmallWeightArgs weight;
   LaunchPlan plan;
 };
 

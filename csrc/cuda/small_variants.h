@@ -13,15 +13,29 @@ inline constexpr int kSmallTiles = 7;  // of 8 outputs, a warp of the forward
   X("small_g2_even",  2, true,  16) /* batches up to 32 */            \
   X("small_g2",       2, false, 16)
 
+inline constexpr int kSmallStages = 4;  // groups of 16 images that a block of bwd_weight has in shared memory
+
+// rows: row offsets of a warp, of which there are 4 a channel. warps: an SM that registers are left for
+//  X(name,             rows, warps)
+#define SMALL_WEIGHT_VARIANTS(X)                                       \
+  X("small_weight_7x3", 7,    12) /* 14 K27, 12, 10: even widths */    \
+  X("small_weight_8x3", 8,    12) /* 16 K31 */
+
 struct SmallFwdVariant {
   const char* name;
   int groups;
   bool even;
   int warps;
 };
+struct SmallWeightVariant {
+  const char* name;
+  int rows, warps;
+};
 #define SMALL_ROW(...) {__VA_ARGS__},
 inline constexpr SmallFwdVariant kSmallFwd[] = {SMALL_FWD_VARIANTS(SMALL_ROW)};
+inline constexpr SmallWeightVariant kSmallWeight[] = {SMALL_WEIGHT_VARIANTS(SMALL_ROW)};
 #undef SMALL_ROW
 inline constexpr int kSmallFwdCount = sizeof kSmallFwd / sizeof kSmallFwd[0];
+inline constexpr int kSmallWeightCount = sizeof kSmallWeight / sizeof kSmallWeight[0];
 
 }  // namespace replknet_ext::cuda

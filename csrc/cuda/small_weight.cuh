@@ -1,0 +1,127 @@
+// Small planes, bwd_weight: the products of rt_weight (see rt_weight.cuh) on whole planes, without a ring of rows.
+// A product is 2 output rows x 8 columns of grad by 8 columns of an input row, summed over 16 images; its sum belongs to
+// a row offset dy and a chunk offset. Planes of up to 16 rows and columns take no more than 32 row offsets, 8 of each of 4
+// warps: dy = dy_first + own + 4 j. An input row then meets every second row pair of a warp: it is loaded once for up to
+// 4 of them, whose gradients stay in registers.
+//
+// Shared memory: a ring of kStages groups of 16 images, x and grad of a group as [image][row][16 columns], zeros behind a
+// row's end. A plane is copied word by word; an image takes an odd number of 16-byte units, so that ldmatrix finds 8
+// images in different banks. A block has a channel and all images of the batch: no partial sums, no second launch.
+// Diagonals, the bias gradient and what Inf and NaN do are rt_weight's.
+#pragma once
+#include "rt_weight.cuh"
+#include "small_tile.cuh"
+#include "small_variants.h"
+
+namespace replknet_ext::cuda {
+
+// The planes of a channel, of 16 images; zeros for images past the batch. Behind a row's end there are zeros already.
+__device__ __forceinline__ void load_planes(unsigned char* to, const SmallWeightArgs& a, int tensor, int first_image) {
+  const RtwTensor& t = a.rt.tensor[tensor];
+  const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, warps = blockDim.x >> 5;
+  const int words = t.h * t.w / 2, gap = 8 - t.w / 2;
+#pragma unroll 1
+  for (int i = warp; i < 16; i += warps) {
+    unsigned char* plane = to + i * a.pitch[tensor];
+    const bool inside = first_image + i < a.rt.n;
+    const uint16_t* from = static_cast<const uint16_t*>(t.p) +
+                           (static_cast<int64_t>(first_image + i) * a.rt.c + blockIdx.x) * (t.h * t.w);
+#pragma unroll 4
+    for (int p = lane; p < words; p += 32) {
+      unsigned char* at = plane + 4 * (p + small_divide(p, a.by_words[tensor]) * gap);
+      if (!inside) *reinterpret_cast<uint32_t*>(at) = 0;
+      else if (t.access >= 4) ptx::cp_async<4>(at, from + 2 * p);
+      else *reinterpret_cast<uint32_t*>(at) = ptx::load_global(from + 2 * p) |
+                                             static_cast<uint32_t>(ptx::load_global(from + 2 * p + 1)) << 16;
+    }
+  }
+}
+
+// What load_planes never writes, of the whole ring: columns behind a row's end and the last row of an odd number.
+__device__ __forceinline__ void clear_gaps(unsigned char* ring, const SmallWeightArgs& a) {
+#pragma unroll 1
+  for (int tensor = 0; tensor < 2; ++tensor) {
+    const RtwTensor& t = a.rt.tensor[tensor];
+    const int rows = t.h + (t.h & 1), all = kSmallStages * 16 * rows;
+#pragma unroll 1
+    for (int i = threadIdx.x; i < all; i += blockDim.x) {
+      const int image = i / rows, row = i - image * rows, stage = image >> 4;
+      uint32_t* at = reinterpret_cast<uint32_t*>(ring + stage * a.stage_bytes + tensor * 16 * a.pitch[0] +
+                                                 (image & 15) * a.pitch[tensor] + row * 32);
+#pragma unroll 1
+      for (int word = row < t.h ? t.w / 2 : 0; word < 8; ++word) at[word] = 0;
+    }
+  }
+}
+
+template <bool kBf16, int kRows, int kWarps>
+__global__ void __launch_bounds__(128, kWarps / 4) small_weight_kernel(const __grid_constant__ SmallWeightArgs a) {
+  DYN_SMEM(smem);
+  constexpr RtwKernelMath kMath = kBf16 ? RtwKernelMath::bf16 : RtwKernelMath::f16;
+  constexpr int kRowWarps = 4, kPairs = 4, kAhead = kSmallStages - 1;  // kPairs: every second row pair of up to 8
+  const int lane = threadIdx.x & 31, own = ptx::uniform(threadIdx.x >> 5);
+  const int rows = (a.rt.dy_end - a.rt.dy_first - own + kRowWarps - 1) / kRowWarps;  // of this warp's row offsets
+  const bool sums_bias = a.rt.grad_bias != nullptr;
+  clear_gaps(smem, a);
+
+  float acc[kRows][3][4], bias[4] = {0.f, 0.f, 0.f, 0.f};
+#pragma unroll
+  for (int i = 0; i < kRows * 3 * 4; ++i) (&acc[0][0][0])[i] = 0.f;
+  // matrices of a fragment of grad: [images][row of the pair]; of x: [chunk][images]
+  const int lane_grad = 16 * a.pitch[0] + ((lane >> 4) * 8 + (lane & 7)) * a.pitch[1] + (lane >> 3 & 1) * 32;
+  const int lane_x = (lane & 15) * a.pitch[0] + (lane >> 4) * 16;
+#pragma unroll 1
+  for (int group = -kAhead; group < a.rt.groups; ++group) {
+    if (group >= 0) {
+      ptx::cp_async_wait<kAhead - 1>();
+      __syncthreads();  // the group has arrived, and the place of the one before is free
+    }
+    if (const int next = group + kAhead; next < a.rt.groups)
+#pragma unroll 1
+      for (int tensor = 0; tensor < 2; ++tensor)
+        load_planes(smem + next % kSmallStages * a.stage_bytes + tensor * 16 * a.pitch[0], a, tensor, next * 16);
+    ptx::cp_async_commit();
+    if (group < 0) continue;
+    const unsigned char* const stage = smem + group % kSmallStages * a.stage_bytes;
+#pragma unroll 1
+    for (int first = 0; first < 2; ++first) {  // row pairs first, first + 2, ...
+      const int pairs = (a.rt.pairs - first + 1) / 2;
+      uint4 grad[kPairs][2];
+#pragma unroll
+      for (int i = 0; i < kPairs; ++i)
+        if (i < pairs)
+#pragma unroll
+          for (int c = 0; c < 2; ++c) {
+            uint32_t v[4];
+            ptx::ldmatrix_x4_trans(v, stage + lane_grad + (first + 2 * i) * 64 + c * 16);
+            grad[i][c] = make_uint4(v[0], v[1], v[2], v[3]);
+            constexpr uint32_t kOnes = kBf16 ? 0x3f803f80 : 0x3c003c00;
+            const uint32_t ones[2] = {kOnes, kOnes};
+            if (sums_bias && ((first + 2 * i) & 3) == own) ptx::mma<kBf16>(bias, grad[i][c], ones);
+          }
+      int row = 2 * first + a.rt.dy_first - a.rt.pad_top + own;
+#pragma unroll
+      for (int u = 0; u < kRows + kPairs - 1; ++u, row += kRowWarps) {
+        if (static_cast<unsigned>(row) >= static_cast<unsigned>(a.rt.tensor[0].h)) continue;
+        uint32_t x[4];
+        ptx::ldmatrix_x4_trans(x, stage + lane_x + row * 32);
+#pragma unroll
+        for (int i = 0; i < kPairs; ++i) {
+          const int j = u - i;
+          if (j < 0 || j >= kRows) continue;
+          if (i < pairs && j < rows)
+#pragma unroll
+            for (int q = 0; q < 2; ++q)
+#pragma unroll
+              for (int c = 0; c < 2; ++c) ptx::mma<kBf16>(acc[j][q - c + 1], grad[i][c], x + 2 * q);
+        }
+      }
+    }
+  }
+  ptx::cp_async_wait<0>();
+  __syncthreads();  // shared memory now holds tiles and sums
+  reinterpret_cast<float*>(smem + a.rt.plane_bytes)[threadIdx.x] = bias[0] + bias[2];
+  finish<kMath, 3, kRows, true>(a.rt, acc, smem);
+}
+
+}  // namespace replknet_ext::cuda
