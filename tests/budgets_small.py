@@ -25,7 +25,7 @@ def variants() -> dict[tuple[str, ...], str]:
 def variant_of(symbol: str) -> str | None:
     """The variant that a mangled kernel name belongs to."""
     found = re.search(r"small_(fwd|weight)_kernelILb\d((?:EL[bi]\d+)+)E", symbol)
-    return variants()[found[1], *re.findall(r"L[bi](\d+)", found[2])] if found else None
+    return variants()[(found[1], *re.findall(r"L[bi](\d+)", found[2]))] if found else None
 
 
 # The block counted is 16 input pixels of the forward, or one input row of bwd_weight.

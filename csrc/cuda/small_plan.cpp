@@ -129,10 +129,19 @@ bool plan_fwd(const Problem& p, const DeviceLimits& limits, int variant, SmallPl
   return found;
 }
 
+constexpr int kWarps = 4;  // of a channel in bwd_weight
+
+// Row offsets with a product: input row - first row of the output pair + pad_top.
+int first_offset(const Problem& p) {
+  return static_cast<int>(std::min(std::max<int64_t>(0, p.pad_top - 2 * ((p.ho + 1) / 2 - 1)), p.kh));
+}
+int row_offsets(const Problem& p) {
+  return std::max(1, static_cast<int>(std::min(p.kh, p.pad_top + p.h - 1)) + 1 - first_offset(p));
+}
+
 // Planes of an even width, so that rows start at words. The products and their counts are rt_weight's, of one part.
 bool plan_weight(const Problem& p, const DeviceLimits& limits, int variant, SmallPlan* best) {
   const SmallWeightVariant& v = kSmallWeight[variant];
-  constexpr int kWarps = 4;
   SmallWeightArgs a{};
   RtwArgs& rt = a.rt;
   rt.n = static_cast<int>(p.n), rt.c = static_cast<int>(p.c), rt.kh = static_cast<int>(p.kh), rt.kw = static_cast<int>(p.kw);
@@ -142,11 +151,8 @@ bool plan_weight(const Problem& p, const DeviceLimits& limits, int variant, Smal
   rt.tensor[1].h = static_cast<int>(p.ho), rt.tensor[1].w = static_cast<int>(p.wo);
   rt.groups = ceil_div(rt.n, 16), rt.splits = 1, rt.pairs = ceil_div(rt.tensor[1].h, 2), rt.d_first = -1;
   rt.parts_down = rt.parts_along = rt.block_channels = 1, rt.row_warps = kWarps;
-  // row offsets with a product: input row - first row of the output pair + pad_top
-  const int first = std::max(0, rt.pad_top - 2 * (rt.pairs - 1)), end = std::min(rt.kh, rt.pad_top + rt.tensor[0].h - 1) + 1;
-  rt.dy_first = std::min(first, rt.kh), rt.dy_end = std::max(end, rt.dy_first + 1);
+  rt.dy_first = first_offset(p), rt.dy_end = rt.dy_first + row_offsets(p);
   const int offsets = rt.dy_end - rt.dy_first;
-  if (offsets > kWarps * v.rows) return false;
   for (int i = 0; i < 2; ++i) {
     const int rows = rt.tensor[i].h + (rt.tensor[i].h & 1);
     a.pitch[i] = rows * 32 + 16;
@@ -166,14 +172,14 @@ bool plan_weight(const Problem& p, const DeviceLimits& limits, int variant, Smal
     }
   const double pixels = 16.0 * (p.h * p.w + p.ho * p.wo), groups = rt.groups;  // of a group of images
   const double loads = kWarps * 2.0 * rt.pairs + 2 * p.h;                      // fragments, by ldmatrix_x4
-  // instructions of a lane that copies a word; of a warp, at each of its meetings; of a row offset's diagonals, a tap
-  constexpr double kWord = 7, kMeeting = 3, kDiagonals = 91, kTap = 40;
+  // instructions of a warp: a plane's copy, besides its meetings, a row offset's diagonals, a tap
+  constexpr double kPlane = 24, kMeeting = 3, kDiagonals = 91, kTap = 40;
   const double ending = (kWarps * v.rows * kDiagonals + rt.kh * rt.kw / 32.0 * kTap) / 4;
   Costs c{};
   c.first = 2 * pixels / kGlobalBytes, c.move = c.first * groups, c.last = ending + 600;
   c.tensor = 4 * meetings * groups / 4 * kMmaCycles;
   c.shared = groups * (4 * loads + 2 * 2 * pixels / kSharedBytes);
-  c.issue = groups * (4 * meetings + loads + kWarps * 2 * kMeeting * 4 * v.rows + kWord * pixels / 2 / 32 / 0.77) / 4 + ending;
+  c.issue = groups * (4 * meetings + loads + kWarps * 2 * kMeeting * 4 * v.rows + kPlane * 32) / 4 + ending;
   best->weight = a;
   LaunchPlan& plan = best->plan;
   plan = {};
@@ -186,12 +192,13 @@ bool plan_weight(const Problem& p, const DeviceLimits& limits, int variant, Smal
   return true;
 }
 
-// Null or why a variant is not for a problem's planes.
+// Null or why a variant is not for a problem's planes and filter.
 const char* refuse_variant(const Problem& p, int variant) {
   const bool even = p.w % 2 == 0 && p.wo % 2 == 0;
   const bool weight = p.pass == Pass::bwd_weight;
   if (!even && (weight || kSmallFwd[variant].even)) return "the variant is for planes of an even width";
   if (weight && std::max({p.h, p.w, p.ho, p.wo}) > 16) return "planes have more than 16 rows or columns";
+  if (weight && row_offsets(p) > kWarps * kSmallWeight[variant].rows) return "the variant has too few row offsets";
   return nullptr;
 }
 

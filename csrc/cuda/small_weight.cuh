@@ -16,24 +16,38 @@
 namespace replknet_ext::cuda {
 
 // The planes of a channel, of 16 images; zeros for images past the batch. Behind a row's end there are zeros already.
+// A warp copies 4 rows at once, of up to 8 words each.
 __device__ __forceinline__ void load_planes(unsigned char* to, const SmallWeightArgs& a, int tensor, int first_image) {
   const RtwTensor& t = a.rt.tensor[tensor];
-  const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, warps = blockDim.x >> 5;
-  const int words = t.h * t.w / 2, gap = 8 - t.w / 2;
+  int lane = threadIdx.x & 31, warp = threadIdx.x >> 5;
+  ptx::opaque(lane), ptx::opaque(warp);  // found again on every call: the registers belong to the sums
+  const int words = t.w / 2, row = small_divide(lane, a.by_words[tensor]);
+  const int pixels = t.h * t.w, row_step = 4 * t.w, pitch = a.pitch[tensor];
+  const int rows = row < 4 ? (t.h - row + 3) / 4 : 0;  // of this lane; lanes left over copy nothing
+  to += warp * pitch + row * 32 + (lane - row * words) * 4;
+  const uint16_t* from = static_cast<const uint16_t*>(t.p) + 2 * lane +
+                         (static_cast<int64_t>(first_image + warp) * a.rt.c + blockIdx.x) * pixels;
+  const int64_t image_step = static_cast<int64_t>(4) * a.rt.c * pixels;
+  const int left = a.rt.n - first_image;
+  const auto copy = [&](auto&& word) {
+    int i = warp;
 #pragma unroll 1
-  for (int i = warp; i < 16; i += warps) {
-    unsigned char* plane = to + i * a.pitch[tensor];
-    const bool inside = first_image + i < a.rt.n;
-    const uint16_t* from = static_cast<const uint16_t*>(t.p) +
-                           (static_cast<int64_t>(first_image + i) * a.rt.c + blockIdx.x) * (t.h * t.w);
-#pragma unroll 4
-    for (int p = lane; p < words; p += 32) {
-      unsigned char* at = plane + 4 * (p + small_divide(p, a.by_words[tensor]) * gap);
-      if (!inside) *reinterpret_cast<uint32_t*>(at) = 0;
-      else if (t.access >= 4) ptx::cp_async<4>(at, from + 2 * p);
-      else *reinterpret_cast<uint32_t*>(at) = ptx::load_global(from + 2 * p) |
-                                             static_cast<uint32_t>(ptx::load_global(from + 2 * p + 1)) << 16;
-    }
+    for (; i < min(16, left); i += 4, to += 4 * pitch, from += image_step)
+#pragma unroll
+      for (int r = 0; r < 4; ++r)
+        if (r < rows) word(to + r * 4 * 32, from + r * row_step);
+#pragma unroll 1
+    for (; i < 16; i += 4, to += 4 * pitch)
+#pragma unroll 1
+      for (int r = 0; r < rows; ++r) *reinterpret_cast<uint32_t*>(to + r * 4 * 32) = 0;
+  };
+  if (t.access >= 4) {
+    copy([](unsigned char* at, const uint16_t* word) { ptx::cp_async<4>(at, word); });
+  } else {
+    copy([](unsigned char* at, const uint16_t* word) {
+      *reinterpret_cast<uint32_t*>(at) =
+          ptx::load_global(word) | static_cast<uint32_t>(ptx::load_global(word + 1)) << 16;
+    });
   }
 }
 

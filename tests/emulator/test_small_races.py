@@ -8,6 +8,7 @@ import emulator_harness as harness
 import pytest
 from emulator_harness import Case
 from test_small import VARIANT_CASES, variant_case
+from test_small_weight import WEIGHT_CASES, weight, weight_case
 
 ONE_SM = (90, 1, 32 << 10, 33 << 10)  # with so little shared memory that blocks go on to further units
 
@@ -31,6 +32,31 @@ def test_no_race_in_random_schedules(race: ModuleType, name: str) -> None:
 def test_no_race_in_odd_shapes(race: ModuleType, case: Case, schedule: str) -> None:
     race.set_options(schedule)
     harness.check_exact(race, case)
+
+
+@pytest.mark.parametrize("name", WEIGHT_CASES)
+def test_no_race_in_random_schedules_of_bwd_weight(race: ModuleType, name: str) -> None:
+    case = weight_case(race, name).but(c=1, h=7, n=90)
+    for seed in range(1, 7):
+        race.set_options("random", seed)
+        harness.check_exact(race, case, seed % 3)
+
+
+@pytest.mark.parametrize("schedule", ["ordered", "reversed", "lockstep"])
+@pytest.mark.parametrize(
+    "case", [weight(3, 2, 6, 4, kernel=3, shift=1), weight(100, 1, 5, 6, kernel=5), weight(17, 1, 14, 14, kernel=27)],
+    ids=str,
+)  # fmt: skip
+def test_no_race_in_odd_shapes_of_bwd_weight(race: ModuleType, case: Case, schedule: str) -> None:
+    race.set_options(schedule)
+    harness.check_exact(race, case)
+
+
+def test_bank_conflicts_of_bwd_weight(race: ModuleType) -> None:
+    """None in ldmatrix. Diagonals are rt_weight's; copies are not counted, as lanes have 3 or 4 words of a plane."""
+    race.set_options(banks=True)
+    harness.check_exact(race, weight(64, 1, 14, 14, kernel=27, variant=weight_case(race, "small_weight_7x3").variant))
+    assert race.take_counters()["ldmatrix_conflicts"] == 0
 
 
 @pytest.mark.parametrize("case", [Case(64, 1, 14, 14, 27), Case(64, 4, 7, 7, 13), Case(64, 1, 12, 12, 13)], ids=str)
