@@ -30,10 +30,11 @@ struct SmallFwdArgs {
 };
 
 struct SmallWeightArgs {
-  RtwArgs rt;             // of one part and one split; a block has one channel, 4 warps and groups of 16 images
+  RtwArgs rt;             // of one part and one split; groups of 16 images, 4 warps
   int pitch[2];           // bytes of an image's plane of x and of grad in shared memory
   uint32_t by_words[2];   // reciprocals of the words of their rows
   int stage_bytes;        // of 16 images of both
+  SmallTensor run[2];     // x and grad of planes of one chunk, which are copied in runs
 };
 
 // n / d for n * d < 2^20 as n * reciprocal(d) >> 20

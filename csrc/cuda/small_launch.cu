@@ -19,8 +19,9 @@ int launch_small(const Problem& p, const Tensors& t, const DeviceLimits& limits,
     SmallWeightArgs a = plan.weight;
     const void* data[] = {t.x, t.grad};
     for (int i = 0; i < 2; ++i) {
-      RtwTensor& tensor = a.rt.tensor[i];
-      tensor.p = data[i], tensor.access = small_access(p, reinterpret_cast<uint64_t>(data[i]), tensor.h * tensor.w, 1);
+      a.rt.tensor[i].p = data[i];
+      set(&a.run[i], data[i], a.rt.block_channels);
+      a.rt.tensor[i].access = a.run[i].vec;
     }
     a.rt.out = t.out, a.rt.grad_bias = t.grad_bias;
     const auto kernel = (p.dtype == DType::bf16 ? small_weight_bf16 : small_weight_f16)(plan.plan.variant);

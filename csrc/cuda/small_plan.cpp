@@ -1,6 +1,7 @@
 #include "small_plan.h"
 
 #include <algorithm>
+#include <cmath>
 
 #include "family.h"
 #include "model.h"
@@ -139,9 +140,22 @@ int row_offsets(const Problem& p) {
   return std::max(1, static_cast<int>(std::min(p.kh, p.pad_top + p.h - 1)) + 1 - first_offset(p));
 }
 
-// Planes of an even width, so that rows start at words. The products and their counts are rt_weight's, of one part.
+// Meetings of an output row pair and an input row; the products are a multiple.
+double meetings(const Problem& p, int dy_first, int dy_end) {
+  double sum = 0;
+  for (int dy = dy_first; dy < dy_end; ++dy)
+    for (int64_t first = 0; first < p.ho; first += 2) {
+      const int64_t row = first - p.pad_top + dy;
+      sum += row >= 0 && row < p.h;
+    }
+  return sum;
+}
+
+// The products and their ending are rt_weight's, of one part. Planes of two chunks have an even width, so that their rows
+// start at words.
 bool plan_weight(const Problem& p, const DeviceLimits& limits, int variant, SmallPlan* best) {
   const SmallWeightVariant& v = kSmallWeight[variant];
+  const bool in_runs = v.chunks == 1;
   SmallWeightArgs a{};
   RtwArgs& rt = a.rt;
   rt.n = static_cast<int>(p.n), rt.c = static_cast<int>(p.c), rt.kh = static_cast<int>(p.kh), rt.kw = static_cast<int>(p.kw);
@@ -149,45 +163,54 @@ bool plan_weight(const Problem& p, const DeviceLimits& limits, int variant, Smal
   rt.dtype = p.dtype == DType::f16 ? 1 : 2;
   rt.tensor[0].h = static_cast<int>(p.h), rt.tensor[0].w = static_cast<int>(p.w);
   rt.tensor[1].h = static_cast<int>(p.ho), rt.tensor[1].w = static_cast<int>(p.wo);
-  rt.groups = ceil_div(rt.n, 16), rt.splits = 1, rt.pairs = ceil_div(rt.tensor[1].h, 2), rt.d_first = -1;
-  rt.parts_down = rt.parts_along = rt.block_channels = 1, rt.row_warps = kWarps;
-  rt.dy_first = first_offset(p), rt.dy_end = rt.dy_first + row_offsets(p);
-  const int offsets = rt.dy_end - rt.dy_first;
+  rt.groups = ceil_div(rt.n, 16), rt.splits = 1, rt.pairs = ceil_div(rt.tensor[1].h, 2);
+  rt.d_first = -(v.chunks - 1), rt.parts_down = rt.parts_along = 1;
+  rt.block_channels = in_runs ? kWarps : 1, rt.row_warps = kWarps / rt.block_channels;
+  rt.dy_first = in_runs ? rt.pad_top - 6 : first_offset(p);
+  rt.dy_end = rt.dy_first + (in_runs ? v.rows : row_offsets(p));
   for (int i = 0; i < 2; ++i) {
-    const int rows = rt.tensor[i].h + (rt.tensor[i].h & 1);
-    a.pitch[i] = rows * 32 + 16;
-    a.by_words[i] = reciprocal(rt.tensor[i].w / 2);
+    const RtwTensor& t = rt.tensor[i];
+    a.run[i].pixels = t.h * t.w;
+    a.run[i].pitch = pitch_of(ceil_div(rt.block_channels * t.h * t.w, 2));
+    a.pitch[i] = in_runs ? 4 * a.run[i].pitch : (t.h + (t.h & 1)) * 32 + 16;
+    a.by_words[i] = reciprocal(std::max(1, t.w / 2));
   }
   a.stage_bytes = 16 * (a.pitch[0] + a.pitch[1]);
-  const int end_bytes = 4 * (kWarps * 2 * 8 * 8 * 3 + 2 * offsets * (8 * 3 + 7));
-  rt.plane_bytes = std::max(kSmallStages * a.stage_bytes, ceil_div(end_bytes, 128) * 128);
+  const int chunk_offsets = 2 * v.chunks - 1, offsets = rt.dy_end - rt.dy_first;
+  const int end_bytes = 4 * (kWarps * 2 * 8 * 8 * chunk_offsets + rt.block_channels * 2 * offsets * (8 * chunk_offsets + 7));
+  rt.plane_bytes = ceil_div(std::max(kSmallStages * a.stage_bytes, end_bytes), 128) * 128;
   const int shared = rt.plane_bytes + kWarps * 128;
-  if (shared > limits.shared_per_block || p.c > 0x7fffffff) return false;
+  const int64_t blocks = (p.c + rt.block_channels - 1) / rt.block_channels;
+  if (shared > limits.shared_per_block || blocks > 0x7fffffff) return false;
   const int resident = blocks_of(v.warps, kWarps, shared, limits);
-  double meetings = 0;  // of a row pair and an input row
-  for (int dy = rt.dy_first; dy < rt.dy_end; ++dy)
-    for (int pair = 0; pair < rt.pairs; ++pair) {
-      const int row = 2 * pair - rt.pad_top + dy;
-      meetings += row >= 0 && row < rt.tensor[0].h;
-    }
-  const double pixels = 16.0 * (p.h * p.w + p.ho * p.wo), groups = rt.groups;  // of a group of images
-  const double loads = kWarps * 2.0 * rt.pairs + 2 * p.h;                      // fragments, by ldmatrix_x4
-  // instructions of a warp: a plane's copy, besides its meetings, a row offset's diagonals, a tap
-  constexpr double kPlane = 24, kMeeting = 3, kDiagonals = 91, kTap = 40;
-  const double ending = (kWarps * v.rows * kDiagonals + rt.kh * rt.kw / 32.0 * kTap) / 4;
+  const double pixels = 16.0 * (p.h * p.w + p.ho * p.wo) * rt.block_channels, groups = rt.groups;  // of a group of images
+  // Instructions of a warp: a plane's or run's copy, besides its meetings, a fragment gathered from 4 half words, a row
+  // offset's diagonals, a tap of the filter.
+  constexpr double kPlane = 24, kMeeting = 3, kGathered = 9, kDiagonals = 91, kTap = 40;
+  const double ending = (kWarps * v.rows * kDiagonals + rt.block_channels * std::ceil(rt.kh * rt.kw / 128.0) * 4 * kTap) / 4;
+  double products, instructions, reads;  // of a group of images
+  if (in_runs) {
+    products = 4.0 * p.h * rt.block_channels;
+    const double fragments = (8.0 + p.h) * rt.block_channels;
+    reads = 4 * fragments, instructions = products + kGathered * fragments;
+  } else {
+    products = 4 * meetings(p, rt.dy_first, rt.dy_end);
+    const double fragments = kWarps * 2.0 * rt.pairs + 2 * p.h;  // by ldmatrix_x4
+    reads = 4 * fragments, instructions = products + fragments + kWarps * 2 * kMeeting * 4 * v.rows;
+  }
   Costs c{};
   c.first = 2 * pixels / kGlobalBytes, c.move = c.first * groups, c.last = ending + 600;
-  c.tensor = 4 * meetings * groups / 4 * kMmaCycles;
-  c.shared = groups * (4 * loads + 2 * 2 * pixels / kSharedBytes);
-  c.issue = groups * (4 * meetings + loads + kWarps * 2 * kMeeting * 4 * v.rows + kPlane * 32) / 4 + ending;
+  c.tensor = products * groups / 4 * kMmaCycles;
+  c.shared = groups * (reads + 2 * 2 * pixels / kSharedBytes);
+  c.issue = groups * (instructions + kPlane * 32) / 4 + ending;
   best->weight = a;
   LaunchPlan& plan = best->plan;
   plan = {};
   plan.variant = variant, plan.name = v.name, plan.row_groups = 1, plan.passes = 1;
-  plan.block_pairs = rt.pairs, plan.block_chunks = 2, plan.block_groups = rt.groups;
-  plan.warps = kWarps, plan.shared_bytes = shared, plan.blocks_per_sm = resident, plan.blocks = p.c;
-  plan.mmas = 4 * meetings * groups * static_cast<double>(p.c);
-  plan.cycles = cycles_of(c, p.c, resident, false, kWarps, limits);
+  plan.block_pairs = rt.pairs, plan.block_chunks = v.chunks, plan.block_groups = rt.groups;
+  plan.warps = kWarps, plan.shared_bytes = shared, plan.blocks_per_sm = resident, plan.blocks = blocks;
+  plan.mmas = products / rt.block_channels * groups * static_cast<double>(p.c);
+  plan.cycles = cycles_of(c, blocks, resident, false, kWarps, limits);
   plan.spill_rows = plan.spill_columns = -1;
   return true;
 }
@@ -195,11 +218,13 @@ bool plan_weight(const Problem& p, const DeviceLimits& limits, int variant, Smal
 // Null or why a variant is not for a problem's planes and filter.
 const char* refuse_variant(const Problem& p, int variant) {
   const bool even = p.w % 2 == 0 && p.wo % 2 == 0;
-  const bool weight = p.pass == Pass::bwd_weight;
-  if (!even && (weight || kSmallFwd[variant].even)) return "the variant is for planes of an even width";
-  if (weight && std::max({p.h, p.w, p.ho, p.wo}) > 16) return "planes have more than 16 rows or columns";
-  if (weight && row_offsets(p) > kWarps * kSmallWeight[variant].rows) return "the variant has too few row offsets";
-  return nullptr;
+  if (p.pass == Pass::fwd) return even || !kSmallFwd[variant].even ? nullptr : "the variant is for planes of an even width";
+  const SmallWeightVariant& v = kSmallWeight[variant];
+  const int64_t longest = std::max({p.h, p.w, p.ho, p.wo});
+  if (v.chunks == 1) return longest <= 8 ? nullptr : "the variant is for planes of up to 8 rows and columns";
+  if (!even) return "the variant is for planes of an even width";
+  if (longest > 16) return "planes have more than 16 rows or columns";
+  return row_offsets(p) <= kWarps * v.rows ? nullptr : "the variant has too few row offsets";
 }
 
 const char* make_plan(const Problem& p, const DeviceLimits& limits, int variant, SmallPlan* plan) {

@@ -15,11 +15,13 @@ inline constexpr int kSmallTiles = 7;  // of 8 outputs, a warp of the forward
 
 inline constexpr int kSmallStages = 4;  // groups of 16 images that a block of bwd_weight has in shared memory
 
-// rows: row offsets of a warp, of which there are 4 a channel. warps: an SM that registers are left for
-//  X(name,             rows, warps)
-#define SMALL_WEIGHT_VARIANTS(X)                                       \
-  X("small_weight_7x3", 7,    12) /* 14 K27, 12, 10: even widths */    \
-  X("small_weight_8x3", 8,    12) /* 16 K31 */
+// chunks: of 8 columns, of a row at most. rows: row offsets of a warp; a channel has 4 warps, of one chunk 1.
+// warps: an SM that registers are left for
+//  X(name,              chunks, rows, warps)
+#define SMALL_WEIGHT_VARIANTS(X)                                            \
+  X("small_weight_7x3",  2,      7,    12) /* 14 K27, 12, 10: even widths */ \
+  X("small_weight_8x3",  2,      8,    12) /* 16 K31 */                      \
+  X("small_weight_14x1", 1,      14,   16) /* 7 K13, up to 8x8 */
 
 struct SmallFwdVariant {
   const char* name;
@@ -29,7 +31,7 @@ struct SmallFwdVariant {
 };
 struct SmallWeightVariant {
   const char* name;
-  int rows, warps;
+  int chunks, rows, warps;
 };
 #define SMALL_ROW(...) {__VA_ARGS__},
 inline constexpr SmallFwdVariant kSmallFwd[] = {SMALL_FWD_VARIANTS(SMALL_ROW)};

@@ -15,6 +15,17 @@
 
 namespace replknet_ext::cuda {
 
+template <bool kBf16>
+constexpr RtwKernelMath kSmallMath = kBf16 ? RtwKernelMath::bf16 : RtwKernelMath::f16;
+
+// Sums over images, of a fragment of grad: a product with ones.
+template <bool kBf16>
+__device__ __forceinline__ void add_all(float (&sum)[4], uint4 grad) {
+  constexpr uint32_t kOnes = kBf16 ? 0x3f803f80 : 0x3c003c00;
+  const uint32_t ones[2] = {kOnes, kOnes};
+  ptx::mma<kBf16>(sum, grad, ones);
+}
+
 // The planes of a channel, of 16 images; zeros for images past the batch. Behind a row's end there are zeros already.
 // A warp copies 4 rows at once, of up to 8 words each.
 __device__ __forceinline__ void load_planes(unsigned char* to, const SmallWeightArgs& a, int tensor, int first_image) {
@@ -68,10 +79,8 @@ __device__ __forceinline__ void clear_gaps(unsigned char* ring, const SmallWeigh
   }
 }
 
-template <bool kBf16, int kRows, int kWarps>
-__global__ void __launch_bounds__(128, kWarps / 4) small_weight_kernel(const __grid_constant__ SmallWeightArgs a) {
-  DYN_SMEM(smem);
-  constexpr RtwKernelMath kMath = kBf16 ? RtwKernelMath::bf16 : RtwKernelMath::f16;
+template <bool kBf16, int kRows>
+__device__ __forceinline__ void sum_planes(const SmallWeightArgs& a, unsigned char* smem) {
   constexpr int kRowWarps = 4, kPairs = 4, kAhead = kSmallStages - 1;  // kPairs: every second row pair of up to 8
   const int lane = threadIdx.x & 31, own = ptx::uniform(threadIdx.x >> 5);
   const int rows = (a.rt.dy_end - a.rt.dy_first - own + kRowWarps - 1) / kRowWarps;  // of this warp's row offsets
@@ -109,9 +118,7 @@ __global__ void __launch_bounds__(128, kWarps / 4) small_weight_kernel(const __g
             uint32_t v[4];
             ptx::ldmatrix_x4_trans(v, stage + lane_grad + (first + 2 * i) * 64 + c * 16);
             grad[i][c] = make_uint4(v[0], v[1], v[2], v[3]);
-            constexpr uint32_t kOnes = kBf16 ? 0x3f803f80 : 0x3c003c00;
-            const uint32_t ones[2] = {kOnes, kOnes};
-            if (sums_bias && ((first + 2 * i) & 3) == own) ptx::mma<kBf16>(bias, grad[i][c], ones);
+            if (sums_bias && ((first + 2 * i) & 3) == own) add_all<kBf16>(bias, grad[i][c]);
           }
       int row = 2 * first + a.rt.dy_first - a.rt.pad_top + own;
 #pragma unroll
@@ -135,7 +142,77 @@ __global__ void __launch_bounds__(128, kWarps / 4) small_weight_kernel(const __g
   ptx::cp_async_wait<0>();
   __syncthreads();  // shared memory now holds tiles and sums
   reinterpret_cast<float*>(smem + a.rt.plane_bytes)[threadIdx.x] = bias[0] + bias[2];
-  finish<kMath, 3, kRows, true>(a.rt, acc, smem);
+  finish<kSmallMath<kBf16>, 3, kRows, true>(a.rt, acc, smem);
+}
+
+// A lane's pair of a fragment: a pixel of two images that follow each other.
+__device__ __forceinline__ uint32_t load_images(const unsigned char* pixel, int pitch, bool inside) {
+  if (!inside) return 0;
+  return *reinterpret_cast<const uint16_t*>(pixel) |
+         static_cast<uint32_t>(*reinterpret_cast<const uint16_t*>(pixel + pitch)) << 16;
+}
+
+// Planes of up to 8 rows and columns, of any width: a warp has a channel and all of its row offsets, input row - first
+// row of the output pair from -6 to 7. Of every image, the planes of a block's channels lie in shared memory as in
+// global memory, at any half word; fragments are gathered from there.
+template <bool kBf16>
+__device__ __forceinline__ void sum_runs(const SmallWeightArgs& a, unsigned char* smem) {
+  constexpr int kRows = 14, kPairs = 4, kAhead = kSmallStages - 1;
+  const int lane = threadIdx.x & 31, channel = ptx::uniform(threadIdx.x >> 5), g = lane >> 2;
+  const int channel0 = blockIdx.x * a.rt.block_channels, channels = min(a.rt.block_channels, a.rt.c - channel0);
+  const int h = a.rt.tensor[0].h, w = a.rt.tensor[0].w, ho = a.rt.tensor[1].h, wo = a.rt.tensor[1].w;
+  const bool sums_bias = a.rt.grad_bias != nullptr, works = channel < channels;
+  float acc[kRows][1][4], bias[4] = {0.f, 0.f, 0.f, 0.f};
+#pragma unroll
+  for (int i = 0; i < kRows * 4; ++i) (&acc[0][0][0])[i] = 0.f;
+  const int pitch[2] = {4 * a.run[0].pitch, 4 * a.run[1].pitch}, grad_at = 16 * pitch[0];
+#pragma unroll 1
+  for (int group = -kAhead; group < a.rt.groups; ++group) {
+    if (group >= 0) {
+      ptx::cp_async_wait<kAhead - 1>();
+      __syncthreads();  // the group's runs have arrived, and the place of the group before is free
+    }
+    if (const int next = group + kAhead; next < a.rt.groups)
+#pragma unroll 1
+      for (int tensor = 0; tensor < 2; ++tensor)
+        load_runs(smem + next % kSmallStages * a.stage_bytes + tensor * grad_at, a.run[tensor], a.rt.n, a.rt.c, channel0,
+                  channels, next * 16, 16);
+    ptx::cp_async_commit();
+    if (group < 0 || !works) continue;
+    // a lane's column, in the first of its images
+    const unsigned char* x = smem + group % kSmallStages * a.stage_bytes + 2 * (lane & 3) * pitch[0] +
+                             2 * (channel * a.run[0].pixels + g);
+    const unsigned char* from = smem + group % kSmallStages * a.stage_bytes + grad_at + 2 * (lane & 3) * pitch[1] +
+                                2 * (channel * a.run[1].pixels + g);
+    uint4 grad[kPairs];
+#pragma unroll
+    for (int j = 0; j < kPairs; ++j, from += 4 * wo) {
+      const bool first = g < wo && 2 * j < ho, second = g < wo && 2 * j + 1 < ho;
+      grad[j].x = load_images(from, pitch[1], first), grad[j].y = load_images(from + 2 * wo, pitch[1], second);
+      grad[j].z = load_images(from + 8 * pitch[1], pitch[1], first);
+      grad[j].w = load_images(from + 8 * pitch[1] + 2 * wo, pitch[1], second);
+      if (sums_bias) add_all<kBf16>(bias, grad[j]);
+    }
+#pragma unroll
+    for (int row = 0; row < 8; ++row, x += 2 * w) {
+      if (row >= h) break;
+      const uint32_t b[2] = {load_images(x, pitch[0], g < w), load_images(x + 8 * pitch[0], pitch[0], g < w)};
+#pragma unroll
+      for (int j = 0; j < kPairs; ++j) ptx::mma<kBf16>(acc[row - 2 * j + 6][0], grad[j], b);
+    }
+  }
+  ptx::cp_async_wait<0>();
+  __syncthreads();  // shared memory now holds tiles and sums
+  reinterpret_cast<float*>(smem + a.rt.plane_bytes)[threadIdx.x] = bias[0] + bias[2];
+  finish<kSmallMath<kBf16>, 1, kRows, true>(a.rt, acc, smem);
+}
+
+// kChunks: 8-column chunks of a row.
+template <bool kBf16, int kChunks, int kRows, int kWarps>
+__global__ void __launch_bounds__(128, kWarps / 4) small_weight_kernel(const __grid_constant__ SmallWeightArgs a) {
+  DYN_SMEM(smem);
+  if constexpr (kChunks == 1) sum_runs<kBf16>(a, smem);
+  else sum_planes<kBf16, kRows>(a, smem);
 }
 
 }  // namespace replknet_ext::cuda

@@ -53,8 +53,16 @@ BUGS = {
         "if (o + 1 < a.y.pixels) to[1]",
         "to[1]",
     ),
-    "bias of the first channel": ("small_fwd.cuh", "load_global(a.bias + channel0 + channel)", "load_global(a.bias + channel0)"),
-    "images past the batch": ("small_tile.cuh", "const bool inside = first_image + i < n;", "const bool inside = true;"),
+    "bias of the first channel": (
+        "small_fwd.cuh",
+        "load_global(a.bias + channel0 + channel)",
+        "load_global(a.bias + channel0)",
+    ),
+    "images past the batch": (
+        "small_tile.cuh",
+        "const bool inside = first_image + i < n;",
+        "const bool inside = true;",
+    ),
     "stores past the batch": ("small_tile.cuh", "i < images && first_image + i < n;", "i < images;"),
     "nothing behind a run": (
         "small_tile.cuh",
@@ -68,7 +76,11 @@ BUGS = {
         "      __syncthreads();  // the group has arrived",
         "      // the group has arrived",
     ),
-    "weight: no wait for a group": ("small_weight.cuh", "ptx::cp_async_wait<kAhead - 1>();", "ptx::cp_async_wait<kAhead>();"),
+    "weight: no wait for a group": (
+        "small_weight.cuh",
+        "ptx::cp_async_wait<kAhead - 1>();",
+        "ptx::cp_async_wait<kAhead>();",
+    ),
     "weight: no barrier before the diagonals": (
         "small_weight.cuh",
         "  __syncthreads();  // shared memory now holds tiles and sums\n",
@@ -79,15 +91,31 @@ BUGS = {
         "smem + next % kSmallStages * a.stage_bytes",
         "smem + next % kAhead * a.stage_bytes",
     ),
-    "weight: columns behind a row not zero": ("small_weight.cuh", "row < t.h ? t.w / 2 : 0; word < 8;", "row < t.h ? 8 : 0; word < 8;"),
-    "weight: row behind a plane not zero": ("small_weight.cuh", "const int rows = t.h + (t.h & 1), all", "const int rows = t.h, all"),
+    "weight: columns behind a row not zero": (
+        "small_weight.cuh",
+        "row < t.h ? t.w / 2 : 0; word < 8;",
+        "row < t.h ? 8 : 0; word < 8;",
+    ),
+    "weight: row behind a plane not zero": (
+        "small_weight.cuh",
+        "const int rows = t.h + (t.h & 1), all",
+        "const int rows = t.h, all",
+    ),
     "weight: images past the batch": ("small_weight.cuh", "for (; i < min(16, left);", "for (; i < 16;"),
-    "weight: images past the batch not zero": ("small_weight.cuh", "for (; i < 16; i += 4, to += 4 * pitch)", "for (; i < 0;)"),
-    "weight: last row offset left out": ("small_weight.cuh", "if (i < pairs && j < rows)", "if (i < pairs && j + 1 < rows)"),
+    "weight: images past the batch not zero": (
+        "small_weight.cuh",
+        "for (; i < 16; i += 4, to += 4 * pitch)",
+        "for (; i < 0;)",
+    ),
+    "weight: last row offset left out": (
+        "small_weight.cuh",
+        "if (i < pairs && j < rows)",
+        "if (i < pairs && j + 1 < rows)",
+    ),
     "weight: bias of half the rows": ("small_weight.cuh", "= bias[0] + bias[2];", "= bias[0];"),
     "weight: chunks exchanged": ("small_weight.cuh", "acc[j][q - c + 1]", "acc[j][c - q + 1]"),
     "weight: lanes left over copy": ("small_weight.cuh", "row < 4 ? (t.h - row + 3) / 4 : 0;", "(t.h - row + 3) / 4;"),
-}  # fmt: skip
+}
 
 ONE_SM = (90, 1, 32 << 10, 33 << 10)
 FWD = Case(5, 5, 7, 7, 7, bias=True, dtype="bfloat16")
