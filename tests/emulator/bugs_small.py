@@ -115,26 +115,55 @@ BUGS = {
     "weight: bias of half the rows": ("small_weight.cuh", "= bias[0] + bias[2];", "= bias[0];"),
     "weight: chunks exchanged": ("small_weight.cuh", "acc[j][q - c + 1]", "acc[j][c - q + 1]"),
     "weight: lanes left over copy": ("small_weight.cuh", "row < 4 ? (t.h - row + 3) / 4 : 0;", "(t.h - row + 3) / 4;"),
+    "weight: no barrier of a group of runs": (
+        "small_weight.cuh",
+        "      __syncthreads();  // the group's runs have arrived",
+        "      // the group's runs have arrived",
+    ),
+    "weight: ring of runs a group short": (
+        "small_weight.cuh",
+        "load_runs(smem + next % kSmallStages * a.stage_bytes",
+        "load_runs(smem + next % kAhead * a.stage_bytes",
+    ),
+    "weight: columns of the next row": (
+        "small_weight.cuh",
+        "g < wo && 2 * j < ho, second = g < wo &&",
+        "2 * j < ho, second =",
+    ),
+    "weight: rows of the next plane": (
+        "small_weight.cuh",
+        "second = g < wo && 2 * j + 1 < ho;",
+        "second = g < wo;",
+    ),
+    "weight: images exchanged": (
+        "small_weight.cuh",
+        "load_images(x + 8 * pitch[0], pitch[0], g < w)",
+        "load_images(x, pitch[0], g < w)",
+    ),
 }
 
-ONE_SM = (90, 1, 32 << 10, 33 << 10)
+ONE_SM = (90, 1, 227 << 10, 228 << 10)  # a block has several channels ...
+LITTLE = (90, 1, 32 << 10, 33 << 10)  # ... or several units
 FWD = Case(5, 5, 7, 7, 7, bias=True, dtype="bfloat16")
 WEIGHT = Case(83, 1, 5, 14, 9, bias=True, dtype="bfloat16", pass_="bwd_weight")
 CASES = [
     FWD,
     FWD.but(n=3, h=5, w=6, k=(9, 11), flip=True),
-    FWD.but(n=200, c=2, h=7, w=8, k=5, limits=ONE_SM),
+    FWD.but(n=200, c=2, h=7, w=8, k=5, limits=LITTLE),
+    FWD.but(n=3, c=9, h=7, w=8, k=5, limits=LITTLE),
+    FWD.but(n=2, c=14, limits=ONE_SM),
     FWD.but(n=2, c=1, h=14, w=14, k=27),
     FWD.but(n=2, c=3, h=3, w=5, k=3, shift=1),
     WEIGHT,
     WEIGHT.but(n=18, c=2, h=4, w=12, k=3, shift=1),
     WEIGHT.but(n=17, h=14, w=14, k=27),
+    WEIGHT.but(n=83, c=6, h=7, w=7, k=13, limits=ONE_SM),
 ]
 
 
 def cut(cuda: Path) -> None:
     keep_lines("small_variants.h", "SMALL_FWD_VARIANTS", ("small_g4_even", "small_g4"))(cuda)
-    keep_lines("small_variants.h", "SMALL_WEIGHT_VARIANTS", ("small_weight_7x3",))(cuda)
+    keep_lines("small_variants.h", "SMALL_WEIGHT_VARIANTS", ("small_weight_7x3", "small_weight_14x1"))(cuda)
 
 
 MUTANTS = Mutants("small", BUGS, CASES, cut)

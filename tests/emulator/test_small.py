@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 SMALLEST = (86, 1, 48 << 10, 49 << 10)
+ONE_SM = (90, 1, 227 << 10, 228 << 10)  # few SMs for a problem: a block takes several channels or units
 DTYPES = ("float16", "bfloat16")
 
 #: A small problem for every variant: more than one block of images and of channels, the last of both not full.
@@ -72,19 +73,27 @@ def test_every_number_of_tiles_and_steps(plain: ModuleType, size: int) -> None:
 
 @pytest.mark.parametrize("variant", VARIANT_CASES)
 def test_blocks_that_go_on_to_further_images_and_channels(plain: ModuleType, variant: str) -> None:
-    case = variant_case(plain, variant).but(
-        limits=(90, 1, 227 << 10, 228 << 10), n=330 if "even" in variant else 1500, c=3, bias=True
-    )
+    case = variant_case(plain, variant).but(limits=ONE_SM, n=330 if "even" in variant else 1500, c=3, bias=True)
     plan = plain.plan(case.problem(), case.limits, case.variant)
     units = -(-case.n // (64 if "g4" in variant else 32))
     assert plan["blocks"] < units, "the case has no block with several units"
     harness.check_exact(plain, case)
 
 
+@pytest.mark.parametrize("shift", [0, 1])
+@pytest.mark.parametrize("c", [12, 14])
+@pytest.mark.parametrize("sizes", [(7, 7, 13), (5, 5, 3), (6, 4, 7), (3, 7, 5)], ids=str)
+def test_channels_of_a_block_share_runs(plain: ModuleType, sizes: tuple[int, int, int], c: int, shift: int) -> None:
+    """Planes that start in the middle of a word; a last block with fewer channels."""
+    case = Case(5, c, *sizes, limits=ONE_SM, bias=True, shift=shift)
+    assert plain.plan(case.problem(), case.limits, -1)["warps"] > 1, "the plan has one channel a block"
+    harness.check_exact(plain, case)
+
+
 @pytest.mark.parametrize("schedule", [("reversed", 0), ("lockstep", 0), ("random", 1), ("random", 2)], ids=str)
 @pytest.mark.parametrize("name", ["small_g4_even", "small_g4"])
 def test_results_do_not_depend_on_the_schedule(plain: ModuleType, name: str, schedule: tuple[str, int]) -> None:
-    case = variant_case(plain, name).but(bias=True, n=200, c=2, limits=(90, 1, 227 << 10, 228 << 10))
+    case = variant_case(plain, name).but(bias=True, n=200, c=2, limits=ONE_SM)
     inputs = harness.random_inputs(case)
     want = harness.run(plain, case, inputs)["out"]
     plain.set_options(*schedule)
@@ -147,9 +156,9 @@ def test_random_data_is_within_the_table_of_tolerances(
 @pytest.mark.parametrize("name", VARIANT_CASES)
 def test_non_finite_inputs_stay_in_their_plane(plain: ModuleType, name: str, k: int, value: float) -> None:
     """Neighbours in a run share words of memory; images share products."""
-    case = variant_case(plain, name).but(c=3, h=5, w=8 if "even" in name else 7, k=k, n=17)
+    case = variant_case(plain, name).but(c=14, h=5, w=8 if "even" in name else 7, k=k, n=17, limits=ONE_SM)
     plan = plain.plan(case.problem(), case.limits, case.variant)
-    assert plan["spill_rows"] == plan["spill_columns"] == -1
+    assert plan["spill_rows"] == plan["spill_columns"] == -1 and plan["warps"] > 1
     inputs = harness.exact_inputs(case)
     inputs["w"][inputs["w"] == 0] = 1  # no tap hides it
     before = harness.run(plain, case, inputs)["out"]

@@ -26,7 +26,8 @@ def test_no_race_in_random_schedules(race: ModuleType, name: str) -> None:
 @pytest.mark.parametrize(
     "case",
     [Case(3, 5, 7, 7, 13), Case(2, 3, 7, 7, 3, shift=1), Case(300, 2, 3, 6, 5, limits=ONE_SM),
-     Case(5, 1, 14, 14, 27, flip=True), Case(3, 1, 6, 9, 5, (2, 3, 1, 2))],
+     Case(5, 1, 14, 14, 27, flip=True), Case(3, 1, 6, 9, 5, (2, 3, 1, 2)),
+     Case(3, 14, 7, 7, 5, limits=(90, 1, 227 << 10, 228 << 10))],
     ids=str,
 )  # fmt: skip
 def test_no_race_in_odd_shapes(race: ModuleType, case: Case, schedule: str) -> None:
@@ -36,7 +37,7 @@ def test_no_race_in_odd_shapes(race: ModuleType, case: Case, schedule: str) -> N
 
 @pytest.mark.parametrize("name", WEIGHT_CASES)
 def test_no_race_in_random_schedules_of_bwd_weight(race: ModuleType, name: str) -> None:
-    case = weight_case(race, name).but(c=1, h=7, n=90)
+    case = weight_case(race, name).but(c=2, h=7, n=90)
     for seed in range(1, 7):
         race.set_options("random", seed)
         harness.check_exact(race, case, seed % 3)
@@ -44,7 +45,8 @@ def test_no_race_in_random_schedules_of_bwd_weight(race: ModuleType, name: str) 
 
 @pytest.mark.parametrize("schedule", ["ordered", "reversed", "lockstep"])
 @pytest.mark.parametrize(
-    "case", [weight(3, 2, 6, 4, kernel=3, shift=1), weight(100, 1, 5, 6, kernel=5), weight(17, 1, 14, 14, kernel=27)],
+    "case", [weight(3, 2, 6, 4, kernel=3, shift=1), weight(100, 1, 5, 6, kernel=5), weight(17, 1, 14, 14, kernel=27),
+     weight(18, 6, 7, 7, kernel=3, shift=1)],
     ids=str,
 )  # fmt: skip
 def test_no_race_in_odd_shapes_of_bwd_weight(race: ModuleType, case: Case, schedule: str) -> None:

@@ -25,12 +25,16 @@ def weight(*size: int, kernel: int | tuple[int, int], **more: object) -> Case:
 WEIGHT_CASES = {
     "small_weight_7x3": weight(83, 2, 13, 14, kernel=27),
     "small_weight_8x3": weight(83, 2, 16, 16, kernel=31),
+    "small_weight_14x1": weight(83, 6, 7, 7, kernel=13),
 }
-IN_TABLE = [
-    case
-    for case in table.CASES
-    if case.n and max(case.h, case.w, *case.output[2:]) <= 16 and case.w % 2 == case.output[3] % 2 == 0
-]
+
+
+def covered(h: int, w: int, ho: int, wo: int) -> bool:
+    longest = max(h, w, ho, wo)
+    return longest <= 8 or (longest <= 16 and w % 2 == wo % 2 == 0)
+
+
+IN_TABLE = [case for case in table.CASES if case.n and covered(case.h, case.w, *case.output[2:])]
 
 
 def weight_case(emulator: ModuleType, name: str, dtype: str = "bfloat16") -> Case:
@@ -39,7 +43,7 @@ def weight_case(emulator: ModuleType, name: str, dtype: str = "bfloat16") -> Cas
 
 def test_every_variant_has_a_case(plain: ModuleType) -> None:
     assert list(WEIGHT_CASES) == [name for name in plain.variants("bwd_weight") if name.startswith("small_")]
-    assert len(IN_TABLE) >= 3
+    assert len(IN_TABLE) >= 6
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -72,9 +76,9 @@ def test_results_do_not_depend_on_the_schedule(plain: ModuleType, schedule: tupl
 
 
 @pytest.mark.parametrize("shift", [0, 1, 2, 3, 4, 8])
-@pytest.mark.parametrize("width", [2, 4, 6, 8, 10, 12, 14, 16])
+@pytest.mark.parametrize("width", [1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 14, 16])
 def test_rows_of_any_alignment(plain: ModuleType, width: int, shift: int) -> None:
-    harness.check_exact(plain, weight(3, 2, 9, width, kernel=5, shift=shift))
+    harness.check_exact(plain, weight(3, 6, 8, width, kernel=5, shift=shift))
 
 
 @settings(max_examples=60)
@@ -83,8 +87,8 @@ def test_any_shape(plain_build: ModuleType, data: st.DataObject) -> None:
     plain_build.set_options()
     size = st.integers
     kh, kw = data.draw(size(1, 40)), data.draw(size(1, 40))
-    n, c, h, w = data.draw(size(1, 70)), data.draw(size(1, 3)), data.draw(size(1, 16)), 2 * data.draw(size(1, 8))
-    ho, wo = data.draw(size(1, 16)), 2 * data.draw(size(1, 8))
+    n, c, longest, step = data.draw(size(1, 70)), data.draw(size(1, 6)), *data.draw(st.sampled_from([(16, 2), (8, 1)]))
+    h, w, ho, wo = (data.draw(size(1, longest // s)) * s for s in (1, step, 1, step))
     top, left = data.draw(size(-3, kh + 2)), data.draw(size(-3, kw + 2))
     pad = (top, ho + kh - 1 - h - top, left, wo + kw - 1 - w - left)
     case = weight(n, c, h, w, kernel=(kh, kw), pad=pad, dtype=data.draw(st.sampled_from(DTYPES)),
@@ -107,13 +111,14 @@ def test_random_data_is_within_the_table_of_tolerances(plain: ModuleType, dtype:
 
 
 @pytest.mark.parametrize("tensor", ["x", "grad"])
-def test_non_finite_values_reach_their_taps_and_no_other_channel(plain: ModuleType, tensor: str) -> None:
-    case = weight_case(plain, "small_weight_7x3").but(c=3, k=5)
+@pytest.mark.parametrize("name", ["small_weight_7x3", "small_weight_14x1"])
+def test_non_finite_values_reach_their_taps_and_no_other_channel(plain: ModuleType, name: str, tensor: str) -> None:
+    case = weight_case(plain, name).but(c=3, h=7, k=5)
     inputs = harness.exact_inputs(case)
     inputs = {key: torch.where(value == 0, 1, value) for key, value in inputs.items()}
     before = harness.run(plain, case, inputs)["out"]
     poisoned = {**inputs, tensor: inputs[tensor].clone()}
-    poisoned[tensor][82, 1, 6, 7] = float("nan")
+    poisoned[tensor][82, 1, 3, 3] = float("nan")
     after = harness.run(plain, case, poisoned)["out"]
     assert not after[1].isfinite().any()  # a value in the middle is seen by every tap
     assert torch.equal(after[::2], before[::2])
@@ -140,6 +145,8 @@ def test_refusals_say_why(plain: ModuleType) -> None:
     assert plain.supports(problem, H200, number) is None
     assert "channels_last" in plain.supports({**problem, "channels_last": True}, H200, number)
     assert "float16 and bfloat16" in plain.supports({**problem, "dtype": "float32"}, H200, number)
+    runs = plain.variants("bwd_weight").index("small_weight_14x1")
+    assert "8 rows and columns" in plain.supports(weight(2, 2, 9, 7, kernel=3).problem(), H200, runs)
     assert "even width" in plain.supports(weight(2, 2, 7, 7, kernel=3).problem(), H200, number)
     assert "16 rows" in plain.supports(weight(2, 2, 20, 20, kernel=3).problem(), H200, number)
     assert "row offsets" in plain.supports(weight(2, 2, 16, 16, kernel=31).problem(), H200, number)
@@ -154,8 +161,9 @@ def test_plans_fit_every_device(plain: ModuleType, limits: tuple[int, int, int, 
         assert plan["shared_bytes"] <= limits[2] and plan["blocks_per_sm"] * plan["shared_bytes"] <= limits[3]
 
 
-def test_the_layer_of_the_paper_gets_this_kernel(plain: ModuleType) -> None:
+def test_layers_of_the_papers_get_these_kernels(plain: ModuleType) -> None:
     """On an H200, by the model and ahead of rt_weight; where batches are small that family is."""
     plain.only("")
     for n, name in ((64, "small_weight_7x3"), (256, "small_weight_7x3"), (8, "rtw_3x2_w")):
         assert plain.plan(weight(n, 512, 14, 14, kernel=27).problem(), H200, -1)["name"] == name
+    assert plain.plan(weight(64, 1024, 7, 7, kernel=13).problem(), H200, -1)["name"] == "small_weight_14x1"
