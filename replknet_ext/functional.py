@@ -50,7 +50,8 @@ def depthwise_conv2d(
 
     An output whose receptive field holds an Inf or NaN is non-finite, as in conv2d. On CPU no other output is. The CUDA
     tensor-core kernels (float16, bfloat16) also multiply neighbours by zero, so a NaN can reach up to 2 rows and 14
-    columns further for the "same" padding of the papers' networks; other images and channels are never touched.
+    columns further for the "same" padding of the papers' networks, and fill its plane where that is small (up to about
+    20x20); other images and channels are never touched.
     float32 on CUDA may run by FFT where that is faster: errors are then relative to the largest value of a plane, and
     an Inf or NaN fills its plane; ``algorithm="direct"`` keeps both local.
 

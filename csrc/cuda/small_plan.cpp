@@ -177,7 +177,8 @@ bool plan_weight(const Problem& p, const DeviceLimits& limits, int variant, Smal
   }
   a.stage_bytes = 16 * (a.pitch[0] + a.pitch[1]);
   const int chunk_offsets = 2 * v.chunks - 1, offsets = rt.dy_end - rt.dy_first;
-  const int end_bytes = 4 * (kWarps * 2 * 8 * 8 * chunk_offsets + rt.block_channels * 2 * offsets * (8 * chunk_offsets + 7));
+  const int tile_floats = in_runs ? 2 * v.rows * (8 * 8 + 8) : 2 * 8 * 8 * chunk_offsets;  // of a warp
+  const int end_bytes = 4 * (kWarps * tile_floats + rt.block_channels * 2 * offsets * (8 * chunk_offsets + 7));
   rt.plane_bytes = ceil_div(std::max(kSmallStages * a.stage_bytes, end_bytes), 128) * 128;
   const int shared = rt.plane_bytes + kWarps * 128;
   const int64_t blocks = (p.c + rt.block_channels - 1) / rt.block_channels;
@@ -186,8 +187,8 @@ bool plan_weight(const Problem& p, const DeviceLimits& limits, int variant, Smal
   const double pixels = 16.0 * (p.h * p.w + p.ho * p.wo) * rt.block_channels, groups = rt.groups;  // of a group of images
   // Instructions of a warp: a plane's or run's copy, besides its meetings, a fragment gathered from 4 half words, a row
   // offset's diagonals, a tap of the filter.
-  constexpr double kPlane = 24, kMeeting = 3, kGathered = 9, kDiagonals = 91, kTap = 40;
-  const double ending = (kWarps * v.rows * kDiagonals + rt.block_channels * std::ceil(rt.kh * rt.kw / 128.0) * 4 * kTap) / 4;
+  constexpr double kPlane = 24, kRun = 34, kMeeting = 3, kGathered = 9, kDiagonals = 91, kShortDiagonals = 34, kTap = 40;
+  const double ending = (kWarps * v.rows * (in_runs ? kShortDiagonals : kDiagonals) + rt.block_channels * std::ceil(rt.kh * rt.kw / 128.0) * 4 * kTap) / 4;
   double products, instructions, reads;  // of a group of images
   if (in_runs) {
     products = 4.0 * p.h * rt.block_channels;
@@ -202,7 +203,7 @@ bool plan_weight(const Problem& p, const DeviceLimits& limits, int variant, Smal
   c.first = 2 * pixels / kGlobalBytes, c.move = c.first * groups, c.last = ending + 600;
   c.tensor = products * groups / 4 * kMmaCycles;
   c.shared = groups * (reads + 2 * 2 * pixels / kSharedBytes);
-  c.issue = groups * (instructions + kPlane * 32) / 4 + ending;
+  c.issue = groups * (instructions + (in_runs ? kRun : kPlane) * 32) / 4 + ending;
   best->weight = a;
   LaunchPlan& plan = best->plan;
   plan = {};

@@ -204,7 +204,7 @@ __device__ __forceinline__ void sum_runs(const SmallWeightArgs& a, unsigned char
   ptx::cp_async_wait<0>();
   __syncthreads();  // shared memory now holds tiles and sums
   reinterpret_cast<float*>(smem + a.rt.plane_bytes)[threadIdx.x] = bias[0] + bias[2];
-  finish<kSmallMath<kBf16>, 1, kRows, true>(a.rt, acc, smem);
+  finish<kSmallMath<kBf16>, 1, kRows, true, true>(a.rt, acc, smem);
 }
 
 // kChunks: 8-column chunks of a row.
