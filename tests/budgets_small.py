@@ -7,7 +7,15 @@ import re
 from cuda_budgets import ARCHS, CUDA, Budget, Family
 
 # registers of sm_80, 86, 89, 90a, 100, 120; HMMA, LDSM, LDS, share
-BUDGETS: dict[str, Budget] = {}
+BUDGETS: dict[str, Budget] = {
+    "small_g4_even": Budget((168, 168, 168, 168, 168, 167), 28, 0, 30, 0.28),
+    "small_g4": Budget((168, 168, 168, 168, 168, 168), 28, 0, 44, 0.14),
+    "small_g2_even": Budget((116, 116, 116, 119, 128, 128), 14, 0, 22, 0.19),
+    "small_g2": Budget((126, 126, 126, 128, 126, 127), 14, 0, 36, 0.09),
+    "small_weight_7x3": Budget((156, 156, 156, 158, 156, 154), 16, 1, 0, 0.64),
+    "small_weight_8x3": Budget((168, 168, 168, 168, 166, 166), 16, 1, 0, 0.64),
+    "small_weight_14x1": Budget((102, 102, 102, 104, 127, 127), 4, 0, 32, 0.03),
+}
 
 
 def variants() -> dict[tuple[str, ...], str]:

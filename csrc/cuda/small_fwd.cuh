@@ -136,7 +136,7 @@ __global__ void __launch_bounds__(kWarps * 32, 1) small_fwd_kernel(const __grid_
   const int tile0 = part * least + min(part, more), own = least + (part < more);
   Warp s;
   s.smem = smem;
-  s.skipped = kEven ? 0 : channel * a.x.pixels & 1;
+  s.skipped = kEven ? 0 : (channel * a.x.pixels) & 1;
   const int canvas = a.buffers * a.buffer_bytes + channel * a.canvas_bytes;
   const int origin = (a.ho - 1) * a.canvas_pitch + a.wo - 1;
 #pragma unroll
@@ -155,12 +155,12 @@ __global__ void __launch_bounds__(kWarps * 32, 1) small_fwd_kernel(const __grid_
     if (unit >= first) __syncthreads();  // the buffer of the next unit is free, and so are the canvases
     if (const int next = unit + 1; next < end) {
       const int block = next / a.image_tiles, channel0 = block * a.channels;
-      load_runs(smem + (next - first & a.buffers - 1) * a.buffer_bytes, a.x, a.n, a.c, channel0,
+      load_runs(smem + ((next - first) & (a.buffers - 1)) * a.buffer_bytes, a.x, a.n, a.c, channel0,
                 min(a.channels, a.c - channel0), (next - block * a.image_tiles) * kImages, kImages);
     }
     ptx::cp_async_commit();
     if (unit < first) continue;
-    const auto buffer = [&] { return smem + (unit - first & a.buffers - 1) * a.buffer_bytes; };
+    const auto buffer = [&] { return smem + ((unit - first) & (a.buffers - 1)) * a.buffer_bytes; };
     const auto works = [&](int block) { return block * a.channels + channel < a.c; };
     {
       const int block = unit / a.image_tiles;

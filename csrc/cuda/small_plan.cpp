@@ -48,7 +48,7 @@ struct Costs {
   double tensor, shared, issue;  // cycles of a unit: of its SM's tensor cores, shared memory and issue slots
 };
 double cycles_of(const Costs& c, int64_t units, int resident, bool fetched_ahead, int warps, const DeviceLimits& limits) {
-  const double rounds = static_cast<double>((units + limits.sms - 1) / limits.sms);
+  const double rounds = std::max(1.0, static_cast<double>((units + limits.sms - 1) / limits.sms));
   const double beside = std::min<double>(resident, rounds), later = rounds - beside;
   const auto sums = [&](double w) { return std::max({c.tensor / busy(static_cast<int>(w)), c.shared, c.issue / 0.8}); };
   const double alone = sums(warps), together = sums(warps * beside);
@@ -75,10 +75,10 @@ bool plan_fwd(const Problem& p, const DeviceLimits& limits, int variant, SmallPl
   a.copy_bytes = v.even ? (ceil_div(ceil_div(elements, 2) - 16, 32) * 32 + 16) * 4 : ceil_div(elements, 8) * 16;
   a.canvas_bytes = a.copy_bytes * (v.even ? 2 : 1);
   const int64_t image_tiles = (p.n + images - 1) / images;
-  const int full = a.tiles / a.channel_warps == kSmallTiles ? a.channel_warps : a.tiles % a.channel_warps;
-  const bool any_full = a.tiles == a.channel_warps * kSmallTiles || a.tiles / a.channel_warps == kSmallTiles - 1;
   // a warp multiplies kSmallTiles tiles, or one less
-  const int multiplied = a.channel_warps * (kSmallTiles - 1) + (any_full ? full : 0);
+  const int least = a.tiles / a.channel_warps, more = a.tiles % a.channel_warps;
+  const int full = least == kSmallTiles ? a.channel_warps : least == kSmallTiles - 1 ? more : 0;
+  const int multiplied = a.channel_warps * (kSmallTiles - 1) + full;
   bool found = false;
   for (int channels = 1; channels * a.channel_warps <= v.warps; channels *= 2) {
     if (channels > 1 && channels >= 2 * p.c) break;
@@ -86,7 +86,7 @@ bool plan_fwd(const Problem& p, const DeviceLimits& limits, int variant, SmallPl
     int words = 0;
     double work = 0, products = 0;
     for (int j = 0; j < channels; ++j) {
-      const int skipped = j * a.x.pixels & 1;
+      const int skipped = (j * a.x.pixels) & 1;
       const Steps s = steps_of(a.x.pixels + skipped);
       words = std::max(words, (j * a.x.pixels - skipped) / 2 + 8 * s.whole + 4 * s.half);
       work += s.work(), products += s.whole + s.half;
@@ -97,16 +97,17 @@ bool plan_fwd(const Problem& p, const DeviceLimits& limits, int variant, SmallPl
     const int64_t units = ceil_div(a.c, channels) * image_tiles;
     if (units > 0x7fffffff) continue;
     a.units = static_cast<int>(units);
+    const double planes = static_cast<double>(images) * channels;
+    const double pixels_in = planes * a.x.pixels, pixels_out = planes * a.y.pixels;
     Costs c{};
-    const double pixels_in = double{1} * images * channels * a.x.pixels, pixels_out = double{1} * images * channels * a.y.pixels;
     c.first = 2 * pixels_in / kGlobalBytes, c.last = 2 * pixels_out / kGlobalBytes, c.move = c.first + c.last;
     c.tensor = work * multiplied * v.groups / 4 * kMmaCycles;
     const double loads = work * a.channel_warps * (4.0 * v.groups + (v.even ? 2 : 4) * kSmallTiles);
     // a run in pieces of 16, 8, 4 or 2 bytes: one access of a lane each, and again on the way out
     const int in = small_access(p, 0, a.x.pixels, channels), out = small_access(p, 0, a.y.pixels, channels);
-    const double pieces = 2 * pixels_in / in, pieces_out = 2 * pixels_out / out;
+    const double pieces = 2 * pixels_in / in + 2 * pixels_out / out;
     c.shared = loads + (2 * pixels_in + 4 * pixels_out) / kSharedBytes;
-    c.issue = (loads * (v.even ? 1.7 : 2.2) + products * multiplied * v.groups + (6 * pieces + 6 * pieces_out) / 32 +
+    c.issue = (loads * (v.even ? 1.7 : 2.2) + products * multiplied * v.groups + 6 * pieces / 32 +
                pixels_out / 2 / 32 * 8) / 4;
     for (a.buffers = 1; a.buffers <= 2; ++a.buffers) {
       const int shared = a.buffers * a.buffer_bytes + channels * a.canvas_bytes;
@@ -188,7 +189,8 @@ bool plan_weight(const Problem& p, const DeviceLimits& limits, int variant, Smal
   // Instructions of a warp: a plane's or run's copy, besides its meetings, a fragment gathered from 4 half words, a row
   // offset's diagonals, a tap of the filter.
   constexpr double kPlane = 24, kRun = 34, kMeeting = 3, kGathered = 9, kDiagonals = 91, kShortDiagonals = 34, kTap = 40;
-  const double ending = (kWarps * v.rows * (in_runs ? kShortDiagonals : kDiagonals) + rt.block_channels * std::ceil(rt.kh * rt.kw / 128.0) * 4 * kTap) / 4;
+  const double ending = kWarps * v.rows * (in_runs ? kShortDiagonals : kDiagonals) / 4 +
+                        rt.block_channels * std::ceil(rt.kh * rt.kw / (32.0 * kWarps)) * kTap;
   double products, instructions, reads;  // of a group of images
   if (in_runs) {
     products = 4.0 * p.h * rt.block_channels;

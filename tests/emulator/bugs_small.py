@@ -28,8 +28,8 @@ BUGS = {
     "no barrier before the stores": ("small_fwd.cuh", "    __syncthreads();\n    store_runs", "    store_runs"),
     "the other buffer": (
         "small_fwd.cuh",
-        "smem + (next - first & a.buffers - 1)",
-        "smem + (unit - first & a.buffers - 1)",
+        "smem + ((next - first) & (a.buffers - 1))",
+        "smem + ((unit - first) & (a.buffers - 1))",
     ),
     "canvas of the channel before": (
         "small_fwd.cuh",
