@@ -3,9 +3,9 @@
 #include "dwconv2d_cuda.h"
 
 // rt_fwd: fwd and bwd_input on tensor cores; rt_weight: bwd_weight on tensor cores
-// small: fwd and bwd_input of planes up to about 20x20 in 16-bit types, as a matrix product over pixels
+// small: all passes of small planes in 16-bit types, on tensor cores
 // fma: float32 and float64 on the FMA pipe, all passes; fft: float32 by fused transforms, all passes
-#define REPLKNET_EXT_FAMILIES(X) X(rt_fwd) X(rt_weight) X(fma) X(fft) X(small)
+#define REPLKNET_EXT_FAMILIES(X) X(rt_fwd) X(rt_weight) X(small) X(fma) X(fft)
 
 namespace replknet_ext::cuda {
 
