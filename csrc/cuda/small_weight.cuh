@@ -4,7 +4,7 @@
 // warps: dy = dy_first + own + 4 j. An input row then meets every second row pair of a warp: it is loaded once for up to
 // 4 of them, whose gradients stay in registers.
 //
-// Shared memory: a ring of kStages groups of 16 images, x and grad of a group as [image][row][16 columns], zeros behind a
+// Shared memory: a ring of kSmallStages groups of 16 images, x and grad of a group as [image][row][16 columns], zeros behind a
 // row's end. A plane is copied word by word; an image takes an odd number of 16-byte units, so that ldmatrix finds 8
 // images in different banks. A block has a channel and all images of the batch: no partial sums, no second launch.
 // Diagonals, the bias gradient and what Inf and NaN do are rt_weight's.
