@@ -7,7 +7,7 @@
 //
 // Rows stream through rings in shared memory, stage by stage, across column tiles and groups of slots: one barrier a
 // stage. At the end each warp sums the diagonals of its tiles; blocks write float32 partials of their share of the batch,
-// and rt_weight_reduce adds these in a fixed order. No atomics: the same bits on every run.
+// and weight_sum adds these in a fixed order. No atomics: the same bits on every run.
 //
 // Inf and NaN: every tap that sees a non-finite value is non-finite. Products with the zeros beyond the edges of x and
 // grad may turn more taps of that channel into NaN; never another channel.
