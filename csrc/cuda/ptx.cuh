@@ -286,10 +286,19 @@ PTX uint32_t as_bits(float f) {
 #endif
 }
 
-// Hides from the compiler what v holds: it then computes what follows from v again instead of keeping it in registers.
+// Hides from the compiler what v holds: it then computes what follows from v again instead of keeping it in registers,
+// and keeps v instead of computing it again.
 PTX void opaque(int& v) {
 #ifdef __CUDACC__
   asm volatile("" : "+r"(v));
+#else
+  (void)v;
+#endif
+}
+
+PTX void opaque(float& v) {
+#ifdef __CUDACC__
+  asm volatile("" : "+f"(v));
 #else
   (void)v;
 #endif

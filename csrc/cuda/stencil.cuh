@@ -85,7 +85,7 @@ __global__ void __launch_bounds__(kStencilThreads, kBlocks) stencil_kernel(const
 #pragma unroll 1
   for (int step = 0; step < steps; ++step) {
     float x[kIn][kChannels];
-    row.floats(x, a.dtype);
+    row.kept_floats(x, a.dtype);
     met = met || __ballot_sync(~0u, exists && is_inside(y)) != 0;
     ++y, in += a.in.row;
     if (step + 1 < steps) row.load(in, a.in, is_inside(y) ? columns : 0, second);
@@ -159,7 +159,7 @@ __global__ void __launch_bounds__(kStencilThreads, kBlocks) stencil_weight_kerne
 #pragma unroll 1
     for (int step = 0; step < steps; ++step) {
       float x[kIn][kChannels];
-      row.floats(x, a.dtype);
+      row.kept_floats(x, a.dtype);
 #pragma unroll
       for (int i = 0; i < kPieces; ++i) {
         uint32_t w[4];

@@ -13,10 +13,10 @@ namespace {
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 // Instructions beside the multiply-adds, counted in the compiled kernels. Latencies are guesses.
-constexpr double kStepIssue = 20;     // of an input row: loop, addresses
+constexpr double kStepIssue = 20, kWeightStepIssue = 45;  // of an input row: loop, addresses
 constexpr double kLoadIssue = 4;      // of an access to global memory: address, predicate
 constexpr double kOutputIssue = 4;    // of an output: bias, activation, rounding
-constexpr double kJoinIssue = 3;      // of an input row and an output row: bounds
+constexpr double kJoinIssue = 3, kWeightJoinIssue = 13;   // of an input row and an output row: bounds, place in the ring
 constexpr double kItemIssue = 250;    // of an item: its place, first row
 constexpr double kRowLatency = 900;   // of a row on its way from global memory: one is under way at a time
 constexpr double kOverlap = 0.2;      // share of the second largest of the SM's tasks that the largest does not hide
@@ -106,16 +106,16 @@ class Candidate {
     return v_.is_float && fits < most ? 1 : static_cast<int>(fits);
   }
   double accesses(int64_t width, int halo) const {
-    const int along = v_.columns() + 2 * halo, v = vec(width);
-    if (v_.last) return static_cast<double>(along) * (v_.channels() / v);
-    if (v == 16 / size() || (v_.is_float ? v == 4 : v == 4)) return v_.columns() / v + (halo > 0 ? 2 : 0);
-    return static_cast<double>(v_.columns() + 2 * (v == 1 ? halo : (halo + 1) / 2 * 2)) / v;
+    const int along = v_.columns() + 2 * halo, elements = vec(width);
+    if (v_.last) return static_cast<double>(along) * v_.channels() / elements;
+    if (elements >= 4) return static_cast<double>(v_.columns()) / elements + (halo > 0 ? 2 : 0);
+    return elements == 2 ? v_.columns() / 2 + (halo + 1) / 2 * 2 : along;
   }
-  // Cache lines that a warp's access touches.
-  double lines(int64_t width) const {
+  // Cache lines that a warp's access touches: those of a row's strips, of several rows, of several planes.
+  double lines() const {
     if (v_.last) return std::max(1, 32 / lanes());
-    return std::max({1., 32. / static_cast<double>(lanes() * strips_), 4. * std::min<double>(1, 8. * size() / 16)}) *
-           (vec(width) > 0 ? 1 : 1) * (lanes() > 1 ? lanes() : 1);
+    const double items = 32. / lanes(), rows = items / static_cast<double>(strips_);
+    return lanes() * std::max({1., rows, items * v_.columns() * size() / 128});
   }
 
   Work block_work() const {
@@ -135,20 +135,20 @@ class Candidate {
     const double per_row = static_cast<double>(taps) * v_.columns() * v_.channels();
     const double loads = accesses(p_.w, halo), out_accesses = accesses(p_.wo, 0);
     const double halves = v_.is_float ? 0 : 1, warps = kStencilThreads / 32;
-    double issue = kItemIssue + steps * (kStepIssue + kLoadIssue * loads) +
-                   halves * inside * (v_.columns() + taps - 1) * v_.channels();
-    double l1 = inside * loads * lines(p_.w);
+    double issue = kItemIssue + steps * ((weight_ ? kWeightStepIssue : kStepIssue) + kLoadIssue * loads) +
+                   inside * (v_.columns() + taps - 1) * v_.channels();
+    double l1 = inside * loads * lines();
     double shared = 0;  // cycles
     if (weight_) {
       const double pieces = stencil_ring_pieces(v_.is_float, v_.last);
-      issue += meetings * (per_row + kJoinIssue + pieces + halves * v_.columns() * v_.channels()) +
+      issue += meetings * (per_row + kWeightJoinIssue + pieces + halves * v_.columns() * v_.channels()) +
                steps * pieces + rows_ * (kLoadIssue * out_accesses + v_.columns() * v_.channels());
-      l1 += rows_ * out_accesses * lines(p_.wo), shared += 4 * pieces * (meetings + steps);
+      l1 += rows_ * out_accesses * lines(), shared += 4 * pieces * (meetings + steps);
     } else {
       const double quads = stencil_filter_row(taps, v_.channels()) / 4;
       issue += meetings * (per_row + kJoinIssue + quads) +
                rows_ * (kLoadIssue * out_accesses + kOutputIssue * v_.columns() * v_.channels());
-      l1 += rows_ * out_accesses * lines(p_.wo), shared += meetings * quads * std::min(4., lanes() / 2.);
+      l1 += rows_ * out_accesses * lines(), shared += meetings * quads * std::min(4., lanes() / 2.);
     }
     Work w;
     w.issue = turns_ * issue;  // a block's 4 warps on the SM's 4 schedulers

@@ -72,24 +72,19 @@ struct StencilRow {
   // the thread's second channel exists.
   __device__ __forceinline__ void load(const T* row, const StencilTensor& t, uint32_t mask, bool second) {
     if constexpr (kLast) {
-      const int64_t column = t.column;
       if (kChannels == 1 || t.vec >= 2) {
 #pragma unroll
-        for (int i = 0; i < kIn; ++i) {
+        for (int i = 0; i < kIn; ++i, row += t.column) {
           words[i] = 0;
-          if constexpr (kChannels == 1 && kHalf) {
-            if (mask >> i & 1) words[i] = ptx::load_global(reinterpret_cast<const uint16_t*>(row + i * column));
-          } else {
-            if (mask >> i & 1) words[i] = ptx::load_global(reinterpret_cast<const uint32_t*>(row + i * column));
-          }
+          if (mask >> i & 1) words[i] = ptx::load_global(reinterpret_cast<const uint32_t*>(row));
         }
       } else if constexpr (kHalf) {
 #pragma unroll
-        for (int i = 0; i < kIn; ++i) {
+        for (int i = 0; i < kIn; ++i, row += t.column) {
           words[i] = 0;
           if (mask >> i & 1) {
-            words[i] = ptx::load_global(row + i * column);
-            if (second) words[i] |= static_cast<uint32_t>(ptx::load_global(row + i * column + 1)) << 16;
+            words[i] = ptx::load_global(row);
+            if (second) words[i] |= static_cast<uint32_t>(ptx::load_global(row + 1)) << 16;
           }
         }
       }
@@ -137,6 +132,12 @@ struct StencilRow {
     if (!kHalf || dtype == 2) unpack<kHalf>(x);
     else unpack<false>(x);
   }
+  // To be used many times: else the compiler converts at every use.
+  __device__ __forceinline__ void kept_floats(float (&x)[kIn][kChannels], int dtype) const {
+    floats(x, dtype);
+#pragma unroll
+    for (int i = 0; i < kIn * kChannels && kHalf; ++i) ptx::opaque((&x[0][0])[i]);
+  }
 };
 
 // Stores a thread's row of outputs; columns: how many of them exist.
@@ -153,21 +154,19 @@ __device__ __forceinline__ void store_stencil_row(T* to, const float (&v)[kColum
       }
       return;
     }
-    const int64_t column = kLast ? t.column : 1;
 #pragma unroll
-    for (int i = 0; i < kColumns; ++i)
-      if (i < columns) to[i * column] = v[i][0];
+    for (int i = 0; i < kColumns; ++i, to += kLast ? t.column : 1)
+      if (i < columns) *to = v[i][0];
   } else if constexpr (kLast) {
 #pragma unroll
-    for (int i = 0; i < kColumns; ++i) {
+    for (int i = 0; i < kColumns; ++i, to += t.column) {
       const uint32_t word = ptx::pack_floats<kBf16>(v[i][0], v[i][1]);
-      T* const at = to + i * t.column;
       if (i >= columns) continue;
       if (t.vec >= 2) {
-        ptx::store_global(reinterpret_cast<uint32_t*>(at), word);
+        ptx::store_global(reinterpret_cast<uint32_t*>(to), word);
       } else {
-        at[0] = static_cast<T>(word);
-        if (second) at[1] = static_cast<T>(word >> 16);
+        to[0] = static_cast<T>(word);
+        if (second) to[1] = static_cast<T>(word >> 16);
       }
     }
   } else {

@@ -11,7 +11,7 @@
   X("7_half",    uint16_t, 7,    false, 4, 4)       \
   X("3_half_cl", uint16_t, 3,    true,  5, 5)       \
   X("5_half_cl", uint16_t, 5,    true,  4, 4)       \
-  X("7_half_cl", uint16_t, 7,    true,  3, 3)
+  X("7_half_cl", uint16_t, 7,    true,  3, 2)
 
 #define STENCIL_FLOAT_VARIANTS(X)                   \
   X("3_f32",     float,    3,    false, 6, 5)       \
