@@ -4,11 +4,10 @@
 
 // type: of the elements; uint16_t is fp16 and bf16. taps: of the filter, along both axes; smaller filters are filled up
 // with zeros. last: channels_last. blocks: an SM that registers are left for in fwd, in bwd_weight
+// NCHW in 16 bit: from 5 taps on tensor cores are faster wherever the model looked.
 //  X(name,      type,     taps, last,  blocks, weight_blocks)
 #define STENCIL_HALF_VARIANTS(X)                    \
   X("3_half",    uint16_t, 3,    false, 6, 6)       \
-  X("5_half",    uint16_t, 5,    false, 5, 4)       \
-  X("7_half",    uint16_t, 7,    false, 4, 4)       \
   X("3_half_cl", uint16_t, 3,    true,  5, 5)       \
   X("5_half_cl", uint16_t, 5,    true,  4, 4)       \
   X("7_half_cl", uint16_t, 7,    true,  3, 2)
