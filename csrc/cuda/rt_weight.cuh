@@ -14,6 +14,7 @@
 #pragma once
 #include "rt_weight_tile.cuh"
 #include "rt_weight_variants.h"
+#include "weight_sum.cuh"
 
 namespace replknet_ext::cuda {
 
@@ -148,8 +149,7 @@ __device__ __forceinline__ void store_sum(const RtwArgs& a, int64_t channel, int
   }
   void* to = tap == taps ? a.grad_bias : a.out;
   const int64_t i = tap == taps ? channel : channel * taps + tap;
-  if (a.dtype == 0) static_cast<float*>(to)[i] = v;
-  else static_cast<uint16_t*>(to)[i] = a.dtype == 1 ? ptx::from_float<false>(v) : ptx::from_float<true>(v);
+  store_result(to, i, v, a.dtype);
 }
 
 __host__ __device__ constexpr int sum_columns(int offsets) { return 8 * offsets + 7; }  // taps of a diagonal's ends
