@@ -78,8 +78,10 @@ __global__ void __launch_bounds__(kStencilThreads, kBlocks) stencil_kernel(const
   for (int v = 0; v < kChannels; ++v)
     bias[v] = a.bias && channel + v < a.c ? load_stored<T>(a.bias, channel + v, a.dtype) : 0.f;
 
-  float sums[kTaps][kColumns][kChannels] = {};
-  bool met = false;  // a row inside the image: until then sums are zeros
+  float sums[kTaps][kColumns][kChannels];  // they start as the bias
+#pragma unroll
+  for (int i = 0; i < kTaps * kColumns * kChannels; ++i) (&sums[0][0][0])[i] = bias[i % kChannels];
+  bool met = false;  // a row inside the image: until then there is nothing to add
   Row row;
   row.load(in, a.in, is_inside(y) ? columns : 0, second);
 #pragma unroll 1
@@ -92,7 +94,7 @@ __global__ void __launch_bounds__(kStencilThreads, kBlocks) stencil_kernel(const
     if (met) {
 #pragma unroll
       for (int j = kTaps - 1; j >= 0; --j) {
-        if (step < j || step - j >= a.tile_rows) continue;  // of a row above or below the tile
+        if (static_cast<unsigned>(step - j) >= static_cast<unsigned>(a.tile_rows)) continue;  // not a row of the tile
         float w[kFilterRow];
 #pragma unroll
         for (int i = 0; i < kFilterRow; i += 4) {
@@ -106,7 +108,7 @@ __global__ void __launch_bounds__(kStencilThreads, kBlocks) stencil_kernel(const
           for (int i = 0; i < kColumns; ++i)
 #pragma unroll
             for (int v = 0; v < kChannels; ++v) {
-              const float before = k > 0 ? sums[j][i][v] : j > 0 ? sums[j - 1][i][v] : 0.f;
+              const float before = k > 0 ? sums[j][i][v] : j > 0 ? sums[j - 1][i][v] : bias[v];
               sums[j][i][v] = ptx::fused(x[i + k][v], w[k * kChannels + v], before);
             }
       }
@@ -117,7 +119,7 @@ __global__ void __launch_bounds__(kStencilThreads, kBlocks) stencil_kernel(const
 #pragma unroll
       for (int i = 0; i < kColumns; ++i)
 #pragma unroll
-        for (int v = 0; v < kChannels; ++v) done[i][v] = fma_activate(sums[kTaps - 1][i][v] + bias[v], a.activation);
+        for (int v = 0; v < kChannels; ++v) done[i][v] = fma_activate(sums[kTaps - 1][i][v], a.activation);
       if (sizeof(T) == 4 || a.dtype == 2) store_stencil_row<T, kLast, true>(out, done, a.out, a.out.w - item.x, second);
       else store_stencil_row<T, kLast, false>(out, done, a.out, a.out.w - item.x, second);
     }
@@ -176,7 +178,7 @@ __global__ void __launch_bounds__(kStencilThreads, kBlocks) stencil_weight_kerne
 #pragma unroll
       for (int j = 0; j < kTaps; ++j) {
         // rows above and below the tile; the bias' gradient needs every row of grad once
-        if (step < j || step - j >= a.tile_rows || (j > 0 && !meets)) continue;
+        if (static_cast<unsigned>(step - j) >= static_cast<unsigned>(a.tile_rows) || (j > 0 && !meets)) continue;
         GradRow from;
 #pragma unroll
         for (int i = 0; i < kPieces; ++i) {

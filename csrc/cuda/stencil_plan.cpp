@@ -15,8 +15,8 @@ int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 // Instructions beside the multiply-adds, counted in the compiled kernels. Latencies are guesses.
 constexpr double kStepIssue = 20, kWeightStepIssue = 45;  // of an input row: loop, addresses
 constexpr double kLoadIssue = 4;      // of an access to global memory: address, predicate
-constexpr double kOutputIssue = 4;    // of an output: bias, activation, rounding
-constexpr double kJoinIssue = 3, kWeightJoinIssue = 13;   // of an input row and an output row: bounds, place in the ring
+constexpr double kOutputIssue = 3;    // of an output: activation, rounding
+constexpr double kJoinIssue = 1.5, kWeightJoinIssue = 12; // of an input row and an output row: bounds, place in the ring
 constexpr double kItemIssue = 250;    // of an item: its place, first row
 constexpr double kRowLatency = 900;   // of a row on its way from global memory: one is under way at a time
 constexpr double kOverlap = 0.2;      // share of the second largest of the SM's tasks that the largest does not hide
@@ -103,7 +103,7 @@ class Candidate {
     const int most = 16 / size();
     if (v_.last) return v_.channels() == 2 && p_.c % 2 == 0 ? 2 : 1;
     const int64_t fits = (width | most) & -(width | most);
-    return v_.is_float && fits < most ? 1 : static_cast<int>(fits);
+    return static_cast<int>(fits);
   }
   double accesses(int64_t width, int halo) const {
     const int along = v_.columns() + 2 * halo, elements = vec(width);

@@ -88,26 +88,21 @@ struct StencilRow {
           }
         }
       }
-    } else if constexpr (kHalf) {
-      if (t.vec == 8) wide<uint4>(row, mask);
-      else if (t.vec == 4) wide<uint2>(row, mask);
-      else if (t.vec == 2) pieces<uint32_t, 0, kLoaded>(row, mask);
-      else {
-#pragma unroll
-        for (int i = 0; i < kWords; ++i) words[i] = 0;
-#pragma unroll
-        for (int i = kSkip; i < kSkip + kIn; ++i)
-          if (mask >> i & 1) words[i / 2] |= static_cast<uint32_t>(ptx::load_global(row + i)) << (i % 2 * 16);
-      }
+    } else if (t.vec == 16 / static_cast<int>(sizeof(T))) {
+      wide<uint4>(row, mask);
+    } else if (kHalf && t.vec == 4) {
+      wide<uint2>(row, mask);
+    } else if (t.vec == 2) {
+      pieces<typename std::conditional<kHalf, uint32_t, uint2>::type, kSkip / 2 * 2, kLoaded - kSkip / 2 * 2>(row, mask);
     } else {
-      if (t.vec == 4) wide<uint4>(row, mask);
-      else {
 #pragma unroll
-        for (int i = 0; i < kLoaded; ++i) words[i] = 0;
+      for (int i = 0; i < kWords; ++i) words[i] = 0;
 #pragma unroll
-        for (int i = kSkip; i < kSkip + kIn; ++i)
-          if (mask >> i & 1) words[i] = ptx::load_global(reinterpret_cast<const uint32_t*>(row + i));
-      }
+      for (int i = kSkip; i < kSkip + kIn; ++i)
+        if (mask >> i & 1) {
+          if constexpr (kHalf) words[i / 2] |= static_cast<uint32_t>(ptx::load_global(row + i)) << (i % 2 * 16);
+          else words[i] = ptx::load_global(reinterpret_cast<const uint32_t*>(row + i));
+        }
     }
   }
 
@@ -152,6 +147,12 @@ __device__ __forceinline__ void store_stencil_row(T* to, const float (&v)[kColum
         const uint4 quad{ptx::as_bits(v[i][0]), ptx::as_bits(v[i + 1][0]), ptx::as_bits(v[i + 2][0]), ptx::as_bits(v[i + 3][0])};
         if (i < columns) ptx::store_global(reinterpret_cast<uint4*>(to + i), quad);
       }
+      return;
+    }
+    if (!kLast && t.vec == 2) {
+#pragma unroll
+      for (int i = 0; i < kColumns / 2 * 2; i += 2)
+        if (i < columns) ptx::store_global(reinterpret_cast<uint2*>(to + i), uint2{ptx::as_bits(v[i][0]), ptx::as_bits(v[i + 1][0])});
       return;
     }
 #pragma unroll
