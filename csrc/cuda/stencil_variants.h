@@ -30,7 +30,7 @@ constexpr int stencil_columns(bool last) { return last ? 7 : 8; }
 // Channels of a thread: neighbours in memory that fill 4 bytes.
 constexpr int stencil_channels(bool is_float, bool last) { return last && !is_float ? 2 : 1; }
 // Columns on each side of an NCHW thread's own that it loads: whole aligned pieces. taps 1: the output's gradient.
-constexpr int stencil_halo(int taps) { return taps == 1 ? 0 : taps == 3 ? 2 : 4; }
+constexpr int stencil_halo(int taps) { return taps == 1 ? 0 : taps <= 5 ? 2 : 4; }
 // Floats of a row of the filter in shared memory, read 4 at a time, and of a thread's channels: an odd number of quads,
 // so that no two of 8 neighbours meet in a bank.
 constexpr int stencil_filter_row(int taps, int channels) { return (taps * channels + 3) / 4 * 4; }

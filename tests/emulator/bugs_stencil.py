@@ -6,7 +6,7 @@ from pathlib import Path
 from types import ModuleType
 
 import emulator_harness as harness
-from emulator_harness import Case
+from emulator_harness import H200, Case
 from mutants import SMALLEST, Mutants, keep_lines
 
 # name: (file, text, replacement)
@@ -22,7 +22,11 @@ BUGS = {
     "the ring is too short": ("stencil_variants.h", "return taps == 3 ? 4 : 8;", "return taps == 3 ? 2 : 4;"),
     "sums are not passed on": ("stencil.cuh", "j > 0 ? sums[j - 1][i][v] : bias[v];", "sums[j][i][v];"),
     "sums start with the last": ("stencil.cuh", "sums[j - 1][i][v] : bias[v];", "sums[j - 1][i][v] : sums[0][i][v];"),
-    "a row below the tile is added": ("stencil.cuh", "if (static_cast<unsigned>(step - j) >= static_cast<unsigned>(a.tile_rows)) con", "if (step < j) con"),
+    "a row below the tile is added": (
+        "stencil.cuh",
+        "if (static_cast<unsigned>(step - j) >= static_cast<unsigned>(a.tile_rows)) con",
+        "if (step < j) con",
+    ),
     "a row of the tile is skipped": (
         "stencil.cuh",
         "static_cast<unsigned>(a.tile_rows)) con",
@@ -30,17 +34,23 @@ BUGS = {
     ),
     "rows below the image are skipped": ("stencil.cuh", "met = met || __ballot", "met = __ballot"),
     "the next row is read twice": ("stencil.cuh", "    ++y, in += a.in.row;\n", "    ++y;\n"),
-    "rows below the output are stored": ("stencil.cuh", "step - (kTaps - 1) < a.out.h)", "step - (kTaps - 1) < a.out.h + 1)"),
+    "rows below the output are stored": (
+        "stencil.cuh",
+        "step - (kTaps - 1) < a.out.h)",
+        "step - (kTaps - 1) < a.out.h + 1)",
+    ),
     "columns past the output are stored": ("stencil_tile.cuh", "if (i < columns) *to", "if (i <= columns) *to"),
     "pairs past the output are stored": ("stencil_tile.cuh", "      if (i >= columns) continue;\n", ""),
     "pieces past the output are stored": ("stencil_tile.cuh", "if (2 * i < columns) ptx", "ptx"),
     "an absent channel is stored": ("stencil_tile.cuh", "if (second) to[1]", "to[1]"),
     "an absent channel is read": ("stencil_tile.cuh", "if (second) words", "words"),
     "channels past the last are read": ("stencil.cuh", "item.exists && channel < a.c;", "item.exists;"),
-    "items past the last are read": ("stencil.cuh", "return {item < a.items,", "return {true,"),
     "columns outside are read": ("stencil_tile.cuh", "if (mask >> kAt & 1) v", "v"),
-    "the halo is too narrow": ("stencil_variants.h", "taps == 3 ? 2 : 4;", "2;"),
-    "the first column is off by one": ("stencil_tile.cuh", "kSkip = kHalo - kTaps / 2;", "kSkip = kHalo - kTaps / 2 + (kLast ? 0 : 1);"),
+    "the first column is off by one": (
+        "stencil_tile.cuh",
+        "kSkip = kHalo - kTaps / 2;",
+        "kSkip = kHalo - kTaps / 2 + (kLast ? 0 : 1);",
+    ),
     "unaligned tensors": ("stencil_launch.cu", "reinterpret_cast<uint64_t>(at) | ", ""),
     "unaligned rows": ("stencil_launch.cu", "static_cast<uint64_t>((last ? c : w) * size) | ", ""),
     "filter not flipped": ("stencil.cuh", "a.flip ? a.kh * a.kw - 1 - (row * a.kw + tap)", "a.flip ? row * a.kw + tap"),
@@ -54,10 +64,17 @@ BUGS = {
         "fma_activate(sums[kTaps - 1][i][v] - bias[v], a.activation) + bias[v]",
     ),
     "no bias where rows are skipped": ("stencil.cuh", "[i] = bias[i % kChannels];", "[i] = 0;"),
-    "bias of the first channel": ("stencil.cuh", "load_stored<T>(a.bias, channel + v", "load_stored<T>(a.bias, channel"),
-    "halves are swapped": ("stencil_tile.cuh", "half % 2 ? word & 0xffff0000 : word << 16", "half % 2 ? word << 16 : word & 0xffff0000"),
+    "bias of the first channel": (
+        "stencil.cuh",
+        "load_stored<T>(a.bias, channel + v",
+        "load_stored<T>(a.bias, channel",
+    ),
+    "halves are swapped": (
+        "stencil_tile.cuh",
+        "half % 2 ? word & 0xffff0000 : word << 16",
+        "half % 2 ? word << 16 : word & 0xffff0000",
+    ),
     "bf16 read as fp16": ("stencil_tile.cuh", "if (!kHalf || dtype == 2) unpack", "if (!kHalf) unpack"),
-    "grad rows below the tile count": ("stencil.cuh", "return step < a.tile_rows && item.y", "return item.y"),
     "bias' gradient lacks rows": ("stencil.cuh", "(a.tile_rows) || (j > 0 && !meets))", "(a.tile_rows) || !meets)"),
     "a turn is lost": ("stencil.cuh", "turn < a.turns; ++turn", "turn + (a.turns > 1) < a.turns; ++turn"),
     "lanes are not summed": ("stencil.cuh", "for (int bit = lanes; bit < 32", "for (int bit = 2 * lanes; bit < 32"),
@@ -65,28 +82,33 @@ BUGS = {
     "splits share partials": ("stencil.cuh", "static_cast<int64_t>(split) * a.c", "static_cast<int64_t>(0) * a.c"),
     "splits are not summed": ("stencil_launch.cu", "if (plan.splits == 1) return 0;", "return 0;"),
     "tiles lack the last rows": ("stencil_plan.cpp", "tiles_ = ceil_div(p.ho, rows_);", "tiles_ = p.ho / rows_;"),
-    "strips lack the last columns": ("stencil_plan.cpp", "ceil_div(p.wo, v.columns());\n    tiles_", "std::max<int64_t>(1, p.wo / v.columns());\n    tiles_"),
+    "strips lack the last columns": (
+        "stencil_plan.cpp",
+        "ceil_div(p.wo, v.columns());\n    tiles_",
+        "std::max<int64_t>(1, p.wo / v.columns());\n    tiles_",
+    ),
     "the workspace is too small": ("stencil_plan.cpp", "(p_.kh * p_.kw + 1) * 4; }", "p_.kh * p_.kw * 4; }"),
 }  # fmt: skip
 
-HALF = Case(2, 5, 9, 20, 3, bias=True, dtype="bfloat16")
-LAST = Case(3, 5, 9, 15, 3, bias=True, channels_last=True)
-FLOAT = Case(2, 3, 13, 21, 5, bias=True, dtype="float32")
+HALF = Case(20, 3, 9, 20, 3, bias=True, dtype="bfloat16", limits=SMALLEST)  # one SM: threads of several rows
+LAST = Case(3, 5, 9, 15, 3, bias=True, channels_last=True, limits=SMALLEST)
+FLOAT = Case(20, 2, 13, 21, 5, bias=True, dtype="float32", limits=SMALLEST)
 CASES = [
     HALF.but(activation="relu", flip=True),
-    HALF.but(w=16, k=(2, 3), limits=SMALLEST),
+    HALF.but(n=2, w=16, k=(2, 3), limits=H200),
     HALF.but(w=15, shift=1, k=(3, 2), pad=(1, 1, 0, 2)),
     HALF.but(pass_="bwd_weight", k=(3, 2), pad=(1, 1, 0, 2)),
-    HALF.but(pass_="bwd_weight", n=40, w=16, c=2),
+    HALF.but(pass_="bwd_weight", n=40, w=16, limits=H200),
     LAST,
-    LAST.but(c=70, k=(2, 3), pad=(2, 0, 1, 0), dtype="bfloat16"),
-    LAST.but(c=6, pass_="bwd_weight", n=40, shift=1),
-    LAST.but(c=6, pass_="bwd_weight", limits=SMALLEST, k=(3, 2)),
+    LAST.but(c=70, k=(2, 3), pad=(2, 0, 1, 0), dtype="bfloat16", limits=H200),
+    LAST.but(c=6, pass_="bwd_weight", n=40, shift=1, limits=H200),
+    LAST.but(c=6, pass_="bwd_weight", k=(3, 2), n=20),
     FLOAT,
-    FLOAT.but(w=12, k=(4, 5), flip=True, limits=SMALLEST),
-    FLOAT.but(pass_="bwd_weight"),
-    FLOAT.but(pass_="bwd_weight", n=9, h=5, limits=SMALLEST),
-    FLOAT.but(pass_="bwd_weight", h=23, pad=(6, 0, 2, 2)),
+    FLOAT.but(n=3, w=12, k=(4, 5), flip=True),
+    FLOAT.but(pass_="bwd_weight", n=3),
+    FLOAT.but(pass_="bwd_weight", n=40, h=5),
+    FLOAT.but(pass_="bwd_weight", h=9, n=9, pad=(6, 0, 2, 2)),
+    FLOAT.but(w=16, n=2, pad=(1, 4, 2, 2), limits=H200),
 ]
 
 
