@@ -2,18 +2,18 @@
 // input row comes from global memory straight into registers, once a thread.
 //
 // A thread owns a strip of an output plane: 8 columns (NCHW) or 7 columns of as many channels as fill 4 bytes
-// (channels_last), and slides down its rows. An input row meets the sums of as many output rows as the filter has, which
+// (channels_last), and slides down its rows. An input row meets the sums of as many output rows as the filter has; they
 // stay in registers: sums[j] is of the output row that sees the input row through filter row j. With the next input row
-// that output row is seen through filter row j + 1, and the first multiply-add of sums[j + 1] reads sums[j]: passing sums
-// on costs no instruction. The row after is loaded meanwhile. Neighbours' columns come again from the L1 cache.
+// that output row is seen through filter row j + 1, and the first multiply-add of sums[j + 1] reads sums[j]: passing
+// sums on costs no instruction. The row after is loaded meanwhile. Neighbours' columns come again from the L1 cache.
 //
 // A block's threads are [item][channel]: channels along the lanes, a power of two (channels_last: whole sectors of 32
-// bytes), and items, which are [row tile][image][strip], so that all threads of a block count rows alike: rows above and
-// below a tile meet only the sums that need them, rows above the image none.
+// bytes), and items, which are [row tile][image][strip], so that all threads of a block count rows alike: rows above
+// and below a tile meet only the sums that need them, rows above the image none.
 //
-// bwd_weight: a thread has the sums of all taps and goes over its items likewise. Its rows of the output's gradient wait
-// in a ring in shared memory that no other thread touches. At the end sums are added by shuffles, then by warps, then
-// (weight_sum.cuh) by blocks, always in the same order: the same bits on every run, no atomics.
+// bwd_weight: a thread has the sums of all taps and goes over its items likewise. The last rows of its output gradient
+// wait in a ring in shared memory that no other thread touches. At the end sums are added by shuffles, then by warps,
+// then (weight_sum.cuh) by blocks, always in the same order: the same bits on every run, no atomics.
 //
 // fwd: an Inf or NaN of the input stays in its receptive field, but for a filter smaller than the kernel's square of
 // taps, whose zeros multiply. Padding is multiplied, as in im2col.
@@ -128,7 +128,8 @@ __global__ void __launch_bounds__(kStencilThreads, kBlocks) stencil_kernel(const
 }
 
 template <class T, int kTaps, bool kLast, int kBlocks>
-__global__ void __launch_bounds__(kStencilThreads, kBlocks) stencil_weight_kernel(const __grid_constant__ StencilArgs a) {
+__global__ void __launch_bounds__(kStencilThreads, kBlocks)
+    stencil_weight_kernel(const __grid_constant__ StencilArgs a) {
   using Row = StencilRow<T, kTaps, kLast>;
   using GradRow = StencilRow<T, 1, kLast>;
   constexpr int kColumns = Row::kColumns, kChannels = Row::kChannels, kIn = Row::kIn;
@@ -143,7 +144,8 @@ __global__ void __launch_bounds__(kStencilThreads, kBlocks) stencil_weight_kerne
   float sums[kTaps][kTaps][kChannels] = {}, grad_sum[kChannels] = {};
 #pragma unroll 1
   for (int turn = 0; turn < a.turns; ++turn) {
-    const int number = (static_cast<int>(blockIdx.x / a.channel_groups) * a.turns + turn) * (kStencilThreads >> a.channels_log2);
+    const int round = static_cast<int>(blockIdx.x / a.channel_groups) * a.turns + turn;
+    const int number = round * (kStencilThreads >> a.channels_log2);
     const StencilItem item = stencil_item<kColumns>(a, number + (static_cast<int>(threadIdx.x) >> a.channels_log2));
     const bool exists = item.exists && channel < a.c;
     const int first = item.x - a.pad_left - Row::kSkip;
@@ -166,7 +168,8 @@ __global__ void __launch_bounds__(kStencilThreads, kBlocks) stencil_weight_kerne
       for (int i = 0; i < kPieces; ++i) {
         uint32_t w[4];
 #pragma unroll
-        for (int k = 0; k < 4; ++k) w[k] = 4 * i + k < GradRow::kWords ? grad_row.words[min(4 * i + k, GradRow::kWords - 1)] : 0;
+        for (int k = 0; k < 4; ++k)
+          w[k] = 4 * i + k < GradRow::kWords ? grad_row.words[min(4 * i + k, GradRow::kWords - 1)] : 0;
         ptx::store_shared(ring + (step % kRing * kPieces + i) * kStencilThreads, {w[0], w[1], w[2], w[3]});
       }
       const bool meets = __ballot_sync(~0u, exists && is_inside(y)) != 0;
@@ -205,7 +208,8 @@ __global__ void __launch_bounds__(kStencilThreads, kBlocks) stencil_weight_kerne
   // lanes of a channel, then warps
   for (int bit = lanes; bit < 32; bit *= 2) {
 #pragma unroll
-    for (int i = 0; i < kTaps * kTaps * kChannels; ++i) (&sums[0][0][0])[i] += ptx::shuffle_xor((&sums[0][0][0])[i], bit);
+    for (int i = 0; i < kTaps * kTaps * kChannels; ++i)
+      (&sums[0][0][0])[i] += ptx::shuffle_xor((&sums[0][0][0])[i], bit);
 #pragma unroll
     for (int v = 0; v < kChannels; ++v) grad_sum[v] += ptx::shuffle_xor(grad_sum[v], bit);
   }

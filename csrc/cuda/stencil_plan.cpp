@@ -16,7 +16,7 @@ int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 constexpr double kStepIssue = 20, kWeightStepIssue = 45;  // of an input row: loop, addresses
 constexpr double kLoadIssue = 4;      // of an access to global memory: address, predicate
 constexpr double kOutputIssue = 3;    // of an output: activation, rounding
-constexpr double kJoinIssue = 1.5, kWeightJoinIssue = 12; // of an input row and an output row: bounds, place in the ring
+constexpr double kJoinIssue = 1.5, kWeightJoinIssue = 12;  // of an input row and an output row: bounds, ring
 constexpr double kItemIssue = 250;    // of an item: its place, first row
 constexpr double kRowLatency = 900;   // of a row on its way from global memory: one is under way at a time
 constexpr double kOverlap = 0.2;      // share of the second largest of the SM's tasks that the largest does not hide
@@ -186,18 +186,21 @@ const char* refuse(const Problem& p) {
 
 const char* refuse_variant(const Problem& p, const StencilVariant& v) {
   if (v.is_float != (p.dtype == DType::f32)) return "the variant is for another dtype";
-  if (v.last != p.channels_last) return v.last ? "the variant is for channels_last tensors" : "the variant is not for channels_last tensors";
+  if (v.last && !p.channels_last) return "the variant is for channels_last tensors";
+  if (!v.last && p.channels_last) return "the variant is not for channels_last tensors";
   if (p.kh > v.taps || p.kw > v.taps) return "the variant is for smaller filters";
   // NCHW: a thread's accesses are aligned where the square of taps is centred on its column
   const int64_t left = v.taps / 2 - p.pad_left;
-  if (!v.last && (left < 0 || left + p.kw > v.taps)) return "the variant needs a padding on the left of half its taps or a little less";
+  if (!v.last && (left < 0 || left + p.kw > v.taps))
+    return "the variant needs a padding on the left of half its taps or a little less";
   return nullptr;
 }
 
 void plan_variant(const Problem& p, const DeviceLimits& limits, int variant, bool* found, StencilPlan* best) {
   const StencilVariant& v = kStencil[variant];
   const bool weight = p.pass == Pass::bwd_weight;
-  const int left = v.last ? 0 : static_cast<int>(v.taps / 2 - p.pad_left), pad_left = static_cast<int>(p.pad_left) + left;
+  const int left = v.last ? 0 : static_cast<int>(v.taps / 2 - p.pad_left);
+  const int pad_left = static_cast<int>(p.pad_left) + left;
   const auto keep = [&](const Candidate& candidate) {
     if (!candidate.runs() || (*found && candidate.cycles() >= best->plan.cycles)) return;
     candidate.fill(variant, left, pad_left, best);

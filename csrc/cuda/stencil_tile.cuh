@@ -25,7 +25,8 @@ struct StencilRow {
   static constexpr int kLoaded = kColumns + 2 * kHalo;     // columns
   static constexpr int kWords = kHalf && !kLast ? kLoaded / 2 : kLoaded;
   // of shared memory: stencil_variants.h
-  static constexpr int kFilterRow = stencil_filter_row(kTaps, kChannels), kFilterPitch = stencil_filter_pitch(kTaps, kChannels);
+  static constexpr int kFilterRow = stencil_filter_row(kTaps, kChannels);
+  static constexpr int kFilterPitch = stencil_filter_pitch(kTaps, kChannels);
   static constexpr int kRing = stencil_ring_rows(kTaps), kPieces = stencil_ring_pieces(!kHalf, kLast);
   static constexpr int kSumsPitch = stencil_sums_pitch(kTaps, kChannels);
   uint32_t words[kWords];
@@ -34,14 +35,16 @@ struct StencilRow {
   __device__ __forceinline__ static uint32_t inside(int first, int width) {
     uint32_t mask = 0;
 #pragma unroll
-    for (int i = 0; i < kLoaded; ++i) mask |= static_cast<uint32_t>(static_cast<unsigned>(first + i) < static_cast<unsigned>(width)) << i;
+    for (int i = 0; i < kLoaded; ++i)
+      if (static_cast<unsigned>(first + i) < static_cast<unsigned>(width)) mask |= 1u << i;
     return mask;
   }
 
   // One piece of NCHW: kPiece columns from kAt on, all inside or all outside.
   template <class Piece, int kAt>
   __device__ __forceinline__ void piece(const T* row, uint32_t mask) {
-    constexpr int kPiece = sizeof(Piece) / sizeof(T), kPieceWords = sizeof(Piece) / 4, kWord = kAt * static_cast<int>(sizeof(T)) / 4;
+    constexpr int kPiece = sizeof(Piece) / sizeof(T), kPieceWords = sizeof(Piece) / 4;
+    constexpr int kWord = kAt * static_cast<int>(sizeof(T)) / 4;
     static_assert(kAt % kPiece == 0 || kAt + kPiece <= kLoaded);
     Piece v{};
     if (mask >> kAt & 1) v = ptx::load_global(reinterpret_cast<const Piece*>(row + kAt));
@@ -60,16 +63,16 @@ struct StencilRow {
   template <class Own>
   __device__ __forceinline__ void wide(const T* row, uint32_t mask) {
     if constexpr (kHalo > 0) {
-      using Side = typename std::conditional<kHalo * sizeof(T) == 16, uint4,
-                                             typename std::conditional<kHalo * sizeof(T) == 8, uint2, uint32_t>::type>::type;
+      using Small = typename std::conditional<kHalo * sizeof(T) == 8, uint2, uint32_t>::type;
+      using Side = typename std::conditional<kHalo * sizeof(T) == 16, uint4, Small>::type;
       piece<Side, 0>(row, mask);
       piece<Side, kHalo + kColumns>(row, mask);
     }
     pieces<Own, kHalo, kHalo + kColumns>(row, mask);
   }
 
-  // row: of the first loaded column and the thread's first channel. mask: columns to load, the others are zeros. second:
-  // the thread's second channel exists.
+  // row: of the first loaded column and the thread's first channel. mask: columns to load, the others are zeros.
+  // second: the thread's second channel exists.
   __device__ __forceinline__ void load(const T* row, const StencilTensor& t, uint32_t mask, bool second) {
     if constexpr (kLast) {
       if (kChannels == 1 || t.vec >= 2) {
@@ -93,7 +96,8 @@ struct StencilRow {
     } else if (kHalf && t.vec == 4) {
       wide<uint2>(row, mask);
     } else if (t.vec == 2) {
-      pieces<typename std::conditional<kHalf, uint32_t, uint2>::type, kSkip / 2 * 2, kLoaded - kSkip / 2 * 2>(row, mask);
+      using Two = typename std::conditional<kHalf, uint32_t, uint2>::type;
+      pieces<Two, kSkip / 2 * 2, kLoaded - kSkip / 2 * 2>(row, mask);
     } else {
 #pragma unroll
       for (int i = 0; i < kWords; ++i) words[i] = 0;
@@ -144,7 +148,8 @@ __device__ __forceinline__ void store_stencil_row(T* to, const float (&v)[kColum
     if (!kLast && t.vec == 4) {
 #pragma unroll
       for (int i = 0; i < kColumns / 4 * 4; i += 4) {
-        const uint4 quad{ptx::as_bits(v[i][0]), ptx::as_bits(v[i + 1][0]), ptx::as_bits(v[i + 2][0]), ptx::as_bits(v[i + 3][0])};
+        const uint4 quad{ptx::as_bits(v[i][0]), ptx::as_bits(v[i + 1][0]), ptx::as_bits(v[i + 2][0]),
+                         ptx::as_bits(v[i + 3][0])};
         if (i < columns) ptx::store_global(reinterpret_cast<uint4*>(to + i), quad);
       }
       return;
@@ -152,7 +157,10 @@ __device__ __forceinline__ void store_stencil_row(T* to, const float (&v)[kColum
     if (!kLast && t.vec == 2) {
 #pragma unroll
       for (int i = 0; i < kColumns / 2 * 2; i += 2)
-        if (i < columns) ptx::store_global(reinterpret_cast<uint2*>(to + i), uint2{ptx::as_bits(v[i][0]), ptx::as_bits(v[i + 1][0])});
+        if (i < columns) {
+          const uint2 pair{ptx::as_bits(v[i][0]), ptx::as_bits(v[i + 1][0])};
+          ptx::store_global(reinterpret_cast<uint2*>(to + i), pair);
+        }
       return;
     }
 #pragma unroll

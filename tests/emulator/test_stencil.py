@@ -17,8 +17,8 @@ SMALLEST = (86, 1, 48 << 10, 49 << 10)  # one SM with little shared memory
 DTYPES = ("bfloat16", "float16", "float32")
 PASSES = ("fwd", "bwd_weight")
 
-#: A small problem for every variant: several strips, images and blocks along channels, ragged all of them. One SM, so that
-#: a thread has several rows; NCHW also has several tiles of rows.
+#: A small problem for every variant: several strips, images and blocks along channels, ragged all of them. One SM, so
+#: that a thread has several rows; NCHW also has several tiles of rows.
 _SHAPES = {
     "3_half": Case(20, 3, 13, 20, (3, 3), dtype="bfloat16"),
     "3_half_cl": Case(3, 70, 13, 15, (3, 3), channels_last=True),
