@@ -117,7 +117,7 @@ def test_the_page_of_kernels_is_that_of_the_code(monkeypatch: pytest.MonkeyPatch
     assert kernel_table.main(["--check"]) == 0, "run: python -m benchmarks.kernel_table"
     text = kernel_table.PAGE.read_text()
     assert "torch:" not in text, "something goes to torch"
-    for name in ("`rt_", "`rtw_", "`fma_", "`fft_"):
+    for name in ("`rt_", "`rtw_", "`fma_", "`fft_", "`stencil_"):
         assert name in text
     monkeypatch.setattr(kernel_table, "HEAD", "")
     assert kernel_table.main(["--check"]) == 1

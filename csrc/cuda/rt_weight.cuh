@@ -7,13 +7,14 @@
 //
 // Rows stream through rings in shared memory, stage by stage, across column tiles and groups of slots: one barrier a
 // stage. At the end each warp sums the diagonals of its tiles; blocks write float32 partials of their share of the batch,
-// and rt_weight_reduce adds these in a fixed order. No atomics: the same bits on every run.
+// and weight_sum adds these in a fixed order. No atomics: the same bits on every run.
 //
 // Inf and NaN: every tap that sees a non-finite value is non-finite. Products with the zeros beyond the edges of x and
 // grad may turn more taps of that channel into NaN; never another channel.
 #pragma once
 #include "rt_weight_tile.cuh"
 #include "rt_weight_variants.h"
+#include "weight_sum.cuh"
 
 namespace replknet_ext::cuda {
 
@@ -148,8 +149,7 @@ __device__ __forceinline__ void store_sum(const RtwArgs& a, int64_t channel, int
   }
   void* to = tap == taps ? a.grad_bias : a.out;
   const int64_t i = tap == taps ? channel : channel * taps + tap;
-  if (a.dtype == 0) static_cast<float*>(to)[i] = v;
-  else static_cast<uint16_t*>(to)[i] = a.dtype == 1 ? ptx::from_float<false>(v) : ptx::from_float<true>(v);
+  store_result(to, i, v, a.dtype);
 }
 
 __host__ __device__ constexpr int sum_columns(int offsets) { return 8 * offsets + 7; }  // taps of a diagonal's ends

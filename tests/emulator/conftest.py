@@ -14,6 +14,7 @@ FAMILIES = {
     "test_fma": "fma",
     "test_fft": "fft",
     "test_small": "small",
+    "test_stencil": "stencil",
 }
 _loaded: list[ModuleType] = []
 
