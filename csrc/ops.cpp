@@ -7,8 +7,8 @@
 #include <string>
 
 #include "cpu/cpu.h"
-#ifdef REPLKNET_EXT_WITH_CUDA
 #include "cuda/dwconv2d_cuda.h"
+#ifdef REPLKNET_EXT_WITH_CUDA
 #define REPLKNET_EXT_CUDA_OPS \
   "\"dwconv2d\", \"dwconv2d_backward_input\", \"dwconv2d_backward_weight\", \"dwconv2d_backward_weight_bias\""
 #else
@@ -26,22 +26,18 @@ namespace {
 
 std::string cpu_isa() { return cpu::isa().name; }
 
-#ifdef REPLKNET_EXT_WITH_CUDA
 std::string variant_list(Pass pass) {
   std::string out;
   for (int i = 0; i < cuda::variant_count(pass); i++)
     out += (i ? ", \"" : "\"") + std::string(cuda::variant_name(pass, i)) + "\"";
   return "[" + out + "]";
 }
-#endif
 
 // JSON: what this binary holds. Read by replknet_ext._ext. A variant's number is its place in its pass's list; bwd_input
-// has those of fwd.
+// has those of fwd. The CUDA kernels' variants are listed in every build, as the planners are in it.
 std::string build_info() {
-  std::string variants;
-#ifdef REPLKNET_EXT_WITH_CUDA
-  variants = "\"fwd\": " + variant_list(Pass::fwd) + ", \"bwd_weight\": " + variant_list(Pass::bwd_weight);
-#endif
+  const std::string variants =
+      "\"fwd\": " + variant_list(Pass::fwd) + ", \"bwd_weight\": " + variant_list(Pass::bwd_weight);
   return std::string("{\"torch_target\": \"2.11\", \"compiler\": \"") + __VERSION__ + "\", \"cuda_toolkit\": \"" +
          REPLKNET_EXT_CUDA_TOOLKIT + "\", \"cuda_archs\": \"" + REPLKNET_EXT_CUDA_ARCHS + "\", \"cuda_ops\": [" +
          REPLKNET_EXT_CUDA_OPS + "], \"cuda_variants\": {" + variants + "}}";

@@ -11,7 +11,7 @@ import importlib
 import json
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -75,7 +75,7 @@ def cuda_plan(
     pass_: str,
     precision: str,
     algorithm: str,
-    limits: dict[str, int],
+    limits: Mapping[str, int],
     variant: int = -1,
     *,
     channels_last: bool = False,

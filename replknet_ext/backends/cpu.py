@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor
 
 from .. import _ext
 from ..checks import Geometry
-from .base import Problem, outside_raw_ops
+from .base import Candidate, Problem, outside_raw_ops
 
 
 class CpuBackend:
@@ -27,6 +29,16 @@ class CpuBackend:
     def kernel(self, problem: Problem) -> str | None:
         """See `Backend.kernel`."""
         return f"direct, {_ext.cpu_isa()}"
+
+    def candidates(self, problem: Problem, limits: Mapping[str, int] | None = None) -> list[Candidate]:
+        """See `Backend.candidates`: one, whose number is the default."""
+        if limits is not None or self.supports(problem) is not None:
+            return []
+        return [Candidate("cpu", "direct", -1, "direct", None)]
+
+    def variant(self, problem: Problem, name: str) -> int | None:
+        """See `Backend.variant`."""
+        return -1 if name == "direct" and self.supports(problem) is None else None
 
     def run(
         self, input: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry,
