@@ -49,18 +49,6 @@ class Problem:
     channels_last: bool = False
 
     @property
-    def sizes(self) -> tuple[int, ...]:
-        """n, c, h, w, kh, kw, ho, wo, pad_top, pad_left of the convolution that a kernel runs, at stride 1: for
-        bwd_input the one over the gradient, with the filter rotated and the pads mirrored."""
-        n, c, h, w = self.input_shape
-        kh, kw = self.weight_shape[2:]
-        top, bottom, left, right = self.geometry.padding
-        ho, wo = h + top + bottom - kh + 1, w + left + right - kw + 1
-        if self.pass_ == "bwd_input":
-            return n, c, ho, wo, kh, kw, h, w, kh - 1 - top, kw - 1 - left
-        return n, c, h, w, kh, kw, ho, wo, top, left
-
-    @property
     def dtype_name(self) -> str:
         """``"float32"`` and so on."""
         return str(self.dtype).removeprefix("torch.")
@@ -98,6 +86,20 @@ def ordered(candidates: list[Candidate]) -> list[Candidate]:
     unique = list({(c.backend, c.name): c for c in reversed(candidates)}.values())
     rest = [c for c in reversed(unique) if c is not candidates[0]]
     return [candidates[0], *sorted(rest, key=lambda c: c.predicted_us or 0.0)] if candidates else []
+
+
+def sizes_of(problem: Problem) -> list[int]:
+    """n, c, h, w, kh, kw, ho, wo, pad_top, pad_left of the convolution that runs a pass of stride and dilation 1.
+
+    bwd_input is the forward convolution of the gradient, filter rotated and pads mirrored.
+    """
+    n, c, h, w = problem.input_shape
+    kh, kw = problem.weight_shape[2:]
+    top, bottom, left, right = problem.geometry.padding
+    ho, wo = h + top + bottom - kh + 1, w + left + right - kw + 1
+    if problem.pass_ == "bwd_input":
+        return [n, c, ho, wo, kh, kw, h, w, kh - 1 - top, kw - 1 - left]
+    return [n, c, h, w, kh, kw, ho, wo, top, left]
 
 
 class Backend(Protocol):

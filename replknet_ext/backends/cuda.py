@@ -10,7 +10,7 @@ from torch import Tensor
 
 from .. import _ext
 from ..checks import Geometry
-from .base import CYCLES_PER_US, OP_OF_PASS, Candidate, Problem, ordered, outside_raw_ops
+from .base import CYCLES_PER_US, OP_OF_PASS, Candidate, Problem, ordered, outside_raw_ops, sizes_of
 from .triton_kernels.configs import copy_cycles
 
 #: Limits of GPUs that predictions can be asked for, as `_ext.cuda_devices` gives those of a GPU at hand.
@@ -81,16 +81,13 @@ class CudaBackend:
 
 def variant_names(pass_: str) -> list[str]:
     """The variants of a pass by number."""
-    names: list[str] = (
-        _ext.build_info().get("cuda_variants", {}).get("bwd_weight" if pass_ == "bwd_weight" else "fwd", [])
-    )
-    return names
+    return _ext.variant_names("cuda_variants", pass_)
 
 
 def _candidate(problem: Problem, plan: dict[str, Any]) -> Candidate:
     cycles = plan["cycles"]
     if plan["copied"]:
-        cycles += copy_cycles(problem.sizes, problem.dtype.itemsize)
+        cycles += copy_cycles(sizes_of(problem), problem.dtype.itemsize)
     return Candidate(
         "cuda", plan["name"], plan["variant"], plan["family"], cycles / CYCLES_PER_US,
         {key: plan[key] for key in _RESOURCES}, "on contiguous copies" if plan["copied"] else "",
@@ -151,7 +148,7 @@ def plan_on(problem: Problem, limits: Mapping[str, int], variant: int = -1) -> d
     Returns:
         `_ext.cuda_plan`'s answer, with ``copied`` True if channels_last operands go through contiguous copies.
     """
-    sizes = problem.sizes
+    sizes = sizes_of(problem)
     how = (problem.dtype, problem.pass_, problem.precision, problem.algorithm, limits, variant)
     plan = _ext.cuda_plan(sizes, *how, channels_last=problem.channels_last)
     if "unsupported" in plan and problem.channels_last:

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from ..checks import Geometry
-from .base import CYCLES_PER_US, Candidate, Problem, ordered, outside_raw_ops
+from .base import CYCLES_PER_US, Candidate, Problem, ordered, outside_raw_ops, sizes_of
 from .triton_kernels import configs
 
 #: The versions of triton that the kernels are tested with: from the first, before the second.
@@ -101,7 +101,7 @@ def _tiles(problem: Problem, shared: int) -> Sequence[tuple[configs.Tile, float]
     """The tiles of a pass with their predicted cycles."""
     if 0 in problem.input_shape:
         return ()
-    sizes, how = configs.Sizes(*problem.sizes), (problem.dtype_name, problem.precision)
+    sizes, how = configs.Sizes(*sizes_of(problem)), (problem.dtype_name, problem.precision)
     if problem.pass_ == "bwd_weight":
         return configs.weight_tiles(sizes, *how, shared)
     return configs.forward_tiles(sizes, *how, problem.channels_last, shared)
