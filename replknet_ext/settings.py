@@ -1,4 +1,4 @@
-"""Algorithm, float32 precision and tuning on first use: process-wide defaults, and context managers that hold for a block.
+"""Algorithm, float32 precision, tuning on first use: process-wide defaults, and context managers for a block.
 
 A value is looked up in this order: the argument of the call, the innermost context manager of the running context
 (`contextvars`: every thread and every asyncio task has its own), the process-wide default. What was looked up in the
@@ -132,7 +132,7 @@ def set_autotune(enabled: bool) -> None:
     """Set whether `depthwise_conv2d` measures the kernels of each new problem on its first call, process-wide.
 
     As cudnn.benchmark does: the first call of a shape takes seconds, and the fastest kernel runs from then on, also in
-    later processes (`replknet_ext.tune` says where that is kept). At first ``REPLKNET_EXT_AUTOTUNE`` decides. Nothing is
+    later processes (`replknet_ext.tune` says where that is kept). ``REPLKNET_EXT_AUTOTUNE=1`` is the same. Nothing is
     measured in compiled, exported or traced code, under `torch.func` transforms and fake tensors, or while a CUDA graph
     is captured.
 

@@ -39,7 +39,10 @@ __all__ = [
     "key_of",
     "lookup",
     "path_of",
+    "read",
     "remember",
+    "shipped_devices",
+    "warn_once",
 ]
 
 FORMAT = 1
@@ -132,7 +135,7 @@ def _driver() -> str:
         if match:
             return match.group(1)
     with suppress(AttributeError, RuntimeError):
-        return str(torch._C._cuda_getDriverVersion())
+        return str(torch._C._cuda_getDriverVersion())  # type: ignore[attr-defined]  # a build without CUDA lacks it
     return "unknown"
 
 

@@ -42,7 +42,7 @@ def tune(
     save: bool = True,
     progress: bool = True,
 ) -> TuneReport:
-    """Measures which kernel is fastest for the depthwise convolutions of a model, or for given shapes, and remembers it.
+    """Measures which kernel is fastest for each depthwise convolution of a model, or for shapes, and remembers it.
 
     `depthwise_conv2d` and all that is built on it then take these kernels, in this process and, from the user's cache,
     in later ones. A choice belongs to everything that was measured: shapes (the batch size too), dtype, memory format,

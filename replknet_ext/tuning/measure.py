@@ -21,11 +21,12 @@ __all__ = ["Measured", "capture", "difference", "measure", "timed"]
 
 #: How far two right results may lie apart, in norm and relative to the largest value: twice a kernel's own error.
 LARGEST_DIFFERENCE = {
-    "float64": 1e-12, "float32 ieee": 3e-5, "float32 bf16x3": 2e-4, "float32 tf32": 4e-3, "float16": 4e-3, "bfloat16": 2e-2,
+    "float64": 1e-12, "float32 ieee": 3e-5, "float32 bf16x3": 2e-4, "float32 tf32": 4e-3,
+    "float16": 4e-3, "bfloat16": 2e-2,
 }  # fmt: skip
 
 ROUNDS = 15
-#: After so many rounds only those within a factor of the best go on, and the first, which is what they are held against.
+#: After so many rounds only those within a factor of the best go on, and the first, which they are held against.
 CUTS = {1: 2.0, 3: 1.3, 6: 1.1}
 #: What a candidate must gain to take the place of the first: less may be noise.
 LEAST_GAIN = 0.02

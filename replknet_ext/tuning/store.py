@@ -44,7 +44,7 @@ def save(device: torch.device, found: Mapping[str, Entry], *, replace: bool) -> 
                     json.dumps({"format": configs.FORMAT, "identity": who, "choices": choices}, indent=1)
                 )
     except OSError as error:
-        configs.warn_once(f"measured choices can't be kept in {path.parent} ({error}): they hold for this process only; "
+        configs.warn_once(f"measured choices can't be kept in {path.parent} ({error}) and hold for this process only; "
                           "REPLKNET_EXT_CACHE names another folder")  # fmt: skip
         return None
     configs.remember(device, merged)
