@@ -28,6 +28,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from replknet_ext.backends.configs import cpu_name
+
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = Path(__file__).resolve().parent / "results"
 
@@ -177,15 +179,6 @@ def require_close(output: Tensor, reference: Tensor, *, name: str, limit: float)
     if not error <= limit:
         raise BenchmarkError(f"{name}: relative error {error:.1e} is over {limit:.1e}; a wrong result is not timed")
     return error
-
-
-def cpu_name() -> str:
-    """The processor's own name, e.g. from /proc/cpuinfo."""
-    try:
-        match = re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
-    except OSError:
-        match = None
-    return match.group(1).strip() if match else platform.processor() or platform.machine()
 
 
 def _commit() -> str:

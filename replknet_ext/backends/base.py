@@ -66,6 +66,7 @@ class Candidate:
         predicted_us: microseconds by the cost model, which is a prediction; None where there is no model.
         resources: what it takes of the device: "warps", "shared_bytes", "blocks", "blocks_per_sm", "workspace_bytes".
         note: what else there is to know, in words.
+        words: a name to read, where that of the variant is a row of numbers.
     """
 
     backend: str
@@ -75,6 +76,12 @@ class Candidate:
     predicted_us: float | None
     resources: Mapping[str, int] = field(default_factory=dict)
     note: str = ""
+    words: str = ""
+
+    @property
+    def label(self) -> str:
+        """Backend and variant, to read."""
+        return f"{self.backend} {self.words or self.name}" + (f", {self.note}" if self.note else "")
 
     def as_dict(self) -> dict[str, Any]:
         """As JSON knows it."""

@@ -144,7 +144,7 @@ class TritonBackend:
             [
                 Candidate(
                     "triton", configs.name_of(tile), number, configs.kernel_of(tile), cycles / CYCLES_PER_US,
-                    {"warps": tile.num_warps}, configs.describe(tile),
+                    {"warps": tile.num_warps}, words=configs.describe(tile),
                 )
                 for number, (tile, cycles) in enumerate(_tiles(problem, shared))
             ]
