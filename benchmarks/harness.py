@@ -228,6 +228,12 @@ def describe(meta: dict[str, Any]) -> str:
     )
 
 
+def read_json(path: Path) -> dict[str, Any]:
+    """A file of results."""
+    content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return content
+
+
 def write_json(path: Path, payload: dict[str, Any]) -> None:
     """Writes all or nothing: a reader never sees half a file, and an interrupted run leaves the old one."""
     path.parent.mkdir(parents=True, exist_ok=True)

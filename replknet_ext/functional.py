@@ -109,7 +109,7 @@ def depthwise_conv2d(
     if precision is None:
         precision = settings.get_float32_precision()
     rest = (stride, padding, dilation, activation, algorithm, precision, backend)
-    if torch.compiler.is_compiling():
+    if torch.compiler.is_compiling() or torch.jit.is_tracing():  # type: ignore[attr-defined]
         plan = _plan(input, weight, bias, *rest)
     else:
         plan = _cached_plan(input, weight, bias, *rest)
