@@ -25,7 +25,7 @@ from benchmarks.harness import BenchmarkError
 from replknet_ext.backends import PASSES, Problem, configs
 from replknet_ext.checks import Geometry
 from replknet_ext.tuning import measure, search
-from replknet_ext.tuning.report import aligned, layer_of, us
+from replknet_ext.tuning.report import layer_of, us
 
 #: More layers that the networks of the papers have: ConvNeXt's, EfficientNet's, SLaK's.
 CPU_LAYERS = [
@@ -108,8 +108,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         row = row_of(subject, device, options.most, options.seconds)
         rows.append(row)
         first, best = row["candidates"][0], min(row["candidates"], key=lambda c: c["us"] or float("inf"))
-        print(aligned([(f"{row['layer']:<44}", f"{row['pass']:<10}", f"{first['name']:<18}", f"{us(first['us']):>7}",
-                        f"{best['name']:<18}", f"{us(best['us']):>7}", f"{row['first_over_best']:.2f}")]), flush=True)  # fmt: skip
+        times = f"{first['name']:<18} {us(first['us']):>7}  {best['name']:<18} {us(best['us']):>7}"
+        print(f"{row['layer']:<44} {row['pass']:<10} {times} {row['first_over_best']:.2f}", flush=True)
     who = configs.identity(device)
     name = re.sub(r"\W+", "-", who["device"]).strip("-").lower()
     threads = f"_{who['isa']}_{who['threads']}t" if device.type == "cpu" else ""
