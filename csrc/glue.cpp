@@ -1,5 +1,7 @@
 #include "glue.h"
 
+#include <map>
+
 namespace replknet_ext {
 namespace {
 
@@ -127,6 +129,23 @@ Problem bwd_weight_problem(const Tensor& grad_output, const Tensor& input, const
   p.pass = Pass::bwd_weight;
   set_options(&p, options);
   check_sizes(p);
+  return p;
+}
+
+Problem problem_of(const std::vector<int64_t>& sizes, const std::string& dtype, bool channels_last,
+                   const std::string& pass, const std::string& precision, const std::string& algorithm) {
+  STD_TORCH_CHECK(sizes.size() == 10, "sizes must be (n, c, h, w, kh, kw, ho, wo, pad_top, pad_left)");
+  static const std::map<std::string, DType> dtypes{
+      {"float64", DType::f64}, {"float32", DType::f32}, {"float16", DType::f16}, {"bfloat16", DType::bf16}};
+  const auto type = dtypes.find(dtype);
+  STD_TORCH_CHECK(type != dtypes.end(), "dtype must be 'float64', 'float32', 'float16' or 'bfloat16', got '", dtype, "'");
+  STD_TORCH_CHECK(pass == "fwd" || pass == "bwd_input" || pass == "bwd_weight",
+                  "pass must be 'fwd', 'bwd_input' or 'bwd_weight', got '", pass, "'");
+  Problem p{sizes[0], sizes[1], sizes[2], sizes[3], sizes[4], sizes[5], sizes[6], sizes[7], sizes[8], sizes[9],
+            type->second, channels_last, pass == "bwd_input", Activation::none};
+  p.pass = pass == "bwd_weight" ? Pass::bwd_weight : Pass::fwd;
+  p.precision = precision_of(precision);
+  p.algorithm = algorithm_of(algorithm);
   return p;
 }
 

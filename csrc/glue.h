@@ -36,6 +36,10 @@ Problem bwd_weight_problem(const Tensor& grad_output, const Tensor& input, const
 Precision precision_of(const std::string& name);
 Algorithm algorithm_of(const std::string& name);
 
+// A problem by its numbers, for queries: sizes are n, c, h, w, kh, kw, ho, wo, pad_top, pad_left of the conv that runs.
+Problem problem_of(const std::vector<int64_t>& sizes, const std::string& dtype, bool channels_last,
+                   const std::string& pass, const std::string& precision, const std::string& algorithm);
+
 inline MemoryFormat memory_format(const Problem& p) {
   return p.channels_last ? MemoryFormat::ChannelsLast : MemoryFormat::Contiguous;
 }

@@ -7,8 +7,8 @@
 #include <string>
 
 #include "cpu/cpu.h"
-#ifdef REPLKNET_EXT_WITH_CUDA
 #include "cuda/dwconv2d_cuda.h"
+#ifdef REPLKNET_EXT_WITH_CUDA
 #define REPLKNET_EXT_CUDA_OPS \
   "\"dwconv2d\", \"dwconv2d_backward_input\", \"dwconv2d_backward_weight\", \"dwconv2d_backward_weight_bias\""
 #else
@@ -26,25 +26,30 @@ namespace {
 
 std::string cpu_isa() { return cpu::isa().name; }
 
-#ifdef REPLKNET_EXT_WITH_CUDA
-std::string variant_list(Pass pass) {
+template <class NameOf>
+std::string variant_list(int count, const NameOf& name_of) {
   std::string out;
-  for (int i = 0; i < cuda::variant_count(pass); i++)
-    out += (i ? ", \"" : "\"") + std::string(cuda::variant_name(pass, i)) + "\"";
+  for (int i = 0; i < count; i++) out += (i ? ", \"" : "\"") + std::string(name_of(i)) + "\"";
   return "[" + out + "]";
 }
-#endif
+// The lists of both passes by f(pass).
+template <class ListOf>
+std::string variant_lists(const ListOf& f) {
+  return "{\"fwd\": " + f(Pass::fwd) + ", \"bwd_weight\": " + f(Pass::bwd_weight) + "}";
+}
 
 // JSON: what this binary holds. Read by replknet_ext._ext. A variant's number is its place in its pass's list; bwd_input
-// has those of fwd.
+// has those of fwd. The CUDA kernels' variants are listed in every build, as the planners are in it.
 std::string build_info() {
-  std::string variants;
-#ifdef REPLKNET_EXT_WITH_CUDA
-  variants = "\"fwd\": " + variant_list(Pass::fwd) + ", \"bwd_weight\": " + variant_list(Pass::bwd_weight);
-#endif
+  const std::string cpu_variants = variant_lists([](Pass pass) {
+    return variant_list(cpu::variant_count(pass), [&](int i) { return cpu::variant(pass, i).name; });
+  });
+  const std::string cuda_variants = variant_lists([](Pass pass) {
+    return variant_list(cuda::variant_count(pass), [&](int i) { return cuda::variant_name(pass, i); });
+  });
   return std::string("{\"torch_target\": \"2.11\", \"compiler\": \"") + __VERSION__ + "\", \"cuda_toolkit\": \"" +
          REPLKNET_EXT_CUDA_TOOLKIT + "\", \"cuda_archs\": \"" + REPLKNET_EXT_CUDA_ARCHS + "\", \"cuda_ops\": [" +
-         REPLKNET_EXT_CUDA_OPS + "], \"cuda_variants\": {" + variants + "}}";
+         REPLKNET_EXT_CUDA_OPS + "], \"cpu_variants\": " + cpu_variants + ", \"cuda_variants\": " + cuda_variants + "}";
 }
 
 // JSON: the GPUs that the CUDA runtime in this binary sees, with what decides which kernels they can run.
@@ -84,6 +89,8 @@ STABLE_TORCH_LIBRARY(replknet_ext, m) {
   m.def("_torch_dwconv2d_backward_weight_bias" REPLKNET_EXT_BWD_WEIGHT "(Tensor, Tensor)");
   m.def("_cpu_isa() -> str");
   m.def("_build_info() -> str");
+  m.def(
+      "_cpu_plan(int[] sizes, str dtype, bool channels_last, str pass_, str algorithm, int threads, int variant) -> str");
   m.def("_cuda_devices() -> str");
   m.def(
       "_cuda_plan(int[] sizes, str dtype, bool channels_last, str pass_, str precision, str algorithm, int[] limits, "

@@ -11,7 +11,7 @@ import importlib
 import json
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -54,9 +54,51 @@ def build_info() -> dict[str, Any]:
     return info
 
 
+@functools.cache
+def variant_names(table: str, pass_: str) -> list[str]:
+    """The names in `build_info`'s table "cpu_variants" or "cuda_variants" for a pass; a variant's number is its place.
+
+    bwd_input has the variants of fwd.
+    """
+    names: list[str] = build_info().get(table, {}).get("bwd_weight" if pass_ == "bwd_weight" else "fwd", [])
+    return names
+
+
 def cpu_isa() -> str | None:
     """Instruction set that the CPU kernels use ("base", "avx2" or "avx512"), or None without the extension."""
     return str(torch.ops.replknet_ext._cpu_isa()) if HAS_EXT else None
+
+
+def cpu_plan(
+    sizes: Sequence[int],
+    dtype: torch.dtype,
+    pass_: str,
+    algorithm: str,
+    threads: int,
+    variant: int = -1,
+    *,
+    channels_last: bool = False,
+) -> dict[str, Any]:
+    """How the CPU kernels would run a convolution on this processor's instruction set.
+
+    Args:
+        sizes: n, c, h, w, kh, kw, ho, wo, pad_top, pad_left of the convolution that runs; bwd_input is a forward
+            convolution of the gradient.
+        dtype: of all operands.
+        pass_: "fwd", "bwd_input" or "bwd_weight".
+        algorithm: as in the raw ops.
+        threads: how many; the choice of a kernel does not depend on it, nor on n.
+        variant: number of a kernel (its place in ``build_info()["cpu_variants"]``), -1 for the planner's choice.
+        channels_last: memory format of input, output and gradient.
+
+    Returns:
+        variant, name, family, predicted microseconds on one thread, units, scratch bytes of a thread; or
+        {"unsupported": reason}.
+    """
+    name = str(dtype).removeprefix("torch.")
+    query = torch.ops.replknet_ext._cpu_plan
+    plan: dict[str, Any] = json.loads(query(list(sizes), name, channels_last, pass_, algorithm, threads, variant))
+    return plan
 
 
 #: Raw ops with CUDA kernels in this build.
@@ -75,7 +117,7 @@ def cuda_plan(
     pass_: str,
     precision: str,
     algorithm: str,
-    limits: dict[str, int],
+    limits: Mapping[str, int],
     variant: int = -1,
     *,
     channels_last: bool = False,

@@ -1,3 +1,4 @@
+#include "../plan_cache.h"
 #include "cpu.h"
 
 #include <cstdlib>
@@ -20,11 +21,52 @@ const Isa& detect() {
   return base::table;
 }
 
+constexpr int64_t kTypicalBatch = 8;  // the batch that kernels are compared at
+
+const char* plan_variant(const Problem& p, int threads, int number, Plan* plan) {
+  const Kernel& kernel = variant(p.pass, number);
+  if (p.algorithm == Algorithm::direct && kernel.algorithm != Algorithm::direct)
+    return "it is an FFT, and algorithm 'direct' was asked for";
+  if (p.algorithm == Algorithm::fft && kernel.algorithm != Algorithm::fft)
+    return "it computes directly, and algorithm 'fft' was asked for";
+  return kernel.plan(p, threads, plan);
+}
+
+const char* make_choice(const Problem& p, int threads, int number, Choice* choice) {
+  const int count = variant_count(p.pass);
+  if (number < -1 || number >= count) return "there is no variant of that number";
+  if (number == -1) {
+    Problem typical = p;
+    typical.n = kTypicalBatch;
+    const char* reason = "this build has no kernel of that algorithm";
+    double best = 0;
+    for (int i = 0; i < count; i++) {
+      Plan plan;
+      if (const char* why = plan_variant(typical, 1, i, &plan)) {
+        reason = why;  // the last one's: FFTs come last
+        continue;
+      }
+      if (number == -1 || plan.cost < best) number = i, best = plan.cost;
+    }
+    if (number == -1) return reason;
+  }
+  choice->variant = number;
+  return plan_variant(p, threads, number, &choice->plan);
+}
+
 }  // namespace
 
 const Isa& isa() {
   static const Isa& chosen = detect();
   return chosen;
+}
+
+int variant_count(Pass pass) { return pass == Pass::fwd ? isa().fwd_count : isa().bwd_weight_count; }
+const Kernel& variant(Pass pass, int number) { return (pass == Pass::fwd ? isa().fwd : isa().bwd_weight)[number]; }
+
+const char* choose(const Problem& p, int threads, int number, Choice* choice) {
+  return cached_plan<Choice, struct Tag>(p, threads, number, choice,
+                                         [&](Choice* out) { return make_choice(p, threads, number, out); });
 }
 
 }  // namespace replknet_ext::cpu

@@ -5,16 +5,7 @@
 #include "family.h"
 #include "plan_cache.h"
 
-namespace replknet_ext {
-
-bool operator==(const Problem& a, const Problem& b) {
-  return a.n == b.n && a.c == b.c && a.h == b.h && a.w == b.w && a.kh == b.kh && a.kw == b.kw && a.ho == b.ho &&
-         a.wo == b.wo && a.pad_top == b.pad_top && a.pad_left == b.pad_left && a.dtype == b.dtype &&
-         a.channels_last == b.channels_last && a.flip == b.flip && a.activation == b.activation && a.pass == b.pass &&
-         a.precision == b.precision && a.algorithm == b.algorithm;
-}
-
-namespace cuda {
+namespace replknet_ext::cuda {
 namespace {
 
 #define REPLKNET_EXT_ENTRY(name) &name##_family,
@@ -101,5 +92,4 @@ const char* plan(const Problem& p, const DeviceLimits& limits, int variant, Laun
   return why;
 }
 
-}  // namespace cuda
-}  // namespace replknet_ext
+}  // namespace replknet_ext::cuda

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from .. import _ext
 from ..checks import Geometry
-from .base import Problem, outside_raw_ops
+from .base import Candidate, Problem, ordered, outside_raw_ops, sizes_of
 
 
 class CpuBackend:
@@ -20,13 +23,35 @@ class CpuBackend:
         """See `Backend.supports`."""
         if problem.device_type != "cpu":
             return f"runs CPU tensors, not {problem.device_type}"
-        if problem.algorithm == "fft":
-            return "the CPU kernels compute directly, not by FFT"
-        return _ext.WHY_NOT or outside_raw_ops(problem)
+        return _ext.WHY_NOT or outside_raw_ops(problem) or _refused_by_planner(problem)
 
     def kernel(self, problem: Problem) -> str | None:
-        """See `Backend.kernel`."""
-        return f"direct, {_ext.cpu_isa()}"
+        """See `Backend.kernel`: variant, family and instruction set."""
+        plan = plan_of(problem)
+        return f"{plan['name']} (family {plan['family']}), {_ext.cpu_isa()}"
+
+    def candidates(self, problem: Problem, limits: Mapping[str, int] | None = None) -> list[Candidate]:
+        """See `Backend.candidates`. Predictions are for one thread."""
+        if limits is not None or 0 in problem.input_shape or self.supports(problem) is not None:
+            return []
+        plans = (plan_of(problem, variant) for variant in range(-1, len(variant_names(problem.pass_))))
+        return ordered(
+            [
+                Candidate(
+                    "cpu", plan["name"], plan["variant"], plan["family"], plan["microseconds"],
+                    {"units": plan["units"], "scratch_bytes": plan["scratch_bytes"]},
+                )
+                for plan in plans if "unsupported" not in plan
+            ]
+        )  # fmt: skip
+
+    def variant(self, problem: Problem, name: str) -> int | None:
+        """See `Backend.variant`."""
+        names = variant_names(problem.pass_)
+        if name not in names or self.supports(problem) is not None:
+            return None
+        plan = plan_of(problem, names.index(name))
+        return None if "unsupported" in plan else int(plan["variant"])
 
     def run(
         self, input: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry,
@@ -35,3 +60,28 @@ class CpuBackend:
         """See `Backend.run`."""
         run = torch.ops.replknet_ext.dwconv2d.default
         return run(input, weight, bias, geometry.padding, activation, precision, algorithm, -1)  # type: ignore[no-any-return]
+
+
+def variant_names(pass_: str) -> list[str]:
+    """The variants of a pass by number."""
+    return _ext.variant_names("cpu_variants", pass_)
+
+
+def plan_of(problem: Problem, variant: int = -1) -> dict[str, Any]:
+    """`_ext.cpu_plan`'s answer for a problem with stride and dilation 1 on torch's present number of threads."""
+    return _ext.cpu_plan(
+        sizes_of(problem), problem.dtype, problem.pass_, problem.algorithm, torch.get_num_threads(), variant,
+        channels_last=problem.channels_last,
+    )  # fmt: skip
+
+
+def _refused_by_planner(problem: Problem) -> str | None:
+    """Why no kernel runs this problem; only an FFT that was asked for can be refused."""
+    if problem.algorithm != "fft":
+        return None
+    if problem.dtype == torch.float64:
+        return "float64 is computed directly, not by FFT"
+    if torch.compiler.is_compiling():  # Dynamo can't trace the query; the op raises the same reason when it runs
+        return None
+    reason: str | None = plan_of(problem).get("unsupported")
+    return reason
