@@ -73,7 +73,7 @@ def test_bad_names(get: Get, set_: Set, context: Context, default: str, other: s
 
 def test_an_algorithm_that_nobody_has_is_an_error() -> None:
     with r.algorithm("fft"), pytest.raises(ValueError, match="no FFT to ask for"):
-        r.depthwise_conv2d(torch.ones(1, 1, 3, 3), torch.ones(1, 1, 2, 2))
+        r.depthwise_conv2d(torch.ones(1, 1, 3, 3).double(), torch.ones(1, 1, 2, 2).double())
 
 
 @pytest.mark.parametrize(("get", "set_", "context", "default", "other"), SETTINGS)

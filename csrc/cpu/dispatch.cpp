@@ -1,5 +1,6 @@
 #include "../plan_cache.h"
 #include "cpu.h"
+#include "model.h"
 
 #include <cstdlib>
 #include <cstring>
@@ -23,13 +24,17 @@ const Isa& detect() {
 
 constexpr int64_t kTypicalBatch = 8;  // the batch that kernels are compared at
 
+bool admits(Algorithm asked, const Kernel& kernel) { return asked == Algorithm::automatic || asked == kernel.algorithm; }
+
 const char* plan_variant(const Problem& p, int threads, int number, Plan* plan) {
   const Kernel& kernel = variant(p.pass, number);
-  if (p.algorithm == Algorithm::direct && kernel.algorithm != Algorithm::direct)
-    return "it is an FFT, and algorithm 'direct' was asked for";
-  if (p.algorithm == Algorithm::fft && kernel.algorithm != Algorithm::fft)
-    return "it computes directly, and algorithm 'fft' was asked for";
-  return kernel.plan(p, threads, plan);
+  if (!admits(p.algorithm, kernel))
+    return p.algorithm == Algorithm::fft ? "it computes directly, and algorithm 'fft' was asked for"
+                                         : "it is an FFT, and algorithm 'direct' was asked for";
+  const char* why = kernel.plan(p, threads, plan);
+  if (why == nullptr && kernel.algorithm == Algorithm::direct)
+    plan->cost += direct_overhead(p, isa().bytes / (p.dtype == DType::f64 ? 8 : 4));
+  return why;
 }
 
 const char* make_choice(const Problem& p, int threads, int number, Choice* choice) {
@@ -42,8 +47,9 @@ const char* make_choice(const Problem& p, int threads, int number, Choice* choic
     double best = 0;
     for (int i = 0; i < count; i++) {
       Plan plan;
+      if (!admits(p.algorithm, variant(p.pass, i))) continue;
       if (const char* why = plan_variant(typical, 1, i, &plan)) {
-        reason = why;  // the last one's: FFTs come last
+        reason = why;
         continue;
       }
       if (number == -1 || plan.cost < best) number = i, best = plan.cost;

@@ -57,14 +57,15 @@ struct Side {
 double cost_of(const Problem& p, int lanes, const Side& y, const Side& x) {
   const FftLength &ly = kFftLengths[y.length], &lx = kFftLengths[x.length];
   const bool weight = p.pass == Pass::bwd_weight;
-  const double row = (transform(lx) + 8.0 * columns(lx)) / 2, column = transform(ly);
-  const int64_t in = std::min(p.h, y.tile + p.kh - 1), width = std::min(p.w, x.tile + p.kw - 1);
-  const double one_in = in * row + in * width, one_out = y.tile * row + y.tile * x.tile;
+  const double row = (transform(lx) + 8.0 * columns(lx)) / 2, column = transform(ly);  // of one
+  const double height = std::min(p.h, y.tile + p.kh - 1), width = std::min(p.w, x.tile + p.kw - 1);
   const double filter = p.kh * row + p.kh * p.kw + columns(lx) * column;
-  const double middle = columns(lx) * (2 * column + 4 * ly.length());
-  const double tiles = double(p.n * y.tiles * x.tiles);
-  const double block = tiles * (one_in + one_out + middle) + filter;
-  return block * double(ceil_div(p.c, lanes)) / kFmaPerMicrosecond * (weight ? kFftWeightSlack : kFftSlack);
+  const double operations = (height + y.tile) * row + columns(lx) * (2 * column + 4 * ly.length());
+  const double numbers = 8e-6 * lanes;  // megabytes of a complex vector
+  const double planes = columns(lx) * std::max<double>(height, y.tile) * numbers * (weight ? 2 : 1);
+  const double spectrum = columns(lx) * ly.length() * numbers;
+  const double tile = fft_tile(operations, height * width + y.tile * x.tile, planes + spectrum, weight ? spectrum : 0);
+  return (double(p.n * y.tiles * x.tiles) * tile + kFftOperation * filter + kFftStart) * double(ceil_div(p.c, lanes));
 }
 
 }  // namespace
