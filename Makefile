@@ -21,7 +21,7 @@ SOURCES := setup.py pyproject.toml MANIFEST.in $(shell find csrc -type f 2>/dev/
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test mutants bench compat lint format wheel clean distclean FORCE
+.PHONY: help demo test mutants sanitize fuzz bench compat lint format wheel clean distclean FORCE
 
 help: ## this list
 	@echo "make TARGET [PYTHON=$(PYTHON)] [TORCH='$(TORCH)'] [WORKERS=$(WORKERS)]"
@@ -35,6 +35,12 @@ test: $(VENV)/.ready ## the whole test suite (under 20 minutes)
 
 mutants: $(VENV)/.ready ## plants every bug of tests/emulator into the CUDA sources; `make test` does so with some
 	REPLKNET_EXT_MUTANTS=all OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) tests/emulator -k mutants
+
+sanitize: $(VENV)/.ready ## the CPU kernels of every instruction set under address and undefined-behaviour sanitizers
+	REPLKNET_EXT_SANITIZE=all OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/cpu_driver -k "sanitized or planted"
+
+fuzz: $(VENV)/.ready ## 10,000 random problems for each test of tests/test_hypothesis.py, new ones every time
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) tests/test_hypothesis.py --hypothesis-profile=fuzz $(PYTEST_ARGS)
 
 bench: $(VENV)/.ready ## measures into benchmarks/results, draws, refreshes the tables of README.md; fails below the promises
 	$(BIN)/python -m benchmarks.cpu_ops --check $(BENCH_ARGS)

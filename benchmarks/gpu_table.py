@@ -24,7 +24,7 @@ import torch
 from benchmarks import gpu_plan, gpu_routes, roofline
 from benchmarks.gpu_routes import Route, Tensors, kernels_of, our_routes, reference, their_routes, whose
 from benchmarks.harness import Timing, require_close, write_json
-from benchmarks.shapes import GOALS_US, GROUPS, NUMBERS, PASSES, Layer
+from benchmarks.shapes import GOALS_US, GROUPS, NUMBERS, PASSES, Layer, clipped_flop
 from replknet_ext.tuning.measure import capture, timed
 
 CACHES = ("cold", "warm")
@@ -180,7 +180,7 @@ def derived(layer: Layer, numbers: str, row: dict[str, Any], plan: gpu_plan.Plan
         row |= {"plan": asdict(plan), "predicted_us": roofline.cycles_us(plan.cycles)}
     if "cold" in row:
         seconds = row["cold"]["median_us"] * 1e-6
-        row["clipped_tflops"] = float(f"{roofline.clipped_flop(layer) / seconds * 1e-12:.4g}")
+        row["clipped_tflops"] = float(f"{clipped_flop(layer) / seconds * 1e-12:.4g}")
         row["gb_per_s"] = float(f"{roofline.least_bytes(layer, NUMBERS[numbers].element) / seconds * 1e-9:.4g}")
         if plan is not None:
             row["measured_over_predicted"] = float(f"{row['cold']['median_us'] / row['predicted_us']:.3g}")

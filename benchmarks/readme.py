@@ -9,7 +9,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from benchmarks import harness
-from benchmarks.cpu_ops import compare, milliseconds, times
+from benchmarks.cpu_cases import GROUPS, TITLES
+from benchmarks.cpu_compare import compare, geomean, milliseconds, percent, times
+from benchmarks.shapes import PASSES
 
 BEGIN, END = "<!-- benchmarks: begin (python -m benchmarks.readme) -->", "<!-- benchmarks: end -->"
 README = harness.ROOT / "README.md"
@@ -20,30 +22,54 @@ def cpu_table(payload: dict[str, Any]) -> str:
     first = payload["rows"][0]
     lines = [
         f"| {first['dtype']}, batch {first['batch']}, ms | pass | `nn.Conv2d` | `nn.Conv2d`, best layout | ours "
-        "| vs default | vs best |",
-        "|---|---|--:|--:|--:|--:|--:|",
+        "| vs default | vs best | direct kernel, of FMA peak |",
+        "|---|---|--:|--:|--:|--:|--:|--:|",
     ]
     previous = ""
     for item in compare(payload["rows"]):
-        label = "" if item.layer == previous else f"C{item.channels} {item.layer}"
+        name = "" if item.layer == previous else item.layer
         previous = item.layer
         best = "same" if item.best_layout == "NCHW" else milliseconds(item.best)
         lines.append(
-            f"| {label} | {item.direction} | {milliseconds(item.default)} | {best} | {milliseconds(item.ours)} "
-            f"| **{times(item.vs_default)}** | {times(item.vs_best)} |"
+            f"| {name} | {item.pass_} | {milliseconds(item.default)} | {best} | {milliseconds(item.ours)} "
+            f"| **{times(item.vs_default)}** | {times(item.vs_best)} | {percent(item.direct_share)} |"
         )
     meta = payload["meta"]
     return "\n".join([*lines, "", f"<sub>{harness.describe(meta)}. `{meta['command']}`</sub>"])
 
 
+def summary(payloads: Sequence[tuple[str, dict[str, Any]]]) -> str:
+    """A line for each results file: speed-ups over torch's best layout, geometric mean and worst layer."""
+    lines = [
+        "| against `nn.Conv2d` in its best layout: mean (worst layer) | fwd | bwd_input | bwd_weight |",
+        "|---|--:|--:|--:|",
+    ]
+    for name, payload in payloads:
+        cells = []
+        for pass_ in PASSES:
+            ratios = [item.vs_best for item in compare(payload["rows"]) if item.pass_ == pass_]
+            cells.append(f"**{times(geomean(ratios))}** ({times(min(ratios))})")
+        isa = payload["meta"]["kernel_isa"]
+        title = f"{TITLES[payload['group']]}{f'; ours {isa}' if isa != 'avx512' else ''}"
+        lines.append(f"| [{title}](benchmarks/results/{name}) | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
 def section() -> str:
-    """All tables with their pictures, in the order of the file names."""
+    """The table of the main group with its picture, then a line for each file."""
+    files = sorted(harness.RESULTS.glob("cpu_ops_*.json"))
+    payloads = [(path.name, json.loads(path.read_text())) for path in files]
+    order = list(GROUPS)
+    payloads.sort(key=lambda item: (order.index(item[1]["group"]), item[1]["meta"]["kernel_isa"] != "avx512"))
     parts = []
-    for path in sorted(harness.RESULTS.glob("cpu_ops_*.json")):
-        parts.append(cpu_table(json.loads(path.read_text())))
-        picture = path.with_suffix(".png")
-        if picture.exists():
-            parts.append(f"![The same figures as a bar chart]({picture.relative_to(harness.ROOT).as_posix()})")
+    for name, payload in payloads:
+        if payload["group"] == "main" and payload["meta"]["kernel_isa"] == "avx512":
+            parts.append(cpu_table(payload))
+            picture = (harness.RESULTS / name).with_suffix(".png")
+            if picture.exists():
+                parts.append(f"![The same figures as a bar chart]({picture.relative_to(harness.ROOT).as_posix()})")
+    if payloads:
+        parts.append(summary(payloads))
     return "\n\n".join(parts) or "No results stored yet."
 
 

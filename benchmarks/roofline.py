@@ -22,7 +22,17 @@ from typing import Any
 
 from benchmarks import gpu_plan
 from benchmarks.gpu_plan import ROOT, Limits
-from benchmarks.shapes import GOALS_US, LARGE, MAIN, NUMBERS, PASSES, SMALL_KERNEL, Layer, all_layers
+from benchmarks.shapes import (
+    GOALS_US,
+    LARGE,
+    MAIN,
+    NUMBERS,
+    PASSES,
+    SMALL_KERNEL,
+    Layer,
+    all_layers,
+    clipped_flop,
+)
 
 RESULT = ROOT / "benchmarks/results/predictions-h200.json"
 
@@ -40,17 +50,6 @@ MMA_FLOP = 2 * 16 * 8 * 16  # mma.sync.m16n8k16
 MMAS_FOR_ONE = {"bfloat16": 1, "float16": 1, "tf32": 2, "bf16x3": 3}
 #: What is predicted in both memory formats and all numbers; every other layer in bf16 NCHW.
 IN_ALL_FORMS = (*MAIN, LARGE, SMALL_KERNEL)
-
-
-def taps(size: int, kernel: int) -> int:
-    """(output, tap) pairs along one axis of a "same" convolution whose tap lies inside the image."""
-    pad = kernel // 2
-    return sum(min(size, out - pad + kernel) - max(0, out - pad) for out in range(size))
-
-
-def clipped_flop(layer: Layer) -> int:
-    """Multiplications and additions of taps inside the image; the same for all three passes."""
-    return 2 * layer.n * layer.c * taps(layer.h, layer.kh) * taps(layer.w, layer.kw)
 
 
 def nominal_flop(layer: Layer) -> int:

@@ -1,4 +1,4 @@
-"""The layers that the GPU benchmarks and the performance model measure and predict."""
+"""The layers that the benchmarks and the performance model measure and predict."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ PASSES = ("fwd", "bwd_input", "bwd_weight")
 
 @dataclass(frozen=True)
 class Layer:
-    """A depthwise layer of stride 1 with odd kernels and "same" padding, in NCHW."""
+    """A depthwise layer of stride 1, padded by half a kernel on every side: "same" for odd kernels."""
 
     n: int
     c: int
@@ -26,9 +26,25 @@ class Layer:
         return self.kh // 2, self.kw // 2
 
     @property
+    def output(self) -> tuple[int, int]:
+        """Rows and columns of the result."""
+        return self.h + 2 * (self.kh // 2) - self.kh + 1, self.w + 2 * (self.kw // 2) - self.kw + 1
+
+    @property
     def name(self) -> str:
         kernel = f"{self.kh}" if self.kh == self.kw else f"{self.kh}x{self.kw}"
         return f"N{self.n} C{self.c} {self.h}x{self.w} K{kernel}"
+
+
+def taps(size: int, kernel: int) -> int:
+    """(output, tap) pairs along one axis of a layer whose tap lies inside the image."""
+    pad = kernel // 2
+    return sum(min(size, out - pad + kernel) - max(0, out - pad) for out in range(size + 2 * pad - kernel + 1))
+
+
+def clipped_flop(layer: Layer) -> int:
+    """Multiplications and additions of taps inside the image; the same for all three passes."""
+    return 2 * layer.n * layer.c * taps(layer.h, layer.kh) * taps(layer.w, layer.kw)
 
 
 def square(n: int, c: int, size: int, kernel: int) -> Layer:

@@ -15,8 +15,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.roofline import CEILINGS, clipped_flop, microseconds
-from benchmarks.shapes import GOALS_US, PASSES, Layer, all_layers
+from benchmarks.roofline import CEILINGS, microseconds
+from benchmarks.shapes import GOALS_US, PASSES, Layer, all_layers, clipped_flop
 from replknet_ext.backends.triton_kernels import configs
 from replknet_ext.backends.triton_kernels.configs import Sizes, Toeplitz
 

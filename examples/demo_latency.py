@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import statistics
 from pathlib import Path
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from benchmarks import cpu_ops, harness, plot
-
-BATCH = 8
+from benchmarks.cpu_cases import BATCH, GROUPS
+from benchmarks.cpu_compare import compare, geomean, times
 
 
 def show(console: Console, output: Path) -> bool:
@@ -19,19 +17,9 @@ def show(console: Console, output: Path) -> bool:
         "Every output is compared with float64 before it is timed. nn.Conv2d needs seconds for some calls, so those "
         "are timed once or twice, the others up to 9 times (median). For more rounds: make bench.\n"
     )
-    layers = cpu_ops.REPLKNET_31B
-    columns = (TextColumn("{task.description:32}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=console, transient=True) as progress:
-        task = progress.add_task("", total=len(layers) * len(cpu_ops.PASSES))
-        rows = cpu_ops.measure(
-            layers,
-            batch=BATCH,
-            rounds=9,
-            min_rounds=1,
-            budget_seconds=2.0,
-            on_start=lambda label: progress.update(task, description=label),
-            on_done=lambda: progress.advance(task),
-        )
+    rows = cpu_ops.measure_with_progress(
+        console, GROUPS["main"], algorithms=("auto",), with_peak=False, rounds=9, min_rounds=1, budget_seconds=2.0
+    )
     payload = cpu_ops.report(rows)
     console.print(cpu_ops.table(rows, f"Milliseconds a call, float32, batch {BATCH} (median)"))
     console.print(
@@ -39,18 +27,18 @@ def show(console: Console, output: Path) -> bool:
         '"Faster": nn.Conv2d\'s time over ours on NCHW tensors.'
     )
     console.print(harness.describe(payload["meta"]), style="dim")
-    comparisons = cpu_ops.compare(rows)
+    comparisons = compare(rows)
     slowest = min(comparisons, key=lambda item: item.vs_default)
     faster = slowest.vs_default >= 1
     for words, ratios in (
         ("nn.Conv2d as users call it", [item.vs_default for item in comparisons]),
         ("nn.Conv2d in its best layout", [item.vs_best for item in comparisons]),
     ):
-        mean = cpu_ops.times(statistics.geometric_mean(ratios))
-        least, most = cpu_ops.times(min(ratios)), cpu_ops.times(max(ratios))
+        mean = times(geomean(ratios))
+        least, most = times(min(ratios)), times(max(ratios))
         console.print(f"against {words}: {mean} faster (geometric mean), from {least} to {most}")
     if not faster:
-        console.print(f"[red]nn.Conv2d as users call it is faster in {slowest.layer} {slowest.direction}.")
+        console.print(f"[red]nn.Conv2d as users call it is faster in {slowest.layer} {slowest.pass_}.")
     harness.write_json(output / "latency.json", payload)
     plot.draw(payload, output / "latency.png")
     console.print(f"The picture: [bold]{output / 'latency.png'}[/], its figures: {output / 'latency.json'}")

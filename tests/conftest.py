@@ -12,10 +12,10 @@ import torch
 import torchvision_shim  # noqa: F401  # before anything that imports torchvision
 from hypothesis import HealthCheck, settings
 
-# The same examples on every run; `--hypothesis-profile=explore` looks further.
+# The same examples on every run; `make fuzz` draws new ones and prints how to repeat a failure.
 _common = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow]}
 settings.register_profile("ci", derandomize=True, max_examples=500, database=None, **_common)
-settings.register_profile("explore", max_examples=5000, **_common)
+settings.register_profile("fuzz", max_examples=10_000, print_blob=True, **_common)
 settings.load_profile("ci")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,16 +13,18 @@ import torch
 import torch.nn.functional as F
 
 import replknet_ext
-from benchmarks import cpu_ops, harness, plot, readme
-from benchmarks.cpu_ops import OURS, PASSES, TORCH, Job, Layer, Problem, Promise
+from benchmarks import cpu_compare, cpu_ops, cpu_peak, cpu_problem, harness, plot, readme
+from benchmarks.cpu_cases import GOALS, GROUPS, PROMISES, TITLES, Group, Target, label
+from benchmarks.cpu_problem import OURS, PEAK, TORCH, Job, Problem
 from benchmarks.harness import BenchmarkError, Candidate
+from benchmarks.shapes import PASSES, Layer, clipped_flop, square
 
-TINY = Layer(channels=5, size=6, kernel=5)
+TINY = square(2, 5, 6, 5)
 
 
 @pytest.fixture(scope="module")
 def rows() -> list[dict[str, Any]]:
-    return cpu_ops.measure([TINY], batch=2, rounds=2, budget_seconds=0.1)
+    return cpu_ops.measure(Group((TINY,)), rounds=2, budget_seconds=0.1)
 
 
 def test_interleave_takes_turns_and_counts() -> None:
@@ -77,18 +80,18 @@ def test_trace_sees_which_kernel_ran() -> None:
 
 @pytest.mark.parametrize("direction", PASSES)
 def test_a_baseline_that_runs_our_kernel_is_refused(direction: str) -> None:
-    problem = Problem(TINY, batch=1)
+    problem = Problem(TINY)
     tensors = (problem.input, problem.grad, problem.weight)
     disguised = Job("nn.Conv2d NCHW", problem._ours(direction, *tensors), TORCH, "NCHW")
     with torch.no_grad(), pytest.raises(BenchmarkError, match=r"did not run '\^aten"):
-        cpu_ops.verify(problem, direction, [disguised])
+        cpu_problem.verify(problem, direction, [disguised])
     disguised = Job("replknet_ext NCHW", problem._torch(direction, *tensors), OURS, "NCHW")
     with torch.no_grad(), pytest.raises(BenchmarkError, match=r"did not run '\^replknet_ext::dwconv2d"):
-        cpu_ops.verify(problem, direction, [disguised])
+        cpu_problem.verify(problem, direction, [disguised])
 
 
 def test_a_fallback_inside_our_call_is_refused() -> None:
-    problem = Problem(TINY, batch=1)
+    problem = Problem(TINY)
     ours = problem._ours("fwd", problem.input, problem.grad, problem.weight)
     theirs = problem._torch("fwd", problem.input, problem.grad, problem.weight)
 
@@ -97,13 +100,13 @@ def test_a_fallback_inside_our_call_is_refused() -> None:
         return ours()
 
     with torch.no_grad(), pytest.raises(BenchmarkError, match="also ran"):
-        cpu_ops.verify(problem, "fwd", [Job("replknet_ext NCHW", both, OURS, "NCHW")])
+        cpu_problem.verify(problem, "fwd", [Job("replknet_ext NCHW", both, OURS, "NCHW")])
 
 
 @pytest.mark.parametrize("direction", PASSES)
 @pytest.mark.parametrize("damage", [0.01, float("nan")])
 def test_a_wrong_result_is_not_timed(direction: str, damage: float) -> None:
-    problem = Problem(Layer(channels=20, size=6, kernel=5), batch=1)
+    problem = Problem(square(1, 20, 6, 5))
     right, wrong = list(problem.jobs(direction))[:2]
     assert (right.provider, wrong.provider) == (TORCH, OURS)
     run = wrong.run
@@ -116,57 +119,124 @@ def test_a_wrong_result_is_not_timed(direction: str, damage: float) -> None:
 
     wrong.run = damaged
     with torch.no_grad(), pytest.raises(BenchmarkError, match="wrong result is not timed"):
-        cpu_ops.verify(problem, direction, [right, wrong])
+        cpu_problem.verify(problem, direction, [right, wrong])
 
 
 def test_measure_covers_every_pass_provider_and_layout(rows: list[dict[str, Any]]) -> None:
-    labels = {(row["pass"], row["provider"], row["layout"]) for row in rows}
-    assert len(rows) == len(labels) == 3 * 2 * 2
+    for pass_ in PASSES:
+        labels = [(row["provider"], row["layout"], row["algorithm"]) for row in rows if row["pass"] == pass_]
+        assert len(labels) == len(set(labels))
+        assert {(TORCH, "NCHW", ""), (TORCH, "channels_last", ""), (PEAK, "", "")} < set(labels)
+        assert {(OURS, "NCHW", "auto"), (OURS, "NCHW", "direct")} < set(labels)
     assert all(row["median_ms"] > 0 and row["p10_ms"] <= row["median_ms"] <= row["p90_ms"] for row in rows)
-    assert all(row["error"] < cpu_ops.ERROR_LIMIT for row in rows)
-    assert [(item.layer, item.direction) for item in cpu_ops.compare(rows)] == [("6x6 K5", name) for name in PASSES]
+    assert all(row["error"] < cpu_problem.ERROR_LIMITS["float32"] for row in rows)
+    assert all(row["kernel"] for row in rows if row["provider"] == OURS)
+    items = cpu_compare.compare(rows)
+    assert [(item.layer, item.pass_) for item in items] == [("C5 6x6 K5", name) for name in PASSES]
+    for item in items:
+        assert item.direct_share is not None
+        assert 0 < item.direct_share < 1.2
+
+
+def test_a_group_in_bfloat16_is_measured_beside_float32() -> None:
+    rows = cpu_ops.measure(Group((TINY,), "channels_last", "bfloat16"), with_peak=False, rounds=1, budget_seconds=0.01)
+    assert {(row["dtype"], row["layout"]) for row in rows if row["provider"] == OURS} == {
+        ("bfloat16", "channels_last"),
+        ("float32", "channels_last"),
+    }
+    for item in cpu_compare.compare(rows):
+        assert item.vs_float32 is not None
+        assert item.share is None
 
 
 def test_work_counts_only_taps_inside_the_image() -> None:
-    assert Layer(1, 6, 1).gflop(1) == pytest.approx(2e-9 * 36)
-    ones = F.conv2d(torch.ones(1, 1, 14, 14), torch.ones(1, 1, 27, 27), padding=13)
-    assert Layer(3, 14, 27).gflop(2) == pytest.approx(2e-9 * 3 * 2 * float(ones.sum()))
+    assert clipped_flop(square(1, 1, 6, 1)) == 2 * 36
+    for layer in (square(2, 3, 14, 27), Layer(1, 2, 9, 7, 6, 4)):
+        x, w = torch.ones(layer.n, layer.c, layer.h, layer.w), torch.ones(layer.c, 1, layer.kh, layer.kw)
+        out = F.conv2d(x, w, padding=layer.padding, groups=layer.c)
+        assert out.shape[2:] == layer.output
+        assert clipped_flop(layer) == 2 * int(out.sum())
+
+
+def test_the_peak_is_of_fused_multiply_adds() -> None:
+    """An FMA loop that did not fuse, or that waited for memory, would not pass the widest of our own kernels."""
+    isa = torch.ops.replknet_ext._cpu_isa()
+    if isa == "base":
+        pytest.skip("no FMA in the base instruction set")
+    run, gflop = cpu_peak.job(isa)
+    problem = Problem(square(1, 16, 56, 31))
+    ours = Candidate("ours", problem._ours("fwd", problem.input, problem.grad, problem.weight, "direct"))
+    timings = harness.interleave([Candidate("peak", run), ours], rounds=5)
+    fastest = {name: min(timing.samples) for name, timing in timings.items()}
+    assert gflop / fastest["peak"] > clipped_flop(problem.layer) / 1e9 / fastest["ours"]
+
+
+def test_no_compiler_is_a_plain_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    cpu_peak._library.cache_clear()
+    monkeypatch.setenv("CXX", "/bin/false")
+    with pytest.raises(BenchmarkError, match=r"could not compile cpu_peak\.cpp"):
+        cpu_peak.job("base")
 
 
 def made_up(theirs: float, theirs_channels_last: float, ours: float) -> list[dict[str, Any]]:
-    values = {(TORCH, "NCHW"): theirs, (TORCH, "channels_last"): theirs_channels_last}
-    values |= {(OURS, "NCHW"): ours, (OURS, "channels_last"): ours}
+    values = {
+        (TORCH, "NCHW", ""): theirs,
+        (TORCH, "channels_last", ""): theirs_channels_last,
+        (OURS, "NCHW", "auto"): ours,
+        (OURS, "NCHW", "direct"): 2 * ours,
+        (PEAK, "", ""): 1.0,
+    }
     return [
         {
-            "layer": TINY.name,
-            "channels": TINY.channels,
-            "batch": 1,
+            "layer": label(TINY),
+            "batch": TINY.n,
             "dtype": "float32",
             "pass": "fwd",
             "provider": provider,
             "layout": layout,
+            "algorithm": algorithm,
+            "kernel": "k",
             "median_ms": value,
+            "gflop": 0.5,
+            "gflops": 100.0,
         }
-        for (provider, layout), value in values.items()
+        for (provider, layout, algorithm), value in values.items()
     ]
 
 
 def test_check_keeps_and_breaks_promises() -> None:
-    promise = Promise(TINY, "fwd", 40.0)
-    (kept,) = cpu_ops.check(made_up(400.0, 20.0, 10.0), [promise])
-    assert (kept["ratio"], kept["kept"]) == (40.0, True)
-    (broken,) = cpu_ops.check(made_up(399.0, 20.0, 10.0), [promise])
+    promise = Target("main", TINY, "fwd", "vs_default", 40.0)
+    (kept,) = cpu_compare.check(made_up(400.0, 20.0, 10.0), [promise])
+    assert (kept["measured"], kept["kept"]) == (40.0, True)
+    (broken,) = cpu_compare.check(made_up(399.0, 20.0, 10.0), [promise])
     assert not broken["kept"]
     with pytest.raises(BenchmarkError, match="bwd_weight was not measured"):
-        cpu_ops.check(made_up(1.0, 1.0, 1.0), [Promise(TINY, "bwd_weight", 1.0)])
+        cpu_compare.check(made_up(1.0, 1.0, 1.0), [Target("main", TINY, "bwd_weight", "vs_best", 1.0)])
+    with pytest.raises(BenchmarkError, match="vs_float32"):
+        cpu_compare.check(made_up(1.0, 1.0, 1.0), [Target("bf16", TINY, "fwd", "vs_float32", 1.0)])
+
+
+def test_shares_are_rates_over_the_peak_beside_them() -> None:
+    (item,) = cpu_compare.compare(made_up(1.0, 1.0, 10.0))
+    assert item.share == pytest.approx(0.5 / 0.010 / 100)
+    assert item.direct_share == pytest.approx(0.5 / 0.020 / 100)
+
+
+def test_goals_and_promises_are_of_layers_that_are_measured() -> None:
+    assert set(TITLES) == set(GROUPS)
+    for target in (*GOALS, *PROMISES):
+        assert target.layer in GROUPS[target.group].layers
+        assert hasattr(cpu_compare.Comparison, target.figure)
+    assert len({label(layer) for layer in GROUPS["off_template"].layers}) == len(GROUPS["off_template"].layers)
+    assert cpu_compare.targets_of(GOALS, "main", "avx2")
 
 
 def test_best_layout_is_torchs_own_best() -> None:
-    (item,) = cpu_ops.compare(made_up(30.0, 20.0, 10.0))
+    (item,) = cpu_compare.compare(made_up(30.0, 20.0, 10.0))
     assert (item.best, item.best_layout, item.vs_best, item.vs_default) == (20.0, "channels_last", 2.0, 3.0)
-    (item,) = cpu_ops.compare(made_up(15.0, 20.0, 30.0))
+    (item,) = cpu_compare.compare(made_up(15.0, 20.0, 30.0))
     assert (item.best, item.best_layout, item.vs_best) == (15.0, "NCHW", 0.5)
-    assert (cpu_ops.times(0.5), cpu_ops.times(2.04), cpu_ops.times(41.6)) == ("0.50x", "2.0x", "42x")
+    assert (cpu_compare.times(0.5), cpu_compare.times(2.04), cpu_compare.times(41.6)) == ("0.50x", "2.0x", "42x")
 
 
 def test_json_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
@@ -181,14 +251,17 @@ def test_json_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
 def test_command_line_writes_results_that_say_where_they_come_from(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(cpu_ops, "REPLKNET_31B", (TINY,))
-    monkeypatch.setattr(
-        cpu_ops, "check", lambda rows: [{"layer": "l", "pass": "fwd", "at_least": 2.0, "ratio": 1.0, "kept": False}]
-    )
+    monkeypatch.setitem(GROUPS, "main", Group((TINY,)))
+    monkeypatch.setattr(cpu_compare, "goals", lambda rows, group, isa: [])
+    kept = Target("main", TINY, "fwd", "vs_best", 0.0)
+    monkeypatch.setattr(cpu_compare, "PROMISES", (kept, replace(kept, isa="avx2"), replace(kept, isa="base")))
     path = tmp_path / "out.json"
-    threads = str(torch.get_num_threads())
-    assert cpu_ops.main(["--rounds", "1", "--batch", "1", "--threads", threads, "--output", str(path)]) == 0
-    assert cpu_ops.main(["--rounds", "1", "--batch", "1", "--threads", threads, "--output", str(path), "--check"]) == 1
+    command = ["--rounds", "1", "--threads", str(torch.get_num_threads()), "--output", str(path)]
+    assert cpu_ops.main([*command, "--check"]) == 0
+    broken = replace(kept, at_least=1e9)
+    monkeypatch.setattr(cpu_compare, "PROMISES", (broken, replace(broken, isa="avx2"), replace(broken, isa="base")))
+    assert cpu_ops.main(command) == 0
+    assert cpu_ops.main([*command, "--check"]) == 1
     assert "NOT kept" in capsys.readouterr().out
     payload = json.loads(path.read_text())
     meta = payload["meta"]
@@ -229,6 +302,8 @@ def test_stored_results_keep_the_promises() -> None:
     """Each stored run that covers a promised layer reached it, and came from a clean, known commit of this project."""
     for path in harness.RESULTS.glob("cpu_ops_*.json"):
         payload = json.loads(path.read_text())
-        assert all(check["kept"] for check in payload["checks"]), path.name
-        assert all(check["kept"] for check in cpu_ops.check(payload["rows"])), path.name
+        isa = payload["meta"]["kernel_isa"]
+        checks = cpu_compare.promises(payload["rows"], payload["group"], isa)
+        assert all(check["kept"] for check in checks), path.name
+        assert payload["goals"] == cpu_compare.goals(payload["rows"], payload["group"], isa), path.name
         assert payload["meta"]["commit"] != "unknown", path.name

@@ -1,16 +1,44 @@
-"""Random problems: every pass against the oracle, and the public function against conv2d."""
+"""Random problems: every pass against the oracle, and the public function against conv2d.
+
+The same 500 problems a test on every run; `make fuzz` tries 10,000 new ones. A failure prints its problem, to be kept
+as an `@example`.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import pytest
 import reference
 import torch
 import torch.nn.functional as F
-from cases import DTYPES, HALVES, LAYOUTS, Case, Operands, assert_close, assert_same_bits, expected, magnitude, operands
+from cases import (
+    ACTIVATIONS,
+    DTYPES,
+    HALVES,
+    LAYOUTS,
+    PASSES,
+    Case,
+    Operands,
+    assert_close,
+    assert_close_by_fft,
+    assert_same_bits,
+    expected,
+    kind_of,
+    magnitude,
+    operands,
+)
 from hypothesis import assume, example, given
 from hypothesis import strategies as st
 from test_ops_values import run, run_torch
+from torch import Tensor
 
-from replknet_ext import depthwise_conv2d
+from replknet_ext import _ext, depthwise_conv2d
+
+ops = torch.ops.replknet_ext
 
 sizes = st.integers(1, 24)
 kernels = st.one_of(st.integers(1, 8), st.integers(1, 35))
@@ -34,16 +62,90 @@ def problems(draw: st.DrawFn) -> Case:
 layouts = st.sampled_from(sorted(LAYOUTS))
 
 
-@given(problems(), st.sampled_from(DTYPES), layouts, layouts)
-@example(Case("tall", 1, 17, 24, 1, 35, 1, (17, 17, 0, 0)), torch.float32, "nhwc", "columns")
-def test_passes(case: Case, dtype: torch.dtype, first: str, second: str) -> None:
-    o = operands(case, "half" if dtype in HALVES else str(dtype).removeprefix("torch."))
+@dataclass(frozen=True)
+class How:
+    """What the raw ops are told besides the problem, and on how many threads."""
+
+    algorithm: str = "auto"
+    variant: int = -1
+    activation: str = "none"
+    threads: int = 1
+
+
+@st.composite
+def ways(draw: st.DrawFn) -> How:
+    """Any algorithm; the planner's choice or any kernel of this build, fit for the problem or not."""
+    return How(
+        draw(st.sampled_from(("auto", "direct", "fft"))), draw(st.integers(-1, 3)), draw(st.sampled_from(ACTIVATIONS)),
+        draw(st.integers(1, 3)),
+    )  # fmt: skip
+
+
+@contextmanager
+def threads(count: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def call(pass_: str, case: Case, o: Operands, how: How) -> Tensor:
+    """One raw op on so many threads."""
+    with threads(how.threads):
+        tail = (case.padding, "ieee", how.algorithm, how.variant)
+        if pass_ == "fwd":
+            return ops.dwconv2d(o.x, o.weight, o.bias, case.padding, how.activation, *tail[1:])
+        if pass_ == "bwd_input":
+            return ops.dwconv2d_backward_input(o.grad, o.weight, *tail)
+        return ops.dwconv2d_backward_weight(o.grad, o.x, *tail)
+
+
+def plan(pass_: str, case: Case, dtype: torch.dtype, how: How) -> dict[str, Any]:
+    """What the CPU backend plans to run; its family does not depend on the memory format that is asked here."""
+    (_, _, ho, wo), (top, _, left, _) = case.output, case.padding
+    sizes = [case.n, case.c, case.h, case.w, case.kh, case.kw, ho, wo, top, left]
+    if pass_ == "bwd_input":
+        sizes = [case.n, case.c, ho, wo, case.kh, case.kw, case.h, case.w, case.kh - 1 - top, case.kw - 1 - left]
+    return _ext.cpu_plan(sizes, dtype, pass_, how.algorithm, how.threads, how.variant)
+
+
+def check_values(pass_: str, case: Case, o: Operands, low: Operands, how: How, actual: Tensor) -> None:
+    """A result against the oracle, by the tolerance of what may have run."""
+    activation = how.activation if pass_ == "fwd" else "none"
+    wanted = expected(pass_, case, o, activation)
+    scale = magnitude(pass_, case, o)
+    if activation == "gelu":  # its slope stays below 1.13, and it has an error of its own
+        scale = scale * 1.2 + 1
+    if actual.dtype in HALVES:
+        assert_close(actual, wanted, torch_result=run_torch(pass_, case, low, activation))
+    elif actual.dtype == torch.float32 and how.algorithm != "direct":
+        assert_close_by_fft(actual, wanted, scale)
+    else:
+        assert_close(actual, wanted, scale=scale)
+
+
+@given(problems(), st.sampled_from(DTYPES), layouts, layouts, ways())
+@example(Case("tall", 1, 17, 24, 1, 35, 1, (17, 17, 0, 0)), torch.float32, "nhwc", "columns", How())
+@example(Case("an FFT's lengths", 4, 1, 17, 1, 1, 1, (0, 14, 0, 0)), torch.float32, "nchw", "nchw", How("fft"))
+def test_passes(case: Case, dtype: torch.dtype, first: str, second: str, how: How) -> None:
+    o = operands(case, kind_of(dtype))
     low = o.to(dtype)
     placed = Operands(LAYOUTS[first](low.x), LAYOUTS[second](low.weight), low.bias, LAYOUTS[second](low.grad))
-    for pass_ in ("fwd", "bwd_input", "bwd_weight"):
-        by_torch = run_torch(pass_, case, low) if dtype in HALVES else None
-        scale = None if dtype in HALVES else magnitude(pass_, case, o)
-        assert_close(run(pass_, case, placed), expected(pass_, case, o), scale=scale, torch_result=by_torch)
+    for pass_ in PASSES:
+        planned = plan(pass_, case, dtype, how)
+        if "unsupported" in planned:
+            with pytest.raises(RuntimeError, match="can't run this"):
+                call(pass_, case, placed, how)
+            continue
+        actual = call(pass_, case, placed, how)
+        check_values(pass_, case, o, low, how, actual)
+        if how.threads > 1:
+            assert_same_bits(call(pass_, case, placed, replace(how, threads=1)), actual)
+        if pass_ != "bwd_weight" and case.n > 1:
+            alone = Operands(placed.x[1:2], placed.weight, placed.bias, placed.grad[1:2])
+            assert_same_bits(call(pass_, replace(case, n=1), alone, how), actual[1:2])
 
 
 @given(problems(), st.sampled_from(DTYPES), layouts)

@@ -270,6 +270,7 @@ def test_an_image_does_not_depend_on_its_batch(layout: str) -> None:
 # ---- instruction sets ----
 
 
+@pytest.mark.usefixtures("threads")
 @pytest.mark.parametrize("pass_", PASSES)
 def test_compact_suite(pass_: str) -> None:
     """What every instruction set must pass; `test_isa` runs it in processes of their own."""
@@ -281,6 +282,13 @@ def test_compact_suite(pass_: str) -> None:
         for dtype in DTYPES:
             for layout in ("nchw", "nhwc"):
                 check(pass_, case, dtype, layout)
+                o = laid_out(operands(case, kind_of(dtype)).to(dtype), layout)
+                results = []
+                for count in (1, 2, 3):
+                    torch.set_num_threads(count)
+                    results.append(run(pass_, case, o))
+                assert_same_bits(results[1], results[0])
+                assert_same_bits(results[2], results[0])
                 if dtype not in HALVES:
                     actual = run(pass_, case, laid_out(exact.to(dtype), layout), algorithm="direct")
                     assert_same_bits(actual, expected(pass_, case, exact).to(dtype))

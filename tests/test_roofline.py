@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 
 from benchmarks import gpu_plan, kernel_table, roofline
-from benchmarks.shapes import GOALS_US, GROUPS, K7, K14, K28, K56, LARGE, MAIN, Layer, all_layers
+from benchmarks.shapes import GOALS_US, GROUPS, K7, K14, K28, K56, LARGE, MAIN, Layer, all_layers, clipped_flop, taps
 
 needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="the launch planner needs g++")
 SIZES = [(size, kernel) for size in (1, 2, 5, 7, 8, 9, 14, 23) for kernel in (1, 3, 7, 13, 31)]
@@ -20,7 +20,7 @@ SIZES = [(size, kernel) for size in (1, 2, 5, 7, 8, 9, 14, 23) for kernel in (1,
 @pytest.mark.parametrize(("size", "kernel"), SIZES)
 def test_taps_are_those_inside_the_image(size: int, kernel: int) -> None:
     counted = F.conv1d(torch.ones(1, 1, size), torch.ones(1, 1, kernel), padding=kernel // 2).sum()
-    assert roofline.taps(size, kernel) == int(counted)
+    assert taps(size, kernel) == int(counted)
 
 
 @pytest.mark.parametrize(("size", "kernel"), SIZES)
@@ -36,7 +36,7 @@ def test_meetings_by_brute_force(size: int, kernel: int) -> None:
 
 def test_counts_of_a_layer_by_hand() -> None:
     layer = Layer(n=8, c=3, h=2, w=8, kh=3, kw=3)
-    assert roofline.clipped_flop(layer) == 2 * 8 * 3 * (2 + 2) * (8 * 3 - 2)
+    assert clipped_flop(layer) == 2 * 8 * 3 * (2 + 2) * (8 * 3 - 2)
     assert roofline.nominal_flop(layer) == 2 * 8 * 3 * 16 * 9
     assert roofline.least_bytes(layer) == 2 * (2 * 8 * 3 * 16 + 3 * 9)
     assert roofline.least_mmas(layer) == 3  # 2 x 8 outputs by 2 x 8 inputs by 8 images: one a channel
@@ -46,7 +46,7 @@ def test_counts_of_a_layer_by_hand() -> None:
 def test_useful_share_of_the_mapping() -> None:
     """Known from an exact integer simulation of the register Toeplitz; small planes are padded to 200 and 56 pixels."""
     for layer, share in ((K56, 0.77), (K14, (196 / 200) ** 2), (K7, (49 / 56) ** 2), (LARGE, 0.76)):
-        useful = roofline.clipped_flop(layer) / (roofline.least_mmas(layer) * roofline.MMA_FLOP)
+        useful = clipped_flop(layer) / (roofline.least_mmas(layer) * roofline.MMA_FLOP)
         assert useful == pytest.approx(share, abs=0.01)
 
 

@@ -22,8 +22,6 @@ const Isa& detect() {
   return base::table;
 }
 
-constexpr int64_t kTypicalBatch = 8;  // the batch that kernels are compared at
-
 bool admits(Algorithm asked, const Kernel& kernel) { return asked == Algorithm::automatic || asked == kernel.algorithm; }
 
 const char* plan_variant(const Problem& p, int threads, int number, Plan* plan) {

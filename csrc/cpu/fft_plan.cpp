@@ -88,6 +88,8 @@ const char* plan_fft(const Problem& p, int lanes, Plan* plan) {
   if (p.dtype == DType::f64) return "float64 is computed directly, not by FFT";
   Side best_y{}, best_x{};
   double best = 0;
+  Problem typical = p;  // lengths decide the bits, so they must not depend on the batch
+  typical.n = kTypicalBatch;
   for (int j = 0; j < kFftLengthCount; j++) {
     const int64_t tile_y = tile_for(p.h, p.ho, p.kh, p.pad_top, kFftLengths[j].length());
     if (tile_y == 0) continue;
@@ -96,13 +98,13 @@ const char* plan_fft(const Problem& p, int lanes, Plan* plan) {
       const int64_t tile_x = tile_for(p.w, p.wo, p.kw, p.pad_left, kFftLengths[i].length());
       if (tile_x == 0) continue;
       const Side x{i, tile_x, ceil_div(p.wo, tile_x)};
-      const double cost = cost_of(p, lanes, y, x);
+      const double cost = cost_of(typical, lanes, y, x);
       if (best == 0 || cost < best) best = cost, best_y = y, best_x = x;
     }
   }
   if (best == 0) return "the filter is longer than the FFTs";
   *plan = Plan{};
-  plan->cost = best;
+  plan->cost = cost_of(p, lanes, best_y, best_x);
   plan->length_y = best_y.length, plan->length_x = best_x.length;
   plan->tile_y = best_y.tile, plan->tile_x = best_x.tile;
   return nullptr;

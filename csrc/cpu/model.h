@@ -3,10 +3,13 @@
 // were fitted to one thread of an Intel server core (AVX-512, 2 MB of L2) on 16 maps from 7 to 112 pixels, K 3 to 31.
 #pragma once
 #include <algorithm>
+#include <cstdint>
 
 #include "../dwconv.h"
 
 namespace replknet_ext::cpu {
+
+constexpr int64_t kTypicalBatch = 8;  // the batch at which what decides an image's bits is compared
 
 constexpr double kFmaPerMicrosecond = 6000;  // vector multiply-adds
 
