@@ -77,8 +77,9 @@ def depthwise_conv2d(
             and right, as torch does.
         dilation: int or pair >= 1.
         activation: ``"none"``, ``"relu"`` or ``"gelu"`` (erf form), applied after the bias in the same pass.
-        algorithm: ``"auto"``, ``"direct"`` (each output sums only its own taps), ``"fft"`` (CPU but for float64; float32 on CUDA), or None
-            for the setting in force (`replknet_ext.set_algorithm`, `replknet_ext.algorithm`).
+        algorithm: ``"auto"``, ``"direct"`` (each output sums only its own taps), ``"fft"`` (CPU but for float64;
+            float32 on CUDA), or None for the setting in force (`replknet_ext.set_algorithm`,
+            `replknet_ext.algorithm`).
         precision: of float32 on CUDA: ``"ieee"``, ``"tf32"``, ``"bf16x3"``, or None for the setting in force
             (`replknet_ext.set_float32_precision`, `replknet_ext.float32_precision`), which is ``"ieee"`` at first.
         backend: ``"auto"``, or a backend by name (``"cpu"``, ``"cuda"``, ``"triton"``, ``"torch"``), which is then
