@@ -43,11 +43,14 @@ def number(pass_: str, name: str) -> int:
 def run(pass_: str, case: Case, o: Operands, name: str, activation: str = "none") -> Tensor:
     """One raw op on the kernel of that name."""
     tail = ("ieee", "direct", number(pass_, name))
+    result: Tensor
     if pass_ == "fwd":
-        return ops.dwconv2d(o.x, o.weight, o.bias, case.padding, activation, *tail)
-    if pass_ == "bwd_input":
-        return ops.dwconv2d_backward_input(o.grad, o.weight, case.padding, *tail)
-    return ops.dwconv2d_backward_weight(o.grad, o.x, case.padding, *tail)
+        result = ops.dwconv2d(o.x, o.weight, o.bias, case.padding, activation, *tail)
+    elif pass_ == "bwd_input":
+        result = ops.dwconv2d_backward_input(o.grad, o.weight, case.padding, *tail)
+    else:
+        result = ops.dwconv2d_backward_weight(o.grad, o.x, case.padding, *tail)
+    return result
 
 
 def laid_out(o: Operands, layout: str) -> Operands:
@@ -137,7 +140,8 @@ def test_plans_say_what_is_narrow() -> None:
 def gelu(x: Tensor) -> Tensor:
     """Of a 1x1 filter of ones: the activation alone."""
     one = torch.ones(1, 1, 1, 1)
-    return ops.dwconv2d(x.view(1, 1, 1, -1), one, None, [0] * 4, "gelu", "ieee", "direct", -1).view(-1)
+    result: Tensor = ops.dwconv2d(x.view(1, 1, 1, -1), one, None, [0] * 4, "gelu", "ieee", "direct", -1)
+    return result.view(-1)
 
 
 def test_gelu_is_accurate_to_float() -> None:
