@@ -118,7 +118,7 @@ def extension_arguments() -> dict:
                 self.extensions[0].extra_objects += compile_cuda(home, archs, Path(self.build_temp).resolve() / "cuda")
             super().build_extensions()
 
-    folders = ["csrc", "csrc/cpu", *(["csrc/cuda"] if home else [])]
+    folders = ["csrc", "csrc/cpu", "csrc/cuda"]  # of csrc/cuda the planners, which are plain C++
     sources = [str(p.relative_to(ROOT)) for folder in folders for p in sorted((ROOT / folder).glob("*.cpp"))]
     depends = [
         str(p.relative_to(ROOT)) for p in (ROOT / "csrc").rglob("*") if p.suffix in (".h", ".inc", ".cuh", ".cu")

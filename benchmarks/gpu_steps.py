@@ -229,7 +229,7 @@ def ceilings(options: argparse.Namespace) -> dict[str, Any]:
     """Register-only tensor and FMA rates, copy bandwidth, bf16 matrix product, clocks under load."""
     import torch
 
-    from benchmarks.gpu_table import timed
+    from replknet_ext.tuning.measure import timed
 
     result: dict[str, Any] = {}
     p = torch.cuda.get_device_properties(0)

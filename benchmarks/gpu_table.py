@@ -20,12 +20,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from benchmarks import gpu_plan, gpu_routes, roofline
 from benchmarks.gpu_routes import Route, Tensors, kernels_of, our_routes, reference, their_routes, whose
 from benchmarks.harness import Timing, require_close, write_json
 from benchmarks.shapes import GOALS_US, GROUPS, NUMBERS, PASSES, Layer, clipped_flop
+from replknet_ext.tuning.measure import capture, timed
 
 CACHES = ("cold", "warm")
 GRAPH_SECONDS, MOST_CALLS = 1e-3, 200
@@ -53,40 +53,6 @@ def alive() -> None:
         torch.cuda.synchronize()
     except RuntimeError as error:
         raise ContextLostError(str(error)) from error
-
-
-def timed(run: Callable[[], object]) -> float:
-    """Seconds of one call, by events."""
-    start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-    start.record()
-    run()
-    end.record()
-    end.synchronize()
-    return float(start.elapsed_time(end)) * 1e-3
-
-
-def capture(run: Callable[[int], Tensor], calls: int, sets: int) -> Callable[[], None]:
-    """A graph of `calls` calls over `sets` input sets, as many outputs alive at once, so that those rotate too."""
-    side = torch.cuda.Stream()
-    side.wait_stream(torch.cuda.current_stream())
-    graph = torch.cuda.CUDAGraph()
-    outputs: list[Tensor] = []
-    with torch.cuda.stream(side):
-        for i in range(min(2, sets)):
-            run(i)
-        torch.cuda.synchronize()
-        graph.capture_begin()
-        try:
-            for i in range(calls):
-                if len(outputs) == sets:
-                    outputs.pop(0)
-                outputs.append(run(i % sets))
-        finally:
-            graph.capture_end()
-    torch.cuda.current_stream().wait_stream(side)
-    graph.replay()
-    torch.cuda.synchronize()
-    return graph.replay
 
 
 def verify(route: Route, t: Tensors, pass_: str, exact: dict[str, Any], limit: float) -> dict[str, Any]:

@@ -28,6 +28,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from replknet_ext.backends.configs import cpu_name
+
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = Path(__file__).resolve().parent / "results"
 
@@ -179,15 +181,6 @@ def require_close(output: Tensor, reference: Tensor, *, name: str, limit: float)
     return error
 
 
-def cpu_name() -> str:
-    """The processor's own name, e.g. from /proc/cpuinfo."""
-    try:
-        match = re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
-    except OSError:
-        match = None
-    return match.group(1).strip() if match else platform.processor() or platform.machine()
-
-
 def _commit() -> str:
     """Short hash of the checkout, with "+changes" if files differ from it; "unknown" outside of git."""
 
@@ -233,6 +226,12 @@ def describe(meta: dict[str, Any]) -> str:
         f"{meta['cpu']}, {meta['threads']} threads, kernels: {meta['kernel_isa']}; "
         f"torch {meta['torch']}, replknet_ext {meta['replknet_ext']}, {meta['date']}, commit {meta['commit']}"
     )
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A file of results."""
+    content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return content
 
 
 def write_json(path: Path, payload: dict[str, Any]) -> None:

@@ -7,7 +7,7 @@ Nothing here is measured. Three bounds and one prediction a layer:
 
 * memory: input, output and filter moved once, at the copy bandwidth;
 * taps: multiply-adds of taps inside the image at the rate of a large bf16 matrix product;
-* mma: the tensor instructions that the register Toeplitz mapping cannot avoid, at the rate of mma.sync;
+* mma: the tensor instructions that no mapping of ours can avoid, at the rate of mma.sync;
 * predicted: the launch planners' own model (csrc/cuda/*_plan.cpp), which adds tiles, start-up and the last wave.
 """
 
@@ -81,12 +81,16 @@ def meetings(size: int, kernel: int, block: int, input_block: int, shift: int = 
 
 
 def least_mmas(layer: Layer) -> int:
-    """Tensor instructions of the mapping: 2 x 8 outputs by 2 x 8 inputs by 8 images each, all with a useful tap.
+    """Tensor instructions of the better mapping.
 
-    Row groups stand in for images in a small batch, so no part of a group of 8 needs to be idle.
+    The register Toeplitz: 2 x 8 outputs by 2 x 8 inputs by 8 images each, all with a useful tap; row groups stand in
+    for images in a small batch, so no part of a group of 8 needs to be idle. The matrix product over the pixels of
+    small planes: 16 images by 8 outputs by 16 inputs each, the last step 8.
     """
     rows = min(meetings(layer.h, layer.kh, 2, 2, shift) for shift in (0, 1))
-    return -(-layer.n * layer.c * rows * meetings(layer.w, layer.kw, 8, 8) // 8)
+    toeplitz = -(-layer.n * layer.c * rows * meetings(layer.w, layer.kw, 8, 8) // 8)
+    eights = -(-layer.h * layer.w // 8)
+    return min(toeplitz, -(-layer.n // 16) * layer.c * eights * eights // 2)
 
 
 def microseconds(seconds: float) -> float:
@@ -105,7 +109,7 @@ def predict(
     """Bounds and prediction of one layer and pass.
 
     ``taps_us`` is at the rate of a matrix product, or of FFMA in float32; an FFT needs fewer operations and can be
-    below it. ``mma_us`` is the register Toeplitz mapping's, None without tensor cores.
+    below it. ``mma_us`` is the better mapping's, None without tensor cores.
     """
     what = NUMBERS[numbers]
     flop, bytes_ = clipped_flop(layer), least_bytes(layer, what.element)

@@ -7,8 +7,8 @@
 #include <string>
 
 #include "cpu/cpu.h"
-#ifdef REPLKNET_EXT_WITH_CUDA
 #include "cuda/dwconv2d_cuda.h"
+#ifdef REPLKNET_EXT_WITH_CUDA
 #define REPLKNET_EXT_CUDA_OPS \
   "\"dwconv2d\", \"dwconv2d_backward_input\", \"dwconv2d_backward_weight\", \"dwconv2d_backward_weight_bias\""
 #else
@@ -39,17 +39,14 @@ std::string variant_lists(const ListOf& f) {
 }
 
 // JSON: what this binary holds. Read by replknet_ext._ext. A variant's number is its place in its pass's list; bwd_input
-// has those of fwd.
+// has those of fwd. The CUDA kernels' variants are listed in every build, as the planners are in it.
 std::string build_info() {
   const std::string cpu_variants = variant_lists([](Pass pass) {
     return variant_list(cpu::variant_count(pass), [&](int i) { return cpu::variant(pass, i).name; });
   });
-  std::string cuda_variants = "{}";
-#ifdef REPLKNET_EXT_WITH_CUDA
-  cuda_variants = variant_lists([](Pass pass) {
+  const std::string cuda_variants = variant_lists([](Pass pass) {
     return variant_list(cuda::variant_count(pass), [&](int i) { return cuda::variant_name(pass, i); });
   });
-#endif
   return std::string("{\"torch_target\": \"2.11\", \"compiler\": \"") + __VERSION__ + "\", \"cuda_toolkit\": \"" +
          REPLKNET_EXT_CUDA_TOOLKIT + "\", \"cuda_archs\": \"" + REPLKNET_EXT_CUDA_ARCHS + "\", \"cuda_ops\": [" +
          REPLKNET_EXT_CUDA_OPS + "], \"cpu_variants\": " + cpu_variants + ", \"cuda_variants\": " + cuda_variants + "}";

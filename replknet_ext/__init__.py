@@ -13,12 +13,16 @@ from .autograd import DepthwiseConv2dLargeFunction
 from .functional import Explanation, depthwise_conv2d, explain
 from .settings import (
     algorithm,
+    autotune,
     float32_precision,
     get_algorithm,
+    get_autotune,
     get_float32_precision,
     set_algorithm,
+    set_autotune,
     set_float32_precision,
 )
+from .tuning import TuneReport, tune
 
 from . import models  # isort: skip  # the upper rows of the package import what stands above
 from .models import convert_checkpoint, get_model, list_models, load_checkpoint, reparameterize
@@ -34,13 +38,16 @@ __all__ = [
     "DepthwiseConv2dLargeFunction",
     "Explanation",
     "ReplaceReport",
+    "TuneReport",
     "__version__",
     "algorithm",
+    "autotune",
     "convert_checkpoint",
     "depthwise_conv2d",
     "explain",
     "float32_precision",
     "get_algorithm",
+    "get_autotune",
     "get_float32_precision",
     "get_model",
     "inference_model",
@@ -51,7 +58,9 @@ __all__ = [
     "replace_depthwise",
     "restore",
     "set_algorithm",
+    "set_autotune",
     "set_float32_precision",
+    "tune",
 ]
 
 

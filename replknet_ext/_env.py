@@ -9,6 +9,8 @@ PREFIX = "REPLKNET_EXT_"
 #: Every variable that the package looks at, and what it does. ``doctor`` prints this table.
 VARIABLES: dict[str, str] = {
     "CPU_ISA": "base | avx2 | avx512: highest instruction set the CPU kernels may use (read once, by the extension)",
+    "CACHE": "folder of measured choices (default: replknet_ext in $XDG_CACHE_HOME or ~/.cache)",
+    "AUTOTUNE": "1: measure the kernels of each new problem on its first call, and keep the fastest",
     "SKIP_EXT": "1: install without the compiled extension: Triton on GPUs, torch elsewhere (read by setup.py)",
     "SKIP_CUDA": "1: build the extension without CUDA kernels (read by setup.py)",
     "FORCE_CUDA": "1: fail the build if no CUDA toolkit is found (read by setup.py)",
@@ -27,6 +29,11 @@ def get(name: str) -> str | None:
     if name not in VARIABLES:
         raise KeyError(f"{PREFIX}{name} is not a variable of this package; known: {', '.join(VARIABLES)}")
     return os.environ.get(PREFIX + name) or None
+
+
+def flag(name: str) -> bool:
+    """Whether ``REPLKNET_EXT_<name>`` is set to anything but 0, false, no or off."""
+    return (get(name) or "0").lower() not in ("0", "false", "no", "off")
 
 
 def snapshot() -> dict[str, str]:

@@ -11,7 +11,7 @@ import importlib
 import json
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -52,6 +52,16 @@ def build_info() -> dict[str, Any]:
         return {}
     info: dict[str, Any] = json.loads(torch.ops.replknet_ext._build_info())
     return info
+
+
+@functools.cache
+def variant_names(table: str, pass_: str) -> list[str]:
+    """The names in `build_info`'s table "cpu_variants" or "cuda_variants" for a pass; a variant's number is its place.
+
+    bwd_input has the variants of fwd.
+    """
+    names: list[str] = build_info().get(table, {}).get("bwd_weight" if pass_ == "bwd_weight" else "fwd", [])
+    return names
 
 
 def cpu_isa() -> str | None:
@@ -107,7 +117,7 @@ def cuda_plan(
     pass_: str,
     precision: str,
     algorithm: str,
-    limits: dict[str, int],
+    limits: Mapping[str, int],
     variant: int = -1,
     *,
     channels_last: bool = False,

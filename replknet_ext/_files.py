@@ -1,4 +1,4 @@
-"""Files that are there completely or not at all."""
+"""Files that are there completely or not at all, and where the package keeps its own."""
 
 from __future__ import annotations
 
@@ -8,7 +8,33 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-__all__ = ["replacing"]
+from . import _env
+
+__all__ = ["cache_dir", "locked", "replacing"]
+
+
+def cache_dir() -> Path:
+    """The folder for what the package finds out by itself: ``$REPLKNET_EXT_CACHE``, else in the user's cache."""
+    named = _env.get("CACHE")
+    if named is not None:
+        return Path(named).expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "replknet_ext"
+
+
+@contextmanager
+def locked(path: str | Path, timeout: float = -1) -> Iterator[None]:
+    """One process at a time is in the block for ``path``, beside which a file with the suffix .lock stays.
+
+    Args:
+        timeout: seconds to wait; -1 for ever.
+
+    Raises:
+        OSError: the lock can't be made, or was not to be had in time.
+    """
+    from filelock import FileLock  # torch needs it, too
+
+    with FileLock(f"{path}.lock", timeout=timeout):
+        yield
 
 
 @contextmanager

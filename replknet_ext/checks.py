@@ -34,6 +34,13 @@ def name(argument: str, value: Any, allowed: tuple[str, ...]) -> str:
     return value
 
 
+def flag(argument: str, value: Any) -> bool:
+    """Return ``value`` if it is a bool; else raise, naming ``argument``."""
+    if not isinstance(value, bool):
+        raise TypeError(f"{argument} must be True or False; got {value!r} ({type(value).__name__})")
+    return value
+
+
 def choices(algorithm: Any, precision: Any) -> None:
     """Check two options that may be None, "the setting in force"."""
     if algorithm is not None:

@@ -11,22 +11,34 @@ from torch._prims_common import suggest_memory_format
 from torch.overrides import handle_torch_function, has_torch_function_variadic
 
 from . import _ext, autograd, checks, settings
-from .backends import BACKENDS, NAMES, Backend, Problem, by_pass, select
+from .backends import BACKENDS, NAMES, PASSES, Backend, Problem, by_pass, configs, select
 from .checks import Geometry
-from .ops import autocast_enabled, autocast_operands
+from .ops import Tuned, autocast_enabled, autocast_operands
+from .tuning import search, watch
 
 IntOrPair = int | tuple[int, int]
+
+
+class _Choice(NamedTuple):
+    """Measured choices for a call whose input has one memory format."""
+
+    triton: bool
+    variant: int
+    backward: Tuned
 
 
 class _Plan(NamedTuple):
     backend: Backend
     geometry: Geometry
+    choices: tuple[_Choice | None, _Choice | None] | None = None  # NCHW, channels_last; None where nobody measured
+    first_used: set[tuple[str, bool]] | None = None  # passes and whether channels_last that need no tuning any more
 
 
 # Plans by everything that the checks and the choice of backend look at. A plan is a pure function of its key, so
 # threads may race here: the worst case is the same plan made twice.
 _plans: dict[tuple[Any, ...], _Plan] = {}
 _MAX_PLANS = 4096
+configs.on_change.append(_plans.clear)
 
 
 def depthwise_conv2d(
@@ -50,11 +62,11 @@ def depthwise_conv2d(
 
     An output whose receptive field holds an Inf or NaN is non-finite, as in conv2d. Direct CPU kernels touch no other
     output. The CUDA tensor-core kernels (float16, bfloat16) also multiply neighbours by zero, so a NaN can reach up to 2
-    rows and 14 columns further for the "same" padding of the papers' networks; other images and channels are never
-    touched.
+    rows and 14 columns further for the "same" padding of the papers' networks, and fill its plane where that is small (up
+    to about 20x20); other images and channels are never touched.
     All dtypes but float64 on CPU, and float32 on CUDA, may run by FFT where that is faster: errors are then relative to
     the largest value of a plane, and an Inf or NaN makes its plane (of large maps its tile) non-finite, never another
-    image or channel; ``algorithm="direct"`` keeps both local. The choice does not depend on threads or batch size.
+    image or channel; ``algorithm="direct"`` keeps both local. On CPU the choice does not depend on threads or batch size.
 
     Args:
         input: (N, C, H, W) or unbatched (C, H, W); float32, float64, bfloat16 or float16. N may be 0.
@@ -65,8 +77,9 @@ def depthwise_conv2d(
             and right, as torch does.
         dilation: int or pair >= 1.
         activation: ``"none"``, ``"relu"`` or ``"gelu"`` (erf form), applied after the bias in the same pass.
-        algorithm: ``"auto"``, ``"direct"`` (each output sums only its own taps), ``"fft"`` (CPU but for float64; float32 on CUDA), or None
-            for the setting in force (`replknet_ext.set_algorithm`, `replknet_ext.algorithm`).
+        algorithm: ``"auto"``, ``"direct"`` (each output sums only its own taps), ``"fft"`` (CPU but for float64;
+            float32 on CUDA), or None for the setting in force (`replknet_ext.set_algorithm`,
+            `replknet_ext.algorithm`).
         precision: of float32 on CUDA: ``"ieee"``, ``"tf32"``, ``"bf16x3"``, or None for the setting in force
             (`replknet_ext.set_float32_precision`, `replknet_ext.float32_precision`), which is ``"ieee"`` at first.
         backend: ``"auto"``, or a backend by name (``"cpu"``, ``"cuda"``, ``"triton"``, ``"torch"``), which is then
@@ -98,14 +111,26 @@ def depthwise_conv2d(
         algorithm = settings.get_algorithm()
     if precision is None:
         precision = settings.get_float32_precision()
-    if torch.compiler.is_compiling() or not (_plain(stride) and _plain(padding) and _plain(dilation)):
-        plan = _plan(input, weight, bias, stride, padding, dilation, activation, algorithm, precision, backend)
+    rest = (stride, padding, dilation, activation, algorithm, precision, backend)
+    if torch.compiler.is_compiling() or torch.jit.is_tracing():  # type: ignore[attr-defined]
+        plan = _plan(input, weight, bias, *rest)
     else:
-        plan = _cached_plan(input, weight, bias, stride, padding, dilation, activation, algorithm, precision, backend)
+        plan = _cached_plan(input, weight, bias, *rest)
+        if watch.calls is not None:
+            channels_last = suggest_memory_format(input) == torch.channels_last
+            watch.calls.append(replace(_problem(input, weight, bias, *rest[:-1]), channels_last=channels_last))
+        if plan.first_used is not None and settings.get_autotune():
+            plan = _tuned_on_first_use(plan, input, weight, bias, *rest)
     if plan.backend.dispatched:
+        triton, variant, backward = plan.backend.name == "triton", -1, None
+        # Under vmap the kernels see other sizes.
+        if plan.choices is not None and not torch._C._are_functorch_transforms_active():
+            choice = plan.choices[suggest_memory_format(input) == torch.channels_last]
+            if choice is not None:
+                triton, variant, backward = choice
         return autograd.dwconv2d(
-            input, weight, bias, plan.geometry.padding, activation, precision, algorithm,
-            triton=plan.backend.name == "triton",
+            input, weight, bias, plan.geometry.padding, activation, precision, algorithm, variant,
+            triton=triton, tuned=backward,
         )  # fmt: skip
     return plan.backend.run(input, weight, bias, plan.geometry, activation, precision, algorithm)
 
@@ -119,18 +144,20 @@ def _plain(value: Any) -> bool:
 
 
 def _cached_plan(input: Tensor, weight: Tensor, bias: Tensor | None, *rest: Any) -> _Plan:
-    """`_plan` through the table."""
+    """`_plan` with measured choices, through the table."""
+    if not (_plain(rest[0]) and _plain(rest[1]) and _plain(rest[2])):
+        return _plan(input, weight, bias, *rest)
     about_bias = None if bias is None else (bias.shape, bias.dtype, bias.device, bias.layout)
     try:
         key = (
             input.shape, input.dtype, input.device, input.layout,
-            weight.shape, weight.dtype, weight.device, weight.layout, about_bias, rest,
+            weight.shape, weight.dtype, weight.device, weight.layout, about_bias, rest, torch.get_num_threads(),
         )  # fmt: skip
         plan = _plans.get(key)
     except TypeError:  # symbolic sizes have no hash, nor may a wrong argument have one
         return _plan(input, weight, bias, *rest)
     if plan is None:
-        plan = _plan(input, weight, bias, *rest)
+        plan = _with_choices(_plan(input, weight, bias, *rest), input, weight, bias, *rest)
         if len(_plans) >= _MAX_PLANS:
             _plans.clear()
         _plans[key] = plan
@@ -145,6 +172,43 @@ def _plan(
     problem = _problem(input, weight, bias, stride, padding, dilation, activation, algorithm, precision)
     checks.name("backend", backend, NAMES)
     return _Plan(select(problem, backend), problem.geometry)
+
+
+def _with_choices(plan: _Plan, input: Tensor, weight: Tensor, bias: Tensor | None, *rest: Any) -> _Plan:
+    """The plan with the choices that somebody has measured for its passes."""
+    if not plan.backend.dispatched or input.device.type == "meta":
+        return plan
+    problem = _problem(input, weight, bias, *rest[:-1])
+    choices = tuple(
+        _choice(replace(problem, channels_last=last), plan.backend, rest[-1], input.device) for last in (False, True)
+    )
+    return plan._replace(choices=choices if any(choices) else None, first_used=set())  # type: ignore[arg-type]
+
+
+def _choice(problem: Problem, untuned: Backend, backend: str, device: torch.device) -> _Choice | None:
+    found = [configs.lookup(replace(problem, pass_=pass_), backend, device) for pass_ in PASSES]
+    if not any(found):
+        return None
+    fwd, bwd_input, bwd_weight = (
+        (choice.backend == "triton", choice.variant) if choice else (untuned.name == "triton", -1) for choice in found
+    )
+    return _Choice(*fwd, Tuned(bwd_input, bwd_weight, problem.channels_last))
+
+
+def _tuned_on_first_use(plan: _Plan, input: Tensor, weight: Tensor, bias: Tensor | None, *rest: Any) -> _Plan:
+    """Measures the passes that this call will need, unless that was done or is out of place; the plan to use."""
+    assert plan.first_used is not None
+    last = suggest_memory_format(input) == torch.channels_last
+    grad = torch.is_grad_enabled()
+    needs = {"fwd": True, "bwd_input": grad and input.requires_grad, "bwd_weight": grad and weight.requires_grad}
+    wanted = [pass_ for pass_, needed in needs.items() if needed and (pass_, last) not in plan.first_used]
+    if not wanted or input.shape[0] == 0 or not search.allowed(input, weight, bias):
+        return plan
+    plan.first_used.update((pass_, last) for pass_ in wanted)
+    problem = replace(_problem(input, weight, bias, *rest[:-1]), channels_last=last)
+    if search.first_use(problem, wanted, rest[-1], input.device):
+        return _cached_plan(input, weight, bias, *rest)
+    return plan
 
 
 def _problem(
@@ -180,6 +244,7 @@ class Explanation:
         problem: the call as the backends see it.
         chosen: backend of each pass ("fwd", "bwd_input", "bwd_weight").
         kernels: what of the backend runs each pass (variant and family, or instruction set); None if nobody can know.
+        by: who chose them: "by the model", "tuned" (measured here) or "shipped" (measured, came with the package).
         reasons: for each pass and backend None if it can run, else why not.
         notes: what else is worth knowing of dtype, precision and algorithm.
     """
@@ -187,6 +252,7 @@ class Explanation:
     problem: Problem
     chosen: dict[str, str]
     kernels: dict[str, str | None]
+    by: dict[str, str]
     reasons: dict[str, dict[str, str | None]]
     notes: tuple[str, ...]
 
@@ -201,7 +267,7 @@ class Explanation:
         ]
         for pass_, why in self.reasons.items():
             kernel = self.kernels[pass_]
-            lines.append(f"  {pass_}: {self.chosen[pass_]}" + (f", {kernel}" if kernel else ""))
+            lines.append(f"  {pass_}: {self.chosen[pass_]}" + (f", {kernel}, {self.by[pass_]}" if kernel else ""))
             for name, reason in why.items():
                 verdict = "chosen" if name == self.chosen[pass_] else f"no: {reason}" if reason else "could, not chosen"
                 lines.append(f"    {name:<7} {verdict}")
@@ -240,7 +306,12 @@ def explain(
     problem = replace(problem, channels_last=suggest_memory_format(input) == torch.channels_last)
     runs, why = by_pass(problem, chosen.name)
     kernels = {pass_: BACKENDS[name].kernel(replace(problem, pass_=pass_)) for pass_, name in runs.items()}
-    return Explanation(problem, runs, kernels, why, _notes(problem, chosen))
+    by = dict.fromkeys(PASSES, "by the model")
+    for pass_ in PASSES if chosen.dispatched else ():
+        choice = configs.lookup(replace(problem, pass_=pass_), backend, input.device)
+        if choice is not None:
+            runs[pass_], kernels[pass_], by[pass_] = choice.backend, choice.name, choice.source
+    return Explanation(problem, runs, kernels, by, why, _notes(problem, chosen))
 
 
 def _notes(problem: Problem, chosen: Backend) -> tuple[str, ...]:

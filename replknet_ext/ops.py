@@ -167,10 +167,22 @@ class Passes(NamedTuple):
     bwd_weight_bias: Callable[..., tuple[Tensor, Tensor]]
 
 
+class Tuned(NamedTuple):
+    """Measured choices for the backward passes of an eager call: whether by the Triton ops, and the variant.
+
+    They hold for tensors in the memory format of the call's input.
+    """
+
+    bwd_input: tuple[bool, int]
+    bwd_weight: tuple[bool, int]
+    channels_last: bool
+
+
 class Options(NamedTuple):
     """Arguments of ``dwconv2d`` after the tensors.
 
-    ``variant`` numbers the variants of one pass, so a derivative leaves the choice (-1) to its own pass.
+    ``variant`` numbers the variants of one pass, so a derivative leaves the choice (-1) to its own pass, or to `tuned`,
+    which the autograd Functions take in addition. Derivatives of derivatives are not tuned.
     """
 
     padding: Sequence[int]
@@ -178,11 +190,16 @@ class Options(NamedTuple):
     precision: str
     algorithm: str
     variant: int
+    tuned: Tuned | None = None
 
     @property
     def linear(self) -> tuple[Sequence[int], str, str, int]:
         """What the two backward ops take after their tensors."""
-        return self.padding, self.precision, self.algorithm, -1
+        return self.linear_by(-1)
+
+    def linear_by(self, variant: int) -> tuple[Sequence[int], str, str, int]:
+        """`linear` with a variant."""
+        return self.padding, self.precision, self.algorithm, variant
 
     @property
     def plain(self) -> tuple[Sequence[int], str, str, str, int]:
@@ -213,8 +230,9 @@ def through_activation(
 
 
 def fwd_vjp(
-    passes: Passes, grad: Tensor, saved: Sequence[Tensor | None], options: Options, needs: Sequence[bool]
-) -> tuple[Tensor | None, ...]:
+    passes: Passes, grad: Tensor, saved: Sequence[Tensor | None], options: Options, needs: Sequence[bool],
+    steps: tuple[tuple[Passes, int], tuple[Passes, int]] | None = None,
+) -> tuple[Tensor | None, ...]:  # fmt: skip
     """Gradients of ``dwconv2d`` for input, weight and bias, those that ``needs`` asks for.
 
     Args:
@@ -223,17 +241,20 @@ def fwd_vjp(
         saved: input, weight, bias (gelu only), output (relu only).
         options: of the forward call.
         needs: three flags.
+        steps: what computes bwd_input and bwd_weight, with the variant, if not `passes` by its own choice.
     """
+    (by_input, input_variant), (by_weight, weight_variant) = steps or ((passes, -1), (passes, -1))
     x, weight, bias, out = saved
     assert x is not None
     assert weight is not None
     grad = through_activation(passes, grad, x, weight, bias, out, options)
-    d_input = passes.bwd_input(grad, weight, *options.linear) if needs[0] else None
+    d_input = by_input.bwd_input(grad, weight, *options.linear_by(input_variant)) if needs[0] else None
+    to_weight = options.linear_by(weight_variant)
     if needs[1] and needs[2] and grad.is_cuda:  # one pass over grad; elsewhere torch's sum is as good
-        return d_input, *passes.bwd_weight_bias(grad, x, *options.linear)
+        return d_input, *by_weight.bwd_weight_bias(grad, x, *to_weight)
     return (
         d_input,
-        passes.bwd_weight(grad, x, *options.linear) if needs[1] else None,
+        by_weight.bwd_weight(grad, x, *to_weight) if needs[1] else None,
         grad.sum((0, 2, 3)) if needs[2] else None,
     )
 

@@ -1,4 +1,4 @@
-"""Algorithm and float32 precision: process-wide defaults, and context managers that hold for a block.
+"""Algorithm, float32 precision, tuning on first use: process-wide defaults, and context managers for a block.
 
 A value is looked up in this order: the argument of the call, the innermost context manager of the running context
 (`contextvars`: every thread and every asyncio task has its own), the process-wide default. What was looked up in the
@@ -9,12 +9,16 @@ from __future__ import annotations
 
 import contextvars
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from functools import partial
+from typing import Any, Generic, TypeVar
 
 import torch
 
-from . import checks
+from . import _env, checks
+
+T = TypeVar("T")
 
 
 class _Mirror(threading.local):
@@ -25,35 +29,34 @@ class _Mirror(threading.local):
     """
 
     def __init__(self) -> None:
-        self.value: str | None = None
+        self.value: Any = None
 
 
-class _Setting:
-    """One named choice with a process-wide default and context overrides."""
+class _Setting(Generic[T]):
+    """One named choice with a process-wide default and context overrides; ``check`` returns a value or raises."""
 
-    def __init__(self, argument: str, allowed: tuple[str, ...], default: str) -> None:
-        self.argument = argument
-        self.allowed = allowed
+    def __init__(self, argument: str, check: Callable[[Any], T], default: T) -> None:
+        self.check = check
         self.default = default
-        self.context: contextvars.ContextVar[str | None] = contextvars.ContextVar(f"replknet_ext.{argument}")
+        self.context: contextvars.ContextVar[T | None] = contextvars.ContextVar(f"replknet_ext.{argument}")
         self.context_get = self.context.get
         self.mirror = _Mirror()
 
-    def get(self) -> str:
+    def get(self) -> T:
         """The value in force in this context."""
         value = self.mirror.value if torch.compiler.is_compiling() else self.context_get(None)
         return self.default if value is None else value
 
-    def set(self, value: str) -> None:
+    def set(self, value: T) -> None:
         """Change the process-wide default."""
-        self.default = checks.name(self.argument, value, self.allowed)
+        self.default = self.check(value)
 
-    def override(self, value: str) -> AbstractContextManager[None]:
+    def override(self, value: T) -> AbstractContextManager[None]:
         """A context manager that uses ``value``, which is checked now, inside its block."""
-        return self._override(checks.name(self.argument, value, self.allowed))
+        return self._override(self.check(value))
 
     @contextmanager
-    def _override(self, value: str) -> Iterator[None]:
+    def _override(self, value: T) -> Iterator[None]:
         token = self.context.set(value)
         self.mirror.value = value
         try:
@@ -64,8 +67,9 @@ class _Setting:
             self.mirror.value = self.context_get(None)
 
 
-_algorithm = _Setting("algorithm", checks.ALGORITHMS, "auto")
-_precision = _Setting("precision", checks.PRECISIONS, "ieee")
+_algorithm = _Setting("algorithm", partial(checks.name, "algorithm", allowed=checks.ALGORITHMS), "auto")
+_precision = _Setting("precision", partial(checks.name, "precision", allowed=checks.PRECISIONS), "ieee")
+_autotune = _Setting("autotune", partial(checks.flag, "autotune"), _env.flag("AUTOTUNE"))
 
 
 def get_algorithm() -> str:
@@ -117,3 +121,27 @@ def set_float32_precision(name: str) -> None:
 def float32_precision(name: str) -> AbstractContextManager[None]:
     """Context manager form of `set_float32_precision` (this thread or task only)."""
     return _precision.override(name)
+
+
+def get_autotune() -> bool:
+    """Whether problems are tuned on first use here and now."""
+    return _autotune.get()
+
+
+def set_autotune(enabled: bool) -> None:
+    """Set whether `depthwise_conv2d` measures the kernels of each new problem on its first call, process-wide.
+
+    As cudnn.benchmark does: the first call of a shape takes seconds, and the fastest kernel runs from then on, also in
+    later processes (`replknet_ext.tune` says where that is kept). ``REPLKNET_EXT_AUTOTUNE=1`` is the same. Nothing is
+    measured in compiled, exported or traced code, under `torch.func` transforms and fake tensors, or while a CUDA graph
+    is captured.
+
+    Raises:
+        TypeError: not a bool.
+    """
+    _autotune.set(enabled)
+
+
+def autotune(enabled: bool) -> AbstractContextManager[None]:
+    """Context manager form of `set_autotune` (this thread or task only)."""
+    return _autotune.override(enabled)

@@ -21,7 +21,7 @@ from tools_common import PHOTOS, checkpoint, cli, save_photos
 from replknet_ext import __version__
 from replknet_ext.models import MODELS, read_checkpoint
 
-COMMANDS = ("predict", "evaluate", "reparam", "convert", "export", "summary", "erf", "models", "doctor")
+COMMANDS = ("predict", "evaluate", "reparam", "convert", "export", "summary", "erf", "models", "tune", "doctor")
 
 
 @pytest.fixture(scope="module")

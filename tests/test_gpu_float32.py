@@ -118,7 +118,7 @@ def test_a_training_step_of_replknet(precision: str, limit: float, layout: torch
                 actual = _step(model, inputs, target.cuda())
         else:
             with replknet_ext.float32_precision(precision):
-                assert any(part in kernels_of(lambda: model(inputs)) for part in ("rt_fwd", "fma_", "fft_"))
+                assert any(part in kernels_of(lambda: model(inputs)) for part in ("rt_fwd", "fma_", "fft_", "stencil_"))
                 model.zero_grad()
                 actual = _step(model, inputs, target.cuda())
     assert len(actual) == len(wanted)

@@ -154,10 +154,10 @@ def test_main_layers_get_large_tiles_for_tensor_cores() -> None:
         assert tile.BI * tile.G * tile.R * tile.BX >= 64 * 256
 
 
-def test_a_tuned_choice_comes_first(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_override_comes_first(monkeypatch: pytest.MonkeyPatch) -> None:
     sizes = Sizes(3, 1, 31, 31, 9, 9, 31, 31, 4, 4)
     wanted = configs.toeplitz(sizes, "float16", "ieee")._replace(num_stages=3)
-    monkeypatch.setattr(configs, "tuned", lambda pass_, *_: wanted if pass_ == "fwd" else None)
+    monkeypatch.setattr(configs, "override", lambda pass_, *_: wanted if pass_ == "fwd" else None)
     configs.forward.cache_clear()
     assert configs.forward(sizes, "float16", "ieee") is wanted
     configs.forward.cache_clear()

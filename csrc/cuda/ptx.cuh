@@ -84,8 +84,17 @@ PTX T load_global(const T* p) {
 #ifdef __CUDACC__
   return __ldg(p);
 #else
+  emu::require_aligned(p, sizeof(T));
   return *p;
 #endif
+}
+
+template <class T>
+PTX void store_global(T* p, T v) {
+#ifndef __CUDACC__
+  emu::require_aligned(p, sizeof(T));
+#endif
+  *p = v;
 }
 
 // Four elements of shared memory, aligned to 16 bytes.
@@ -233,6 +242,24 @@ PTX void mma(float (&d)[4], uint4 a, const uint32_t* b) {
 #endif
 }
 
+// Likewise, a 16x8 by rows in the first two registers of a, b 8x8 by columns in b[0]
+template <bool kBf16>
+PTX void mma_k8(float (&d)[4], uint4 a, const uint32_t* b) {
+#ifdef __CUDACC__
+  if constexpr (kBf16)
+    asm("mma.sync.aligned.m16n8k8.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5}, {%6}, {%0,%1,%2,%3};\n"
+        : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+        : "r"(a.x), "r"(a.y), "r"(b[0]));
+  else
+    asm("mma.sync.aligned.m16n8k8.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5}, {%6}, {%0,%1,%2,%3};\n"
+        : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+        : "r"(a.x), "r"(a.y), "r"(b[0]));
+#else
+  const uint32_t quad[4] = {a.x, a.y, 0, 0}, pair[2] = {b[0], 0};  // the lower half of an m16n8k16
+  kBf16 ? emu::mma_bf16(d, quad, pair) : emu::mma_f16(d, quad, pair);
+#endif
+}
+
 // d += a * b with tf32 operands in 32-bit registers: a 16x8 by rows, b 8x8 by columns, sums in fp32
 PTX void mma_tf32(float (&d)[4], uint4 a, const uint32_t* b) {
 #ifdef __CUDACC__
@@ -277,10 +304,19 @@ PTX uint32_t as_bits(float f) {
 #endif
 }
 
-// Hides from the compiler what v holds: it then computes what follows from v again instead of keeping it in registers.
+// Hides from the compiler what v holds: it then computes what follows from v again instead of keeping it in registers,
+// and keeps v instead of computing it again.
 PTX void opaque(int& v) {
 #ifdef __CUDACC__
   asm volatile("" : "+r"(v));
+#else
+  (void)v;
+#endif
+}
+
+PTX void opaque(float& v) {
+#ifdef __CUDACC__
+  asm volatile("" : "+f"(v));
 #else
   (void)v;
 #endif
@@ -313,6 +349,22 @@ PTX uint16_t from_float(float f) {
   else return __half_as_ushort(__float2half_rn(f));
 #else
   return kBf16 ? emu::float_to_bfloat16(f) : emu::float_to_half(f);
+#endif
+}
+
+// Two of them in a word, the first in its low half
+template <bool kBf16>
+PTX uint32_t pack_floats(float low, float high) {
+#ifdef __CUDACC__
+  if constexpr (kBf16) {
+    const __nv_bfloat162 v = __floats2bfloat162_rn(low, high);
+    return *reinterpret_cast<const uint32_t*>(&v);
+  } else {
+    const __half2 v = __floats2half2_rn(low, high);
+    return *reinterpret_cast<const uint32_t*>(&v);
+  }
+#else
+  return from_float<kBf16>(low) | static_cast<uint32_t>(from_float<kBf16>(high)) << 16;
 #endif
 }
 

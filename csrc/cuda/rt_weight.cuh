@@ -7,13 +7,14 @@
 //
 // Rows stream through rings in shared memory, stage by stage, across column tiles and groups of slots: one barrier a
 // stage. At the end each warp sums the diagonals of its tiles; blocks write float32 partials of their share of the batch,
-// and rt_weight_reduce adds these in a fixed order. No atomics: the same bits on every run.
+// and weight_sum adds these in a fixed order. No atomics: the same bits on every run.
 //
 // Inf and NaN: every tap that sees a non-finite value is non-finite. Products with the zeros beyond the edges of x and
 // grad may turn more taps of that channel into NaN; never another channel.
 #pragma once
 #include "rt_weight_tile.cuh"
 #include "rt_weight_variants.h"
+#include "weight_sum.cuh"
 
 namespace replknet_ext::cuda {
 
@@ -148,8 +149,7 @@ __device__ __forceinline__ void store_sum(const RtwArgs& a, int64_t channel, int
   }
   void* to = tap == taps ? a.grad_bias : a.out;
   const int64_t i = tap == taps ? channel : channel * taps + tap;
-  if (a.dtype == 0) static_cast<float*>(to)[i] = v;
-  else static_cast<uint16_t*>(to)[i] = a.dtype == 1 ? ptx::from_float<false>(v) : ptx::from_float<true>(v);
+  store_result(to, i, v, a.dtype);
 }
 
 __host__ __device__ constexpr int sum_columns(int offsets) { return 8 * offsets + 7; }  // taps of a diagonal's ends
@@ -189,8 +189,35 @@ __device__ __forceinline__ void sum_diagonals(const RtwArgs& a, const float (&ac
   }
 }
 
-// The block's sums, from its warps' tiles. All is found again, so that the products need not keep it in registers.
-template <RtwKernelMath kMath, int kOffsets, int kRows, bool kWhole>
+// The same for one chunk offset, of every row offset of a warp at once: a lane for each diagonal of both halves. A half
+// takes 8 floats more than its tile, so that both lie in different banks.
+__host__ __device__ constexpr int half_floats() { return 8 * 8 + 8; }
+template <int kRows>
+__device__ __forceinline__ void sum_short_diagonals(const RtwArgs& a, const float (&acc)[kRows][1][4], float* tile,
+                                                    float* sums, int own, int offsets) {
+  const int lane = threadIdx.x & 31, h = lane >> 4, i = lane & 15;
+#pragma unroll
+  for (int j = 0; j < kRows; ++j)
+#pragma unroll
+    for (int half = 0; half < 2; ++half)
+      *reinterpret_cast<float2*>(tile + (2 * j + half) * half_floats() + 2 * lane) =
+          make_float2(acc[j][0][2 * half], acc[j][0][2 * half + 1]);
+  __syncwarp();
+#pragma unroll
+  for (int j = 0; j < kRows; ++j) {
+    float v = 0.f;
+#pragma unroll
+    for (int m = 0; m < 8; ++m) {  // the diagonal x column - grad column = i - 7
+      const int q = i - 7 + m;
+      if (q >= 0 && q < 8) v += tile[(2 * j + h) * half_floats() + m * 8 + q];
+    }
+    const int dy = own + a.row_warps * j;
+    if (dy < offsets && i < sum_columns(1)) sums[(h * offsets + dy) * sum_columns(1) + i] = v;
+  }
+}
+
+// The block's sums, from its warps' tiles; kAtOnce: by sum_short_diagonals. All is found again, so that the products need not keep it in registers.
+template <RtwKernelMath kMath, int kOffsets, int kRows, bool kWhole, bool kAtOnce = false>
 __device__ __forceinline__ void finish(const RtwArgs& a, const float (&acc)[kRows][kOffsets][4], unsigned char* smem) {
   using L = RtwLayout<kMath>;
   int thread = threadIdx.x;
@@ -202,9 +229,11 @@ __device__ __forceinline__ void finish(const RtwArgs& a, const float (&acc)[kRow
   constexpr int kColumns = sum_columns(kOffsets);
   const int offsets = p.dy_end - p.dy0, warps = blockDim.x >> 5;
   float* tiles = reinterpret_cast<float*>(smem);
-  float* sums = tiles + warps * tile_floats(kOffsets);
-  sum_diagonals<kOffsets, kRows>(a, acc, tiles + warp * tile_floats(kOffsets), sums + in_block * 2 * offsets * kColumns,
-                                 own, offsets);
+  constexpr int kTile = kAtOnce ? 2 * kRows * half_floats() : tile_floats(kOffsets);
+  float* sums = tiles + warps * kTile;
+  float* const warp_sums = sums + in_block * 2 * offsets * kColumns;
+  if constexpr (kAtOnce) sum_short_diagonals<kRows>(a, acc, tiles + warp * kTile, warp_sums, own, offsets);
+  else sum_diagonals<kOffsets, kRows>(a, acc, tiles + warp * kTile, warp_sums, own, offsets);
   if (sums_bias) {  // lanes hold pixels (and, in tf32, slots): add them in a fixed order
     float v = *bias;
     if (kMath == RtwKernelMath::tf32) v += __shfl_xor_sync(~0u, v, 1), v += __shfl_xor_sync(~0u, v, 2);

@@ -1,6 +1,17 @@
 """Backends: each one file and one line in `registry`."""
 
-from .base import PASSES, Backend, Problem
-from .registry import BACKENDS, NAMES, by_pass, reasons, select
+from .base import PASSES, Backend, Candidate, Problem
+from .registry import BACKENDS, NAMES, by_pass, candidates, reasons, select
 
-__all__ = ["BACKENDS", "NAMES", "PASSES", "Backend", "Problem", "by_pass", "reasons", "select"]
+__all__ = [
+    "BACKENDS",
+    "NAMES",
+    "PASSES",
+    "Backend",
+    "Candidate",
+    "Problem",
+    "by_pass",
+    "candidates",
+    "reasons",
+    "select",
+]

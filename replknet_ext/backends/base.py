@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Protocol
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -13,6 +14,10 @@ from ..checks import DTYPES, Geometry
 #: The passes, by their names everywhere; each is one raw op.
 PASSES = ("fwd", "bwd_input", "bwd_weight")
 OP_OF_PASS = {"fwd": "dwconv2d", "bwd_input": "dwconv2d_backward_input", "bwd_weight": "dwconv2d_backward_weight"}
+
+
+#: Turns the CUDA and Triton models' cycles into microseconds: an H200's clock under load. A prediction on any GPU.
+CYCLES_PER_US = 1755.0
 
 
 @dataclass(frozen=True)
@@ -42,6 +47,52 @@ class Problem:
     precision: str = "ieee"
     pass_: str = "fwd"
     channels_last: bool = False
+
+    @property
+    def dtype_name(self) -> str:
+        """``"float32"`` and so on."""
+        return str(self.dtype).removeprefix("torch.")
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One way to run one pass of a problem on a device.
+
+    Attributes:
+        backend: its name.
+        name: of the variant; other builds have it, too, so this is what files of choices hold.
+        variant: its number, as the raw ops of the backend take it for this problem in this build.
+        family: the kernels that it belongs to.
+        predicted_us: microseconds by the cost model, which is a prediction; None where there is no model.
+        resources: what it takes of the device: "warps", "shared_bytes", "blocks", "blocks_per_sm", "workspace_bytes".
+        note: what else there is to know, in words.
+        words: a name to read, where that of the variant is a row of numbers.
+    """
+
+    backend: str
+    name: str
+    variant: int
+    family: str
+    predicted_us: float | None
+    resources: Mapping[str, int] = field(default_factory=dict)
+    note: str = ""
+    words: str = ""
+
+    @property
+    def label(self) -> str:
+        """Backend and variant, to read."""
+        return f"{self.backend} {self.words or self.name}" + (f", {self.note}" if self.note else "")
+
+    def as_dict(self) -> dict[str, Any]:
+        """As JSON knows it."""
+        return {**vars(self), "resources": dict(self.resources)}
+
+
+def ordered(candidates: list[Candidate]) -> list[Candidate]:
+    """The first, which is what runs untuned, then the others by predicted time, each variant once."""
+    unique = list({(c.backend, c.name): c for c in reversed(candidates)}.values())
+    rest = [c for c in reversed(unique) if c is not candidates[0]]
+    return [candidates[0], *sorted(rest, key=lambda c: c.predicted_us or 0.0)] if candidates else []
 
 
 def sizes_of(problem: Problem) -> list[int]:
@@ -74,6 +125,17 @@ class Backend(Protocol):
 
     def kernel(self, problem: Problem) -> str | None:
         """What runs a problem that `supports` accepted, for `replknet_ext.explain`; None if nobody can know."""
+        ...
+
+    def candidates(self, problem: Problem, limits: Mapping[str, int] | None = None) -> list[Candidate]:
+        """Every variant that runs ``problem`` on the current device, or on a GPU with ``limits`` (`cuda.DEVICES`).
+
+        Ordered by the cost model; the first is what runs untuned. Empty if the backend can't run the problem.
+        """
+        ...
+
+    def variant(self, problem: Problem, name: str) -> int | None:
+        """Number of the variant of that name, None if it does not run ``problem`` on the current device."""
         ...
 
     def run(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -9,7 +10,7 @@ from torch import Tensor
 
 from .. import _ext
 from ..checks import Geometry
-from .base import Problem, outside_raw_ops, sizes_of
+from .base import Candidate, Problem, ordered, outside_raw_ops, sizes_of
 
 
 class CpuBackend:
@@ -29,6 +30,29 @@ class CpuBackend:
         plan = plan_of(problem)
         return f"{plan['name']} (family {plan['family']}), {_ext.cpu_isa()}"
 
+    def candidates(self, problem: Problem, limits: Mapping[str, int] | None = None) -> list[Candidate]:
+        """See `Backend.candidates`. Predictions are for one thread."""
+        if limits is not None or 0 in problem.input_shape or self.supports(problem) is not None:
+            return []
+        plans = (plan_of(problem, variant) for variant in range(-1, len(variant_names(problem.pass_))))
+        return ordered(
+            [
+                Candidate(
+                    "cpu", plan["name"], plan["variant"], plan["family"], plan["microseconds"],
+                    {"units": plan["units"], "scratch_bytes": plan["scratch_bytes"]},
+                )
+                for plan in plans if "unsupported" not in plan
+            ]
+        )  # fmt: skip
+
+    def variant(self, problem: Problem, name: str) -> int | None:
+        """See `Backend.variant`."""
+        names = variant_names(problem.pass_)
+        if name not in names or self.supports(problem) is not None:
+            return None
+        plan = plan_of(problem, names.index(name))
+        return None if "unsupported" in plan else int(plan["variant"])
+
     def run(
         self, input: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry,
         activation: str, precision: str, algorithm: str,
@@ -36,6 +60,11 @@ class CpuBackend:
         """See `Backend.run`."""
         run = torch.ops.replknet_ext.dwconv2d.default
         return run(input, weight, bias, geometry.padding, activation, precision, algorithm, -1)  # type: ignore[no-any-return]
+
+
+def variant_names(pass_: str) -> list[str]:
+    """The variants of a pass by number."""
+    return _ext.variant_names("cpu_variants", pass_)
 
 
 def plan_of(problem: Problem, variant: int = -1) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -9,7 +10,21 @@ from torch import Tensor
 
 from .. import _ext
 from ..checks import Geometry
-from .base import OP_OF_PASS, Problem, outside_raw_ops, sizes_of
+from .base import CYCLES_PER_US, OP_OF_PASS, Candidate, Problem, ordered, outside_raw_ops, sizes_of
+from .triton_kernels.configs import copy_cycles
+
+#: Limits of GPUs that predictions can be asked for, as `_ext.cuda_devices` gives those of a GPU at hand.
+DEVICES = {
+    name: dict(zip(("capability", "multiprocessors", "shared_per_block", "shared_per_sm"), numbers, strict=True))
+    for name, numbers in {
+        "h200": (90, 132, 227 << 10, 228 << 10),
+        "h100": (90, 132, 227 << 10, 228 << 10),
+        "a100": (80, 108, 163 << 10, 164 << 10),
+        "l40s": (89, 142, 99 << 10, 100 << 10),
+    }.items()
+}
+
+_RESOURCES = ("warps", "shared_bytes", "blocks", "blocks_per_sm", "workspace_bytes")
 
 
 class CudaBackend:
@@ -38,6 +53,23 @@ class CudaBackend:
         copied = ", on a contiguous copy" if plan["copied"] else ""
         return f"{plan['name']} (family {plan['family']}{copied})"
 
+    def candidates(self, problem: Problem, limits: Mapping[str, int] | None = None) -> list[Candidate]:
+        """See `Backend.candidates`."""
+        if outside_raw_ops(problem) is not None or not _ext.HAS_EXT or 0 in problem.input_shape:
+            return []
+        if limits is None:
+            if self.supports(problem) is not None or _no_code() is not None or not _ext.cuda_devices():
+                return []
+            limits = _ext.cuda_devices()[torch.cuda.current_device()]
+        plans = (plan_on(problem, limits, variant) for variant in range(-1, len(variant_names(problem.pass_))))
+        return ordered([_candidate(problem, plan) for plan in plans if "unsupported" not in plan])
+
+    def variant(self, problem: Problem, name: str) -> int | None:
+        """See `Backend.variant`."""
+        names = variant_names(problem.pass_)
+        plan = _plan(problem, names.index(name)) if name in names else None
+        return None if plan is None or "unsupported" in plan else int(plan["variant"])
+
     def run(
         self, input: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry,
         activation: str, precision: str, algorithm: str,
@@ -45,6 +77,21 @@ class CudaBackend:
         """See `Backend.run`."""
         run = torch.ops.replknet_ext.dwconv2d.default
         return run(input, weight, bias, geometry.padding, activation, precision, algorithm, -1)  # type: ignore[no-any-return]
+
+
+def variant_names(pass_: str) -> list[str]:
+    """The variants of a pass by number."""
+    return _ext.variant_names("cuda_variants", pass_)
+
+
+def _candidate(problem: Problem, plan: dict[str, Any]) -> Candidate:
+    cycles = plan["cycles"]
+    if plan["copied"]:
+        cycles += copy_cycles(sizes_of(problem), problem.dtype.itemsize)
+    return Candidate(
+        "cuda", plan["name"], plan["variant"], plan["family"], cycles / CYCLES_PER_US,
+        {key: plan[key] for key in _RESOURCES}, "on contiguous copies" if plan["copied"] else "",
+    )  # fmt: skip
 
 
 def architecture_for(capability: int, archs: str) -> str | None:
@@ -75,28 +122,34 @@ def _refused_by_planner(problem: Problem) -> str | None:
     return reason
 
 
-def _plan(problem: Problem) -> dict[str, Any] | None:
+def _no_code() -> str | None:
+    """Why this build has nothing for the current device, or None."""
+    limits = _ext.cuda_devices()[torch.cuda.current_device()]
+    archs = _ext.build_info()["cuda_archs"]
+    if architecture_for(limits["capability"], archs) is not None:
+        return None
+    version = f"{limits['capability'] // 10}.{limits['capability'] % 10}"
+    return f"built for {archs}, not for compute capability {version}: build with TORCH_CUDA_ARCH_LIST={version}"
+
+
+def _plan(problem: Problem, variant: int = -1) -> dict[str, Any] | None:
     """The planner's answer for the current device (see `plan_on`), or None where there is no GPU to ask about."""
     devices = _ext.cuda_devices()
     if not devices:
         return None
-    limits = devices[torch.cuda.current_device()]
-    archs = _ext.build_info()["cuda_archs"]
-    if architecture_for(limits["capability"], archs) is None:
-        version = f"{limits['capability'] // 10}.{limits['capability'] % 10}"
-        why = f"built for {archs}, not for compute capability {version}: build with TORCH_CUDA_ARCH_LIST={version}"
+    if (why := _no_code()) is not None:
         return {"unsupported": why}
-    return plan_on(problem, limits)
+    return plan_on(problem, devices[torch.cuda.current_device()], variant)
 
 
-def plan_on(problem: Problem, limits: dict[str, int]) -> dict[str, Any]:
+def plan_on(problem: Problem, limits: Mapping[str, int], variant: int = -1) -> dict[str, Any]:
     """How the CUDA kernels run a problem with stride and dilation 1 on a device with ``limits``; needs no GPU.
 
     Returns:
         `_ext.cuda_plan`'s answer, with ``copied`` True if channels_last operands go through contiguous copies.
     """
     sizes = sizes_of(problem)
-    how = (problem.dtype, problem.pass_, problem.precision, problem.algorithm, limits)
+    how = (problem.dtype, problem.pass_, problem.precision, problem.algorithm, limits, variant)
     plan = _ext.cuda_plan(sizes, *how, channels_last=problem.channels_last)
     if "unsupported" in plan and problem.channels_last:
         contiguous = _ext.cuda_plan(sizes, *how)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 
-from .base import PASSES, Backend, Problem
+from .base import PASSES, Backend, Candidate, Problem, ordered
 from .cpu import CpuBackend
 from .cuda import CudaBackend
 from .torch import TorchBackend
@@ -39,6 +40,12 @@ def select(problem: Problem, name: str = "auto") -> Backend:
     raise ValueError(
         f'algorithm="{problem.algorithm}" cannot run this problem: {why}; algorithm="auto" finds one that can'
     )
+
+
+def candidates(problem: Problem, name: str = "auto", limits: Mapping[str, int] | None = None) -> list[Candidate]:
+    """What can run one pass of ``problem``, by all backends or the one of that name; see `Backend.candidates`."""
+    backends = BACKENDS.values() if name == "auto" else [BACKENDS[name]]
+    return ordered([candidate for backend in backends for candidate in backend.candidates(problem, limits)])
 
 
 def reasons(problem: Problem) -> dict[str, str | None]:

@@ -6,7 +6,7 @@ the three raw ops and stand in for their kernels where a build has none (see `re
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -14,7 +14,7 @@ from torch import Tensor
 from torch._prims_common import suggest_memory_format
 
 from ..checks import Geometry
-from .base import Problem
+from .base import Candidate, Problem
 
 
 def activate(x: Tensor, activation: str) -> Tensor:
@@ -36,6 +36,14 @@ class TorchBackend:
 
     def kernel(self, problem: Problem) -> str | None:
         """See `Backend.kernel`."""
+        return None
+
+    def candidates(self, problem: Problem, limits: Mapping[str, int] | None = None) -> list[Candidate]:
+        """See `Backend.candidates`: torch's choice is its own."""
+        return []
+
+    def variant(self, problem: Problem, name: str) -> int | None:
+        """See `Backend.variant`."""
         return None
 
     def run(

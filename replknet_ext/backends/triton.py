@@ -10,7 +10,7 @@ import functools
 import importlib
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from importlib import metadata
 from typing import Any
 
@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from ..checks import Geometry
-from .base import Problem, outside_raw_ops
+from .base import CYCLES_PER_US, Candidate, Problem, ordered, outside_raw_ops, sizes_of
 from .triton_kernels import configs
 
 #: The versions of triton that the kernels are tested with: from the first, before the second.
@@ -79,6 +79,34 @@ def refusal(device_type: str, dtype: torch.dtype, algorithm: str) -> str | None:
     return WHY_NOT or _no_device(device_type, compiling) or (None if compiling else _import()[1])
 
 
+def _usable(shared: int) -> int:
+    """Shared memory that a block may have, less what the compiler keeps for itself."""
+    return max(configs.SHARED_BYTES, shared - 4096)
+
+
+@functools.cache
+def _shared_bytes(device: int) -> int:
+    properties = torch.cuda.get_device_properties(device)
+    return _usable(getattr(properties, "shared_memory_per_block_optin", configs.SHARED_BYTES))
+
+
+def shared_bytes(device: torch.device) -> int:
+    """Shared memory that a block of our kernels may have on a device."""
+    if device.type != "cuda" or not torch.cuda.device_count():
+        return configs.SHARED_BYTES
+    return _shared_bytes(torch.cuda.current_device() if device.index is None else device.index)
+
+
+def _tiles(problem: Problem, shared: int) -> Sequence[tuple[configs.Tile, float]]:
+    """The tiles of a pass with their predicted cycles."""
+    if 0 in problem.input_shape:
+        return ()
+    sizes, how = configs.Sizes(*sizes_of(problem)), (problem.dtype_name, problem.precision)
+    if problem.pass_ == "bwd_weight":
+        return configs.weight_tiles(sizes, *how, shared)
+    return configs.forward_tiles(sizes, *how, problem.channels_last, shared)
+
+
 def kernel_of(pass_: str, tensor: Tensor, algorithm: str) -> Callable[..., Any] | None:
     """The function of `triton_kernels.launch` for a pass ("fwd", ..., "bwd_weight_bias"), None if it can't run."""
     if refusal(tensor.device.type, tensor.dtype, algorithm) is not None:
@@ -99,18 +127,35 @@ class TritonBackend:
 
     def kernel(self, problem: Problem) -> str | None:
         """See `Backend.kernel`: the tile that the model chooses."""
-        n, c, h, w = problem.input_shape
-        if n == 0:
+        tiles = _tiles(problem, shared_bytes(torch.device(problem.device_type)))
+        return configs.describe(tiles[0][0]) if tiles else None
+
+    def candidates(self, problem: Problem, limits: Mapping[str, int] | None = None) -> list[Candidate]:
+        """See `Backend.candidates`: the tiles that the model considers."""
+        if limits is None:
+            if self.supports(problem) is not None:
+                return []
+            shared = shared_bytes(torch.device(problem.device_type))
+        else:
+            if outside_raw_ops(problem) or problem.dtype not in DTYPES or problem.algorithm == "fft":
+                return []
+            shared = _usable(limits["shared_per_block"])
+        return ordered(
+            [
+                Candidate(
+                    "triton", configs.name_of(tile), number, configs.kernel_of(tile), cycles / CYCLES_PER_US,
+                    {"warps": tile.num_warps}, words=configs.describe(tile),
+                )
+                for number, (tile, cycles) in enumerate(_tiles(problem, shared))
+            ]
+        )  # fmt: skip
+
+    def variant(self, problem: Problem, name: str) -> int | None:
+        """See `Backend.variant`."""
+        if self.supports(problem) is not None:
             return None
-        kh, kw = problem.weight_shape[2:]
-        top, bottom, left, right = problem.geometry.padding
-        ho, wo = h + top + bottom - kh + 1, w + left + right - kw + 1
-        sizes = configs.Sizes(n, c, h, w, kh, kw, ho, wo, top, left)
-        if problem.pass_ == "bwd_input":
-            sizes = configs.Sizes(n, c, ho, wo, kh, kw, h, w, kh - 1 - top, kw - 1 - left)
-        return configs.describe(
-            problem.pass_, sizes, str(problem.dtype).removeprefix("torch."), problem.precision, problem.channels_last
-        )
+        tiles = _tiles(problem, shared_bytes(torch.device(problem.device_type)))
+        return next((number for number, (tile, _) in enumerate(tiles) if configs.name_of(tile) == name), None)
 
     def run(
         self, input: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry,

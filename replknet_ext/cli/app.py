@@ -335,6 +335,78 @@ def models(
 
 @app.command()
 @reporting
+def tune(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="A name that `models` lists.")] = "replknet_31b",
+    input_size: Annotated[
+        int | None,
+        typer.Option("--size", "-s", metavar="N", min=1, show_default=False, help="Side of the pictures."),
+    ] = None,
+    batch_size: Annotated[
+        int | None,
+        typer.Option(
+            "--batch", "-b", metavar="N", min=1, help="Pictures at a time: 64, or 8 on the CPU.", show_default=False
+        ),
+    ] = None,
+    dtype: Annotated[
+        options.Dtype | None,
+        typer.Option("--dtype", help="Of the layers' tensors: bf16, or fp32 on the CPU.", show_default=False),
+    ] = None,
+    precision: Annotated[options.Precision, typer.Option("--precision", help="Of fp32.")] = options.Precision.ieee,
+    channels_last: Annotated[bool, typer.Option("--channels-last", help="Memory format.")] = False,
+    deploy: Annotated[bool, typer.Option("--deploy", help="Of the merged network.")] = False,
+    passes: Annotated[
+        str | None,
+        typer.Option("--passes", metavar="P,...", show_default=False, help="Of fwd, bwd_input, bwd_weight; else all."),
+    ] = None,
+    backend: Annotated[str, typer.Option("--backend", metavar="NAME", help="cpu, cuda or triton alone.")] = "auto",
+    device: Annotated[str, typer.Option("--device", metavar="NAME", help="auto, cpu, cuda, cuda:1, ...")] = "auto",
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Predict, measure nothing.")] = False,
+    limits: Annotated[
+        options.Limits | None,
+        typer.Option("--device-limits", help="Predict for this GPU; needs none.", show_default=False),
+    ] = None,
+    most: Annotated[
+        int | None,
+        typer.Option("--most", metavar="N", min=1, help="Candidates of a backend.", show_default=False),
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Measure again what was measured.")] = False,
+    as_json: options.AsJson = False,
+) -> None:
+    """Measure which kernel is fastest for each depthwise layer, and remember it.
+
+    Choices are kept for this device and these versions, and hold wherever such layers run with
+    this batch size and dtype. Leave the device alone meanwhile. With --dry-run, or
+    --device-limits, the cost models' predictions are shown and nothing is measured.
+    """
+    from ..tools import loading
+    from ..tools import tune as tool
+
+    backend, chosen = tool.checked_backend(backend), tool.passes_of(passes)
+    where = "cuda" if limits else str(loading.device_of(device))
+    on_cpu = where == "cpu"
+    found = tool.layers(
+        model, where.partition(":")[0], input_size=input_size, batch=batch_size or (8 if on_cpu else 64),
+        dtype=loading.dtype_of(dtype.value if dtype else "fp32" if on_cpu else "bf16"),
+        channels_last=channels_last, precision=precision.value, deploy=deploy,
+    )  # fmt: skip
+    if dry_run or limits:
+        name, rows = tool.predict(found, chosen, backend, limits.value if limits else None)
+        if as_json:
+            print(json.dumps({"predictions for": name, "rows": [row.as_dict() for row in rows]}, indent=1))
+        else:
+            tool.render_predictions(name, rows, most or tool.SHOWN, Console())
+        return
+    report = tool.measure(
+        found, where, chosen, backend=backend, most=most or tool.MOST, force=force, hidden=as_json,
+    )  # fmt: skip
+    if as_json:
+        print(json.dumps(report.as_dict(), indent=1))
+    else:
+        tool.render_report(report, Console())
+
+
+@app.command()
+@reporting
 def doctor(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, for bug reports and programs.")] = False,
 ) -> None:

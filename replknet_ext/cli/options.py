@@ -52,6 +52,23 @@ class Dtype(str, Enum):
     fp16 = "fp16"
 
 
+class Precision(str, Enum):
+    """Precisions of float32."""
+
+    ieee = "ieee"
+    tf32 = "tf32"
+    bf16x3 = "bf16x3"
+
+
+class Limits(str, Enum):
+    """GPUs whose limits are known (`backends.cuda.DEVICES`)."""
+
+    h200 = "h200"
+    h100 = "h100"
+    a100 = "a100"
+    l40s = "l40s"
+
+
 _MODEL, _PICTURES = "Model", "Pictures"
 
 ModelName = Annotated[

@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 
+from .._files import locked
 from .keys import CheckpointError
 
 __all__ = ["download", "is_url"]
@@ -66,7 +67,7 @@ def download(
         raise CheckpointError(f"url must end in the name of a file; got {url!r}")
     folder.mkdir(parents=True, exist_ok=True)
     target = folder / name
-    with _locked(folder / f"{name}.lock"):
+    with locked(target):
         if target.is_file() and _has_hash(target, sha256):
             return target
         _fetch(url, sha256, target, progress)
@@ -154,19 +155,6 @@ def _digest(path: Path) -> str:
         while chunk := file.read(_CHUNK):
             digest.update(chunk)
         return digest.hexdigest()
-
-
-@contextlib.contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """Lets one process at a time in, where the system has such locks."""
-    try:
-        import fcntl
-    except ImportError:
-        yield
-        return
-    with path.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield  # closing the file unlocks it
 
 
 @contextlib.contextmanager

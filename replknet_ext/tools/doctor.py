@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from .. import __version__, _env, _ext, settings
-from ..backends import PASSES, Problem, by_pass, select
-from ..backends.cuda import architecture_for
+from ..backends import PASSES, Problem, by_pass, configs, select
+from ..backends.cuda import DEVICES, architecture_for
 from ..checks import Geometry
 from ..models import ARCHS
 
@@ -26,9 +26,6 @@ if TYPE_CHECKING:
 
 #: Packages that parts of this one, its tests or its benchmarks can use.
 PACKAGES = ("triton", "torchvision", "timm", "rich", "typer", "pytest")
-
-#: Limits of an H200, as `_ext.cuda_devices` gives those of a GPU.
-H200 = {"capability": 90, "multiprocessors": 132, "shared_per_block": 227 << 10, "shared_per_sm": 228 << 10}
 
 #: What the kernels leave to torch.
 NOTES = ("stride or dilation other than 1 and channel multipliers go to torch's convolution on every device",)
@@ -62,8 +59,10 @@ def collect() -> dict[str, Any]:
         "settings": {
             "algorithm": settings.get_algorithm(),
             "float32_precision": settings.get_float32_precision(),
+            "autotune": settings.get_autotune(),
             "cpu_threads": torch.get_num_threads(),
         },
+        "choices": _choices(),
         "environment": [
             {"name": _env.PREFIX + name, "value": _env.get(name), "meaning": meaning}
             for name, meaning in _env.VARIABLES.items()
@@ -101,6 +100,7 @@ def _extension() -> dict[str, Any]:
         "cuda_toolkit": info.get("cuda_toolkit") or None,
         "cuda_archs": [arch for arch in info.get("cuda_archs", "").split(";") if arch],
         "cuda_ops": sorted(info.get("cuda_ops", [])),
+        "cpu_variants": info.get("cpu_variants", {}),
         "cuda_variants": info.get("cuda_variants", {}),
     }
 
@@ -139,6 +139,19 @@ def _backends(name: str, problem: Problem) -> dict[str, Any]:
     return {"problem": name, "runs": runs, "reasons": why}
 
 
+def _choices() -> dict[str, Any]:
+    """The measured choices that calls here find."""
+    names = ["cpu", *(f"cuda:{index}" for index in range(torch.cuda.device_count()))]
+    files = []
+    for name in names:
+        device = torch.device(name)
+        who = configs.identity(device)
+        files.append(
+            {"device": who["device"], "path": str(configs.path_of(who)), "entries": len(configs.entries(device))}
+        )
+    return {"files": files, "shipped": configs.shipped_devices()}
+
+
 def _cuda_plans() -> list[dict[str, Any]]:
     """The kernel variants that the RepLKNet-31B layers get, on the first GPU or, without one, on an H200."""
     if not _ext.CUDA_OPS:
@@ -147,7 +160,7 @@ def _cuda_plans() -> list[dict[str, Any]]:
     if gpus and gpus[0]["limits"]:
         device, limits = gpus[0]["name"], gpus[0]["limits"]
     else:
-        device, limits = "H200 (no GPU here)", H200
+        device, limits = "H200 (no GPU here)", DEVICES["h200"]
     arch = ARCHS["31B"]
     plans = []
     for channels, reduction, kernel in zip(arch.channels, arch.reductions, arch.large_kernel_sizes, strict=True):
@@ -201,7 +214,8 @@ def render(report: dict[str, Any], console: Console) -> None:
             ("needs torch", f"{extension['torch_target']} or later"),
             ("CUDA toolkit", toolkit if extension["cuda_toolkit"] else "none: built without CUDA kernels"),
             ("CUDA kernels", ", ".join(extension["cuda_ops"]) or "none"),
-            ("CUDA variants", _variants(extension["cuda_variants"])),
+            ("CPU variants", _variants(extension["cpu_variants"])),
+            ("CUDA variants", _variants(extension["cuda_variants"] if extension["cuda_ops"] else {})),
         ]
     pairs("Compiled extension", rows)
 
@@ -232,6 +246,12 @@ def render(report: dict[str, Any], console: Console) -> None:
             name = plan.get("name", plan.get("unsupported"))
             result.add_row(plan["layer"], plan["pass"], name, str(plan.get("blocks", "")))
         console.print(result)
+
+    found = report["choices"]
+    kept = [(row["device"], f"{row['entries']} in {row['path']}") for row in found["files"]]
+    pairs(
+        "Measured choices (`replknet-ext tune`)", [*kept, ("shipped for", ", ".join(found["shipped"]) or "no GPU yet")]
+    )
 
     pairs("Settings", ((key.replace("_", " "), value) for key, value in report["settings"].items()))
 

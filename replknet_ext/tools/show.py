@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+from .._progress import progress
+
 if TYPE_CHECKING:
-    from rich.progress import Progress
     from rich.table import Table
 
 __all__ = ["bar", "number", "progress", "table"]
@@ -37,15 +36,3 @@ def bar(share: float, width: int = 20) -> str:
 def number(value: int, unit: str, short: bool) -> str:
     """The integer with commas, or in millions (M) or billions (G) with two digits."""
     return f"{value / {'M': 1e6, 'G': 1e9}[unit]:.2f} {unit}" if short else f"{value:,}"
-
-
-@contextmanager
-def progress(hidden: bool = False) -> Iterator[Progress]:
-    """A progress bar on stderr that goes away at the end; nothing where stderr is no terminal."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    console = Console(stderr=True)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True, disable=hidden or not console.is_terminal) as shown:
-        yield shown

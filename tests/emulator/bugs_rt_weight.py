@@ -73,7 +73,7 @@ BUGS = {
         "(static_cast<int64_t>(0) * a.c + channel)",
     ),
     "a split is not added": (
-        "rt_weight_launch.cu",
+        "launch.cu",
         "for (int s = 1; s < a.splits; ++s)",
         "for (int s = 2; s < a.splits; ++s)",
     ),

@@ -8,7 +8,14 @@ import emulator_build
 import pytest
 
 #: Start of a test file's name -> the family of kernels that its automatic choices are limited to.
-FAMILIES = {"test_rt_weight": "rt_weight", "test_rt": "rt_fwd", "test_fma": "fma", "test_fft": "fft"}
+FAMILIES = {
+    "test_rt_weight": "rt_weight",
+    "test_rt": "rt_fwd",
+    "test_fma": "fma",
+    "test_fft": "fft",
+    "test_small": "small",
+    "test_stencil": "stencil",
+}
 _loaded: list[ModuleType] = []
 
 

@@ -8,10 +8,14 @@ import bugs_fft
 import bugs_fma
 import bugs_rt_fwd
 import bugs_rt_weight
+import bugs_small
+import bugs_stencil
 import pytest
 from mutants import Mutants
 
-FAMILIES = [module.MUTANTS for module in (bugs_rt_fwd, bugs_rt_weight, bugs_fma, bugs_fft)]
+FAMILIES = [
+    module.MUTANTS for module in (bugs_rt_fwd, bugs_rt_weight, bugs_small, bugs_stencil, bugs_fma, bugs_fft)
+]
 
 
 @pytest.mark.parametrize("mutants", FAMILIES, ids=lambda mutants: mutants.family)

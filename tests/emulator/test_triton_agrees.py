@@ -28,7 +28,7 @@ import sys, torch
 sys.path.insert(0, sys.argv[2])
 import triton_interpreted as t
 from replknet_ext.backends.triton_kernels import configs
-configs.tuned = t.affordable
+configs.override = t.affordable
 jobs = torch.load(sys.argv[1])
 for job in jobs:
     w = job["w"][:, None]

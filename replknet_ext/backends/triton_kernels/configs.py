@@ -1,16 +1,16 @@
 """Tile sizes of the Triton kernels, chosen by a small model of their time. Needs neither triton nor a GPU.
 
 The model counts, for a whole launch on one SM's share: products at a tensor core rate, bytes read through L2, and
-starts of programs. Its constants are those of an H200; they rank tiles well enough elsewhere. `tuned` is where measured
-choices come in: a function that returns a tile for a problem, or None.
+starts of programs. Its constants are those of an H200; they rank tiles well enough elsewhere. The `variant` of the raw
+ops is a tile's place in `forward_tiles` or `weight_tiles`, which the tuner measures.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 SMS = 132
 MACS_PER_CYCLE = {"half": 2048, "tf32": 1024, "bf16x3": 680, "ieee": 100}  # dense products of an SM
@@ -78,9 +78,12 @@ class Weight(NamedTuple):
     num_stages: int
 
 
-#: Measured choices: (pass, sizes, dtype, precision) -> a tile, or None for the model's choice. Set it before the first
-#: call of a shape: choices are cached.
-tuned: Callable[[str, Sizes, str, str], Toeplitz | Sliding | Weight | None] | None = None
+Tile = Toeplitz | Sliding | Weight
+AnyTile = TypeVar("AnyTile", bound=Tile)
+
+#: For tests: (pass, sizes, dtype, precision) -> a tile, or None for the model's choice. Set it before the first call of
+#: a shape: choices are cached.
+override: Callable[[str, Sizes, str, str], Toeplitz | Sliding | Weight | None] | None = None
 
 
 def cdiv(a: int, b: int) -> int:
@@ -204,12 +207,15 @@ def _forward_tiles(sizes: Sizes, element: int, shared: int) -> Iterator[Toeplitz
                             yield tile._replace(TABLE=False)
 
 
+def _toeplitz_tiles(sizes: Sizes, dtype: str, precision: str, shared: int) -> list[tuple[Toeplitz, float]]:
+    element, rate = 4 if dtype == "float32" else 2, _rate(precision, dtype)
+    return [(tile, forward_cycles(sizes, tile, element, rate)) for tile in _forward_tiles(sizes, element, shared)]
+
+
 @lru_cache(maxsize=4096)
 def toeplitz(sizes: Sizes, dtype: str, precision: str, shared: int = SHARED_BYTES) -> Toeplitz:
-    """Tile of the tensor core form."""
-    element = 4 if dtype == "float32" else 2
-    rate = _rate(precision, dtype)
-    return min(_forward_tiles(sizes, element, shared), key=lambda t: forward_cycles(sizes, t, element, rate))
+    """The best tile of the tensor core form."""
+    return min(_toeplitz_tiles(sizes, dtype, precision, shared), key=lambda pair: pair[1])[0]
 
 
 def sliding(sizes: Sizes, dtype: str, channels_last: bool) -> Sliding:
@@ -238,24 +244,51 @@ def sliding_cycles(sizes: Sizes, t: Sliding, element: int) -> float:
     return LAUNCH_CYCLES + max(total, moved)
 
 
+def copy_cycles(sizes: Sequence[int], element: int) -> float:
+    """Predicted cycles of copying input and output into another memory format: four more trips through memory."""
+    n, c, h, w, _, _, ho, wo = sizes[:8]
+    moved = element * n * c * (h * w + ho * wo)
+    return 2 * LAUNCH_CYCLES + 2 * moved / SMS / MEMORY_BYTES_PER_CYCLE
+
+
+@lru_cache(maxsize=512)
+def forward_tiles(
+    sizes: Sizes, dtype: str, precision: str, channels_last: bool = False, shared: int = SHARED_BYTES
+) -> tuple[tuple[Toeplitz | Sliding, float], ...]:
+    """Kernels and tiles of fwd and bwd_input with their predicted cycles, the best first.
+
+    Strict float32 has no tensor cores; small filters may not need them. The tensor core form takes copies of
+    channels_last operands.
+    """
+    element = 4 if dtype == "float32" else 2
+    slide = sliding(sizes, dtype, channels_last)
+    slow = (slide, sliding_cycles(sizes, slide, element))
+    if dtype == "float32" and precision == "ieee":
+        return (slow,)
+    copies = copy_cycles(sizes, element) if channels_last else 0.0
+    tiles = [(tile, cycles + copies) for tile, cycles in _toeplitz_tiles(sizes, dtype, precision, shared)]
+    return tuple(sorted([*tiles, slow], key=lambda pair: pair[1]))
+
+
 @lru_cache(maxsize=4096)
 def forward(
-    sizes: Sizes, dtype: str, precision: str, channels_last: bool = False, shared: int = SHARED_BYTES
+    sizes: Sizes, dtype: str, precision: str, channels_last: bool = False, shared: int = SHARED_BYTES, variant: int = -1
 ) -> Toeplitz | Sliding:
-    """Kernel and tile of fwd and bwd_input. Strict float32 has no tensor cores; small filters may not need them."""
-    if tuned is not None and (choice := tuned("fwd", sizes, dtype, precision)) is not None:
+    """The tile of a variant, of -1 the model's choice.
+
+    Raises:
+        ValueError: there is no such variant.
+    """
+    if override is not None and variant == -1 and (choice := override("fwd", sizes, dtype, precision)) is not None:
         assert isinstance(choice, (Toeplitz, Sliding))
         return choice
-    slide = sliding(sizes, dtype, channels_last)
-    if dtype == "float32" and precision == "ieee":
-        return slide
-    tile = toeplitz(sizes, dtype, precision, shared)
-    element = 4 if dtype == "float32" else 2
-    tensor = forward_cycles(sizes, tile, element, _rate(precision, dtype))
-    if channels_last:  # the tensor core form takes copies: four more trips through memory
-        moved = element * sizes.n * sizes.c * (sizes.h * sizes.w + sizes.ho * sizes.wo)
-        tensor += 2 * LAUNCH_CYCLES + 2 * moved / SMS / MEMORY_BYTES_PER_CYCLE
-    return slide if sliding_cycles(sizes, slide, element) < tensor else tile
+    return _numbered(forward_tiles(sizes, dtype, precision, channels_last, shared), variant)
+
+
+def _numbered(tiles: Sequence[tuple[AnyTile, float]], variant: int) -> AnyTile:
+    if not -1 <= variant < len(tiles):
+        raise ValueError(f"variant must be -1 or a number below {len(tiles)}, the tiles for these sizes; got {variant}")
+    return tiles[max(variant, 0)][0]
 
 
 # ---- bwd_weight ----
@@ -331,12 +364,11 @@ def _weight_tiles(sizes: Sizes, element: int, ieee: bool, shared: int) -> Iterat
                         yield Weight(bi, k // bi, g, r, bx, bxi, whole, 1, warps, stages)
 
 
-@lru_cache(maxsize=4096)
-def weight(sizes: Sizes, dtype: str, precision: str, shared: int = SHARED_BYTES) -> Weight:
-    """Tile of bwd_weight, and into how many ranges its sum is split: as many as fill the GPU."""
-    if tuned is not None and (choice := tuned("bwd_weight", sizes, dtype, precision)) is not None:
-        assert isinstance(choice, Weight)
-        return choice
+@lru_cache(maxsize=512)
+def weight_tiles(
+    sizes: Sizes, dtype: str, precision: str, shared: int = SHARED_BYTES
+) -> tuple[tuple[Weight, float], ...]:
+    """Tiles of bwd_weight, and into how many ranges its sum is split, with their predicted cycles, the best first."""
     element = 4 if dtype == "float32" else 2
     rate = _rate(precision, dtype)
     tiles = []
@@ -344,16 +376,36 @@ def weight(sizes: Sizes, dtype: str, precision: str, shared: int = SHARED_BYTES)
         longest = weight_steps(sizes, tile)[2]
         counts = [splits for splits in (1, 2, 4, 8, 16, 32) if splits == 1 or splits * 4 <= longest]
         tiles += [tile._replace(splits=splits) for splits in counts]
-    return min(tiles, key=lambda t: weight_cycles(sizes, t, element, rate))
+    return tuple(sorted(((t, weight_cycles(sizes, t, element, rate)) for t in tiles), key=lambda pair: pair[1]))
 
 
-def describe(pass_: str, sizes: Sizes, dtype: str, precision: str, channels_last: bool) -> str:
-    """The kernel and tile that a pass gets on a GPU with the least shared memory, in words."""
-    if pass_ == "bwd_weight":
-        t = weight(sizes, dtype, precision)
+@lru_cache(maxsize=4096)
+def weight(sizes: Sizes, dtype: str, precision: str, shared: int = SHARED_BYTES, variant: int = -1) -> Weight:
+    """The tile of a variant of bwd_weight, of -1 the model's choice: see `forward`."""
+    if (
+        override is not None
+        and variant == -1
+        and (choice := override("bwd_weight", sizes, dtype, precision)) is not None
+    ):
+        assert isinstance(choice, Weight)
+        return choice
+    return _numbered(weight_tiles(sizes, dtype, precision, shared), variant)
+
+
+def kernel_of(tile: Tile) -> str:
+    """The kernel that a tile is of."""
+    return {Toeplitz: "toeplitz_fwd", Sliding: "sliding_fwd", Weight: "toeplitz_weight"}[type(tile)]
+
+
+def name_of(tile: Tile) -> str:
+    """The kernel and every constant of a tile: what files of measured choices hold."""
+    return f"{kernel_of(tile)}({','.join(str(int(value)) for value in tile)})"
+
+
+def describe(t: Tile) -> str:
+    """The kernel and the tile in words."""
+    if isinstance(t, Weight):
         return f"toeplitz_weight {t.G * t.BX}x{t.R * t.BXI}x{t.BI * t.BQ}, {t.splits} splits, {t.num_warps} warps"
-    choice = forward(sizes, dtype, precision, channels_last)
-    if isinstance(choice, Sliding):
-        return f"sliding_fwd {choice.R} rows of {choice.P}x{choice.Q}, {choice.num_warps} warps"
-    tile = f"{choice.BI * choice.G}x{choice.R * choice.BX}x{choice.KR * choice.BXI}"
-    return f"toeplitz_fwd {tile}, {choice.num_warps} warps"
+    if isinstance(t, Sliding):
+        return f"sliding_fwd {t.R} rows of {t.P}x{t.Q}, {t.num_warps} warps"
+    return f"toeplitz_fwd {t.BI * t.G}x{t.R * t.BX}x{t.KR * t.BXI}, {t.num_warps} warps"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Sequence
 from contextlib import nullcontext
@@ -13,6 +12,7 @@ import triton
 from torch import Tensor
 from torch._prims_common import suggest_memory_format
 
+from ..triton import shared_bytes
 from . import configs, fma, forward, weight
 from .configs import Sizes, Sliding, Toeplitz, Weight, cdiv, power_of_2
 
@@ -37,15 +37,6 @@ def _on(tensor: Tensor) -> Any:
     return torch.cuda.device(tensor.device) if tensor.is_cuda else nullcontext()
 
 
-@functools.cache
-def _shared_bytes(device: torch.device) -> int:
-    """Shared memory that a block may have, less what the compiler keeps for itself."""
-    if device.type != "cuda":
-        return configs.SHARED_BYTES
-    most = getattr(torch.cuda.get_device_properties(device), "shared_memory_per_block_optin", configs.SHARED_BYTES)
-    return max(configs.SHARED_BYTES, int(most) - 4096)
-
-
 def _name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
@@ -62,7 +53,7 @@ def _is_channels_last(tensor: Tensor) -> bool:
 
 def convolve(
     x: Tensor, weight: Tensor, bias: Tensor | None, padding: Sequence[int], activation: str, precision: str, flip: bool,
-    tile: Toeplitz | Sliding | None = None,
+    tile: Toeplitz | Sliding | None = None, variant: int = -1,
 ) -> Tensor:  # fmt: skip
     """A forward convolution, with the filter reversed if `flip`.
 
@@ -73,7 +64,8 @@ def convolve(
         padding: (top, bottom, left, right).
         activation, precision: as in the raw ops.
         flip: whether to reverse the filter.
-        tile: the kernel and its tile, None for the choice of `configs`.
+        tile: the kernel and its tile, None for that of `variant`.
+        variant: see `configs.forward`.
 
     Returns:
         (N, C, Ho, Wo) in the memory format of x.
@@ -88,7 +80,7 @@ def convolve(
     sizes = Sizes(n, c, h, w, kh, kw, size[2], size[3], top, left)
     last = _is_channels_last(x)
     if tile is None:
-        tile = configs.forward(sizes, _name(x.dtype), precision, last, _shared_bytes(x.device))
+        tile = configs.forward(sizes, _name(x.dtype), precision, last, shared_bytes(x.device), variant)
         if isinstance(tile, Toeplitz) and x.stride(3) != 1:
             # Rows that are not contiguous would be read, and written, an element at a time: copies are cheaper.
             x = x.contiguous()
@@ -154,7 +146,7 @@ def fwd(
     activation: str, precision: str, algorithm: str, variant: int,
 ) -> Tensor:  # fmt: skip
     """Raw op ``dwconv2d``. Shapes as there."""
-    return convolve(input, weight, bias, padding, activation, precision, flip=False)
+    return convolve(input, weight, bias, padding, activation, precision, flip=False, variant=variant)
 
 
 def bwd_input(
@@ -164,27 +156,33 @@ def bwd_input(
     top, bottom, left, right = padding
     kh, kw = weight.shape[2:]
     mirrored = kh - 1 - top, kh - 1 - bottom, kw - 1 - left, kw - 1 - right
-    return convolve(grad_output, weight, None, mirrored, "none", precision, flip=True)
+    return convolve(grad_output, weight, None, mirrored, "none", precision, flip=True, variant=variant)
 
 
 def bwd_weight(
     grad_output: Tensor, input: Tensor, padding: Sequence[int], precision: str, algorithm: str, variant: int
 ) -> Tensor:
     """Raw op ``dwconv2d_backward_weight``; (C, 1, Kh, Kw) contiguous."""
-    return correlate(grad_output, input, padding, precision, with_bias=False)[0]
+    return correlate(grad_output, input, padding, precision, with_bias=False, variant=variant)[0]
 
 
 def bwd_weight_bias(
     grad_output: Tensor, input: Tensor, padding: Sequence[int], precision: str, algorithm: str, variant: int
 ) -> tuple[Tensor, Tensor]:
     """`bwd_weight` and the sum of grad_output over images, rows and columns, (C,), from the same pass."""
-    grad_weight, grad_bias = correlate(grad_output, input, padding, precision, with_bias=True)
+    grad_weight, grad_bias = correlate(grad_output, input, padding, precision, with_bias=True, variant=variant)
     assert grad_bias is not None
     return grad_weight, grad_bias
 
 
 def correlate(
-    grad: Tensor, x: Tensor, padding: Sequence[int], precision: str, with_bias: bool, tile: Weight | None = None
+    grad: Tensor,
+    x: Tensor,
+    padding: Sequence[int],
+    precision: str,
+    with_bias: bool,
+    tile: Weight | None = None,
+    variant: int = -1,
 ) -> tuple[Tensor, Tensor | None]:
     """Gradients of the filter and, if asked for, of the bias.
 
@@ -194,7 +192,8 @@ def correlate(
         padding: of the forward pass.
         precision: of float32.
         with_bias: whether to sum `grad` as well.
-        tile: None for the choice of `configs`.
+        tile: None for that of `variant`.
+        variant: see `configs.weight`.
     """
     n, c, h, w = x.shape
     ho, wo = grad.shape[2:]
@@ -206,7 +205,7 @@ def correlate(
         return grad_weight.zero_(), grad_bias.zero_() if grad_bias is not None else None
     s = Sizes(n, c, h, w, kh, kw, ho, wo, top, left)
     if tile is None:
-        tile = configs.weight(s, _name(x.dtype), precision, _shared_bytes(x.device))
+        tile = configs.weight(s, _name(x.dtype), precision, shared_bytes(x.device), variant)
         # Rows that are not contiguous would be read an element at a time: copies are cheaper.
         grad, x = (v if v.stride(3) == 1 else v.contiguous() for v in (grad, x))
     t = tile

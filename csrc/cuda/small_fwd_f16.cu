@@ -1,0 +1,13 @@
+#include "small_fwd.cuh"
+#include "small_kernels.h"
+
+namespace replknet_ext::cuda {
+
+SmallFwdKernel small_fwd_f16(int variant) {
+#define SMALL_KERNEL(name, groups, even, warps) small_fwd_kernel<false, groups, even, warps>,
+  static constexpr SmallFwdKernel kernels[] = {SMALL_FWD_VARIANTS(SMALL_KERNEL)};
+#undef SMALL_KERNEL
+  return kernels[variant];
+}
+
+}  // namespace replknet_ext::cuda

@@ -1,0 +1,281 @@
+#include "small_plan.h"
+
+#include <algorithm>
+#include <cmath>
+
+#include "family.h"
+#include "model.h"
+#include "plan_cache.h"
+#include "small_variants.h"
+
+namespace replknet_ext::cuda {
+namespace {
+
+constexpr int kMostPixels = 512;      // of a plane
+constexpr double kTurnCycles = 800;  // a canvas and four barriers of a block that goes on
+
+int ceil_div(int a, int b) { return (a + b - 1) / b; }
+// The smallest pitch of at least so many words: 4 more than a multiple of 8, see SmallTensor.
+int pitch_of(int words) { return words + ((12 - words % 8) % 8); }
+
+const char* refuse(const Problem& p) {
+  if (p.algorithm == Algorithm::fft) return "computes directly, not by FFT";
+  if (p.dtype != DType::f16 && p.dtype != DType::bf16) return "only float16 and bfloat16";
+  if (p.channels_last && p.c > 1) return "the variant is not for channels_last tensors";
+  if (p.h * p.w > kMostPixels || p.ho * p.wo > kMostPixels) return "planes have more than 512 pixels";
+  return nullptr;
+}
+
+// Steps of a product over the pixels of a plane: of 16 inputs, the last of 8 where that is enough.
+struct Steps {
+  int whole, half;
+  double work() const { return whole + 0.5 * half; }  // in products of 16
+};
+Steps steps_of(int pixels) {
+  const int rest = pixels % 16;
+  return {pixels / 16 + (rest > 8), rest > 0 && rest <= 8};
+}
+
+int blocks_of(int warps_an_sm, int warps, int shared, const DeviceLimits& limits) {
+  const int by_shared = static_cast<int>(limits.shared_per_sm / (shared + 1024));
+  return std::max(1, std::min({by_shared, warps_an_sm / warps, 16}));
+}
+
+// Cycles of the busiest SM. An SM has units of work: they are loaded, computed and stored while others overlap.
+struct Costs {
+  double first, last;            // cycles that nothing hides: of the first loads of a unit, of the last stores
+  double move;                   // cycles of all loads and stores of a unit
+  double tensor, shared, issue;  // cycles of a unit: of its SM's tensor cores, shared memory and issue slots
+};
+double cycles_of(const Costs& c, int64_t units, int resident, bool fetched_ahead, int warps, const DeviceLimits& limits) {
+  const double rounds = std::max(1.0, static_cast<double>((units + limits.sms - 1) / limits.sms));
+  const double beside = std::min<double>(resident, rounds), later = rounds - beside;
+  const auto sums = [&](double w) { return std::max({c.tensor / busy(static_cast<int>(w)), c.shared, c.issue / 0.8}); };
+  const double alone = sums(warps), together = sums(warps * beside);
+  // Blocks that start together wait for each other's loads, a block that starts later for its own, one that goes on for
+  // the next canvas: as far as products beside it do not hide that.
+  const double waits =
+      kExposed * ((beside - 1) * c.first + later * (fetched_ahead ? kTurnCycles : kStartCycles + c.first));
+  return kStartCycles + c.first + waits + std::max((rounds - 1) * together + alone, (rounds - 1) * c.move) + c.last;
+}
+
+bool plan_fwd(const Problem& p, const DeviceLimits& limits, int variant, SmallPlan* best) {
+  const SmallFwdVariant& v = kSmallFwd[variant];
+  SmallFwdArgs a{};
+  a.n = static_cast<int>(p.n), a.c = static_cast<int>(p.c), a.h = static_cast<int>(p.h), a.width = static_cast<int>(p.w);
+  a.ho = static_cast<int>(p.ho), a.wo = static_cast<int>(p.wo), a.kh = static_cast<int>(p.kh), a.kw = static_cast<int>(p.kw);
+  a.pad_top = static_cast<int>(p.pad_top), a.pad_left = static_cast<int>(p.pad_left);
+  a.flip = p.flip, a.activation = static_cast<int>(p.activation);
+  a.x.pixels = a.h * a.width, a.y.pixels = a.ho * a.wo;
+  a.by_width = reciprocal(a.width), a.by_wo = reciprocal(a.wo);
+  a.tiles = ceil_div(a.y.pixels, 8), a.channel_warps = ceil_div(a.tiles, kSmallTiles);
+  a.canvas_pitch = a.width + a.wo - 1 + (v.even && (a.width + a.wo) % 2 == 0);
+  const int elements = (a.h + a.ho - 1) * a.canvas_pitch, images = 16 * v.groups;
+  // The two copies start 16 banks apart.
+  a.copy_bytes = v.even ? (ceil_div(ceil_div(elements, 2) - 16, 32) * 32 + 16) * 4 : ceil_div(elements, 8) * 16;
+  a.canvas_bytes = a.copy_bytes * (v.even ? 2 : 1);
+  const int64_t image_tiles = (p.n + images - 1) / images;
+  // a warp multiplies kSmallTiles tiles, or one less
+  const int least = a.tiles / a.channel_warps, more = a.tiles % a.channel_warps;
+  const int full = least == kSmallTiles ? a.channel_warps : least == kSmallTiles - 1 ? more : 0;
+  const int multiplied = a.channel_warps * (kSmallTiles - 1) + full;
+  bool found = false;
+  for (int channels = 1; channels * a.channel_warps <= v.warps; channels *= 2) {
+    if (channels > 1 && channels >= 2 * p.c) break;
+    const int warps = channels * a.channel_warps;
+    int words = 0;
+    double work = 0, products = 0;
+    for (int j = 0; j < channels; ++j) {
+      const int skipped = (j * a.x.pixels) & 1;
+      const Steps s = steps_of(a.x.pixels + skipped);
+      words = std::max(words, (j * a.x.pixels - skipped) / 2 + 8 * s.whole + 4 * s.half);
+      work += s.work(), products += s.whole + s.half;
+    }
+    a.channels = channels, a.image_tiles = static_cast<int>(image_tiles);
+    a.x.pitch = pitch_of(words), a.y.pitch = pitch_of(ceil_div(channels * a.y.pixels, 2));
+    a.buffer_bytes = images * 4 * std::max(a.x.pitch, a.y.pitch);
+    const int64_t units = ceil_div(a.c, channels) * image_tiles;
+    if (units > 0x7fffffff) continue;
+    a.units = static_cast<int>(units);
+    const double planes = static_cast<double>(images) * channels;
+    const double pixels_in = planes * a.x.pixels, pixels_out = planes * a.y.pixels;
+    Costs c{};
+    c.first = 2 * pixels_in / kGlobalBytes, c.last = 2 * pixels_out / kGlobalBytes, c.move = c.first + c.last;
+    c.tensor = work * multiplied * v.groups / 4 * kMmaCycles;
+    const double loads = work * a.channel_warps * (4.0 * v.groups + (v.even ? 2 : 4) * kSmallTiles);
+    // a run in pieces of 16, 8, 4 or 2 bytes: one access of a lane each, and again on the way out
+    const int in = small_access(p, 0, a.x.pixels, channels), out = small_access(p, 0, a.y.pixels, channels);
+    const double pieces = 2 * pixels_in / in + 2 * pixels_out / out;
+    c.shared = loads + (2 * pixels_in + 4 * pixels_out) / kSharedBytes;
+    c.issue = (loads * (v.even ? 1.7 : 2.2) + products * multiplied * v.groups + 6 * pieces / 32 +
+               pixels_out / 2 / 32 * 8) / 4;
+    for (a.buffers = 1; a.buffers <= 2; ++a.buffers) {
+      const int shared = a.buffers * a.buffer_bytes + channels * a.canvas_bytes;
+      if (shared > limits.shared_per_block) continue;
+      const int resident = blocks_of(v.warps, warps, shared, limits);
+      const int64_t at_once = int64_t{resident} * limits.sms, blocks = a.buffers == 1 ? units : std::min(units, at_once);
+      const double cycles = cycles_of(c, units, resident, a.buffers == 2, warps, limits);
+      if ((found && cycles >= best->plan.cycles) || (a.buffers == 2 && units <= at_once)) continue;
+      found = true;
+      best->fwd = a;
+      LaunchPlan& plan = best->plan;
+      plan = {};
+      plan.variant = variant, plan.name = v.name, plan.row_groups = 1, plan.passes = 1;
+      plan.block_pairs = ceil_div(a.ho, 2), plan.block_chunks = ceil_div(a.wo, 8), plan.block_groups = 2 * v.groups;
+      plan.warps = warps, plan.shared_bytes = shared, plan.blocks_per_sm = resident, plan.blocks = blocks;
+      plan.mmas = products / channels * multiplied * v.groups * static_cast<double>(p.c) * static_cast<double>(image_tiles);
+      plan.cycles = cycles;
+      plan.spill_rows = plan.spill_columns = -1;
+    }
+  }
+  return found;
+}
+
+constexpr int kWarps = 4;  // of a channel in bwd_weight
+
+// Row offsets with a product: input row - first row of the output pair + pad_top.
+int first_offset(const Problem& p) {
+  return static_cast<int>(std::min(std::max<int64_t>(0, p.pad_top - 2 * ((p.ho + 1) / 2 - 1)), p.kh));
+}
+int row_offsets(const Problem& p) {
+  return std::max(1, static_cast<int>(std::min(p.kh, p.pad_top + p.h - 1)) + 1 - first_offset(p));
+}
+
+// Meetings of an output row pair and an input row; the products are a multiple.
+double meetings(const Problem& p, int dy_first, int dy_end) {
+  double sum = 0;
+  for (int dy = dy_first; dy < dy_end; ++dy)
+    for (int64_t first = 0; first < p.ho; first += 2) {
+      const int64_t row = first - p.pad_top + dy;
+      sum += row >= 0 && row < p.h;
+    }
+  return sum;
+}
+
+// The products and their ending are rt_weight's, of one part. Planes of two chunks have an even width, so that their rows
+// start at words.
+bool plan_weight(const Problem& p, const DeviceLimits& limits, int variant, SmallPlan* best) {
+  const SmallWeightVariant& v = kSmallWeight[variant];
+  const bool in_runs = v.chunks == 1;
+  SmallWeightArgs a{};
+  RtwArgs& rt = a.rt;
+  rt.n = static_cast<int>(p.n), rt.c = static_cast<int>(p.c), rt.kh = static_cast<int>(p.kh), rt.kw = static_cast<int>(p.kw);
+  rt.pad_top = static_cast<int>(p.pad_top), rt.pad_left = static_cast<int>(p.pad_left);
+  rt.dtype = p.dtype == DType::f16 ? 1 : 2;
+  rt.tensor[0].h = static_cast<int>(p.h), rt.tensor[0].w = static_cast<int>(p.w);
+  rt.tensor[1].h = static_cast<int>(p.ho), rt.tensor[1].w = static_cast<int>(p.wo);
+  rt.groups = ceil_div(rt.n, 16), rt.splits = 1, rt.pairs = ceil_div(rt.tensor[1].h, 2);
+  rt.d_first = -(v.chunks - 1), rt.parts_down = rt.parts_along = 1;
+  rt.block_channels = in_runs ? kWarps : 1, rt.row_warps = kWarps / rt.block_channels;
+  rt.dy_first = in_runs ? rt.pad_top - 6 : first_offset(p);
+  rt.dy_end = rt.dy_first + (in_runs ? v.rows : row_offsets(p));
+  for (int i = 0; i < 2; ++i) {
+    const RtwTensor& t = rt.tensor[i];
+    a.run[i].pixels = t.h * t.w;
+    a.run[i].pitch = pitch_of(ceil_div(rt.block_channels * t.h * t.w, 2));
+    a.pitch[i] = in_runs ? 4 * a.run[i].pitch : (t.h + (t.h & 1)) * 32 + 16;
+    a.by_words[i] = reciprocal(std::max(1, t.w / 2));
+  }
+  a.stage_bytes = 16 * (a.pitch[0] + a.pitch[1]);
+  const int chunk_offsets = 2 * v.chunks - 1, offsets = rt.dy_end - rt.dy_first;
+  const int tile_floats = in_runs ? 2 * v.rows * (8 * 8 + 8) : 2 * 8 * 8 * chunk_offsets;  // of a warp
+  const int end_bytes = 4 * (kWarps * tile_floats + rt.block_channels * 2 * offsets * (8 * chunk_offsets + 7));
+  rt.plane_bytes = ceil_div(std::max(kSmallStages * a.stage_bytes, end_bytes), 128) * 128;
+  const int shared = rt.plane_bytes + kWarps * 128;
+  const int64_t blocks = (p.c + rt.block_channels - 1) / rt.block_channels;
+  if (shared > limits.shared_per_block || blocks > 0x7fffffff) return false;
+  const int resident = blocks_of(v.warps, kWarps, shared, limits);
+  const double pixels = 16.0 * (p.h * p.w + p.ho * p.wo) * rt.block_channels, groups = rt.groups;  // of a group of images
+  // Instructions of a warp: a plane's or run's copy, besides its meetings, a fragment gathered from 4 half words, a row
+  // offset's diagonals, a tap of the filter.
+  constexpr double kPlane = 24, kRun = 34, kMeeting = 3, kGathered = 9, kDiagonals = 91, kShortDiagonals = 34, kTap = 40;
+  const double ending = kWarps * v.rows * (in_runs ? kShortDiagonals : kDiagonals) / 4 +
+                        rt.block_channels * std::ceil(rt.kh * rt.kw / (32.0 * kWarps)) * kTap;
+  double products, instructions, reads;  // of a group of images
+  if (in_runs) {
+    products = 4.0 * p.h * rt.block_channels;
+    const double fragments = (8.0 + p.h) * rt.block_channels;
+    reads = 4 * fragments, instructions = products + kGathered * fragments;
+  } else {
+    products = 4 * meetings(p, rt.dy_first, rt.dy_end);
+    const double fragments = kWarps * 2.0 * rt.pairs + 2 * p.h;  // by ldmatrix_x4
+    reads = 4 * fragments, instructions = products + fragments + kWarps * 2 * kMeeting * 4 * v.rows;
+  }
+  Costs c{};
+  c.first = 2 * pixels / kGlobalBytes, c.move = c.first * groups, c.last = ending + 600;
+  c.tensor = products * groups / 4 * kMmaCycles;
+  c.shared = groups * (reads + 2 * 2 * pixels / kSharedBytes);
+  c.issue = groups * (instructions + (in_runs ? kRun : kPlane) * 32) / 4 + ending;
+  best->weight = a;
+  LaunchPlan& plan = best->plan;
+  plan = {};
+  plan.variant = variant, plan.name = v.name, plan.row_groups = 1, plan.passes = 1;
+  plan.block_pairs = rt.pairs, plan.block_chunks = v.chunks, plan.block_groups = rt.groups;
+  plan.warps = kWarps, plan.shared_bytes = shared, plan.blocks_per_sm = resident, plan.blocks = blocks;
+  plan.mmas = products / rt.block_channels * groups * static_cast<double>(p.c);
+  plan.cycles = cycles_of(c, blocks, resident, false, kWarps, limits);
+  plan.spill_rows = plan.spill_columns = -1;
+  return true;
+}
+
+// Null or why a variant is not for a problem's planes and filter.
+const char* refuse_variant(const Problem& p, int variant) {
+  const bool even = p.w % 2 == 0 && p.wo % 2 == 0;
+  if (p.pass == Pass::fwd) return even || !kSmallFwd[variant].even ? nullptr : "the variant is for planes of an even width";
+  const SmallWeightVariant& v = kSmallWeight[variant];
+  const int64_t longest = std::max({p.h, p.w, p.ho, p.wo});
+  if (v.chunks == 1) return longest <= 8 ? nullptr : "the variant is for planes of up to 8 rows and columns";
+  if (!even) return "the variant is for planes of an even width";
+  if (longest > 16) return "planes have more than 16 rows or columns";
+  return row_offsets(p) <= kWarps * v.rows ? nullptr : "the variant has too few row offsets";
+}
+
+const char* make_plan(const Problem& p, const DeviceLimits& limits, int variant, SmallPlan* plan) {
+  if (const char* why = refuse(p)) return why;
+  const bool weight = p.pass == Pass::bwd_weight;
+  const char* reason = "the variant needs more shared memory, warps or blocks than there are";
+  bool found = false;
+  for (int i = 0; i < (weight ? kSmallWeightCount : kSmallFwdCount); ++i) {
+    if (variant >= 0 && i != variant) continue;
+    if (const char* why = refuse_variant(p, i)) {
+      reason = why;
+      continue;
+    }
+    SmallPlan candidate;
+    if ((weight ? plan_weight : plan_fwd)(p, limits, i, &candidate) &&
+        (!found || candidate.plan.cycles < plan->plan.cycles)) {
+      *plan = candidate;
+      found = true;
+    }
+  }
+  return found ? nullptr : reason;
+}
+
+}  // namespace
+
+int small_access(const Problem& p, uint64_t address, int pixels, int channels) {
+  const uint64_t m = address | static_cast<uint64_t>(p.c * pixels * 2) | static_cast<uint64_t>(channels) * pixels * 2 | 16;
+  return static_cast<int>(m & (~m + 1));
+}
+
+const char* plan_small(const Problem& p, const DeviceLimits& limits, int variant, SmallPlan* plan) {
+  return cached_plan<SmallPlan, struct Small>(p, limits, variant, plan,
+                                              [&](SmallPlan* out) { return make_plan(p, limits, variant, out); });
+}
+
+namespace {
+int count(Pass pass) { return pass == Pass::fwd ? kSmallFwdCount : kSmallWeightCount; }
+const char* name_of(Pass pass, int variant) {
+  return pass == Pass::fwd ? kSmallFwd[variant].name : kSmallWeight[variant].name;
+}
+const char* plan_family(const Problem& p, const DeviceLimits& limits, int variant, LaunchPlan* out) {
+  SmallPlan found;
+  const char* why = plan_small(p, limits, variant, &found);
+  if (!why) *out = found.plan;
+  return why;
+}
+}  // namespace
+
+const Family small_family{"small", count, name_of, plan_family};
+
+}  // namespace replknet_ext::cuda

@@ -1,0 +1,20 @@
+// From a problem to launch numbers: which variant, how many channels a block. Host code without CUDA.
+#pragma once
+#include "dwconv2d_cuda.h"
+#include "small_args.h"
+
+namespace replknet_ext::cuda {
+
+struct SmallPlan {
+  SmallFwdArgs fwd;  // without pointers and vec, which depend on them
+  SmallWeightArgs weight;
+  LaunchPlan plan;
+};
+
+// Null or the reason why not. Plans are kept: plan_cache.h.
+const char* plan_small(const Problem& p, const DeviceLimits& limits, int variant, SmallPlan* plan);
+
+// Bytes of a global access that every run of a full block allows, of planes of so many pixels that start at `address`.
+int small_access(const Problem& p, uint64_t address, int pixels, int channels);
+
+}  // namespace replknet_ext::cuda

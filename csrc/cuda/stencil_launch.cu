@@ -1,0 +1,45 @@
+// Launches the stencil kernels: plan to arguments to grid.
+#include "family.h"
+#include "ptx.cuh"
+#include "stencil_kernels.h"
+#include "stencil_plan.h"
+#include "stencil_variants.h"
+#include "weight_sum.cuh"
+
+namespace replknet_ext::cuda {
+namespace {
+
+StencilTensor tensor(const Problem& p, const void* at, int64_t h, int64_t w) {
+  const int64_t size = p.dtype == DType::f32 ? 4 : 2, c = p.c;
+  const bool last = p.channels_last && c > 1;  // one channel: the same memory
+  StencilTensor t{at, c * h * w, h * w, w, 1, static_cast<int>(h), static_cast<int>(w), 1};
+  if (last) t.channel = 1, t.row = w * c, t.column = c;
+  const uint64_t m = reinterpret_cast<uint64_t>(at) | static_cast<uint64_t>((last ? c : w) * size) | 16;
+  t.vec = static_cast<int>((m & (~m + 1)) / size);
+  if (t.vec < 1) t.vec = 1;
+  return t;
+}
+}  // namespace
+
+int launch_stencil(const Problem& p, const Tensors& t, const DeviceLimits& limits, int variant, void* stream) {
+  StencilPlan plan;
+  if (plan_stencil(p, limits, variant, &plan)) return kUnsupported;
+  if (p.n == 0) return 0;
+  const bool weight = p.pass == Pass::bwd_weight;
+  StencilArgs a = plan.args;
+  a.in = tensor(p, t.x, p.h, p.w);
+  a.out = tensor(p, weight ? t.grad : t.out, p.ho, p.wo);
+  a.filter = t.w, a.bias = t.bias;
+  a.grad = t.out, a.grad_bias = t.grad_bias;
+  if (plan.splits > 1) a.partial = static_cast<float*>(t.workspace);
+  const StencilVariant& v = kStencil[plan.plan.variant];
+  const auto kernel = (v.is_float ? stencil_f32 : stencil_half)(weight, v.kernel);
+  const dim3 grid(static_cast<unsigned>(plan.plan.blocks));
+  if (const auto e = launch_kernel(kernel, grid, dim3(kStencilThreads), plan.plan.shared_bytes, stream, a))
+    return static_cast<int>(e);
+  if (plan.splits == 1) return 0;
+  const int taps = static_cast<int>(p.kh * p.kw);
+  return launch_weight_sum({a.partial, a.grad, a.grad_bias, p.c * (taps + 1), taps, plan.splits, a.dtype}, stream);
+}
+
+}  // namespace replknet_ext::cuda

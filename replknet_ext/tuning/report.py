@@ -1,0 +1,128 @@
+"""What tuning found, to print and to keep."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..backends import Problem, configs
+from ..backends.configs import Entry
+from .measure import Measured
+
+__all__ = ["Row", "TuneReport", "layer_of"]
+
+
+def layer_of(problem: Problem) -> str:
+    """Shapes and dtype in short."""
+    kh, kw = problem.weight_shape[2:]
+    kernel = f"{kh}" if kh == kw else f"{kh}x{kw}"
+    layout = " channels_last" if problem.channels_last else ""
+    precision = f" {problem.precision}" if problem.precision != "ieee" else ""
+    return f"{'x'.join(map(str, problem.input_shape))} K{kernel} {problem.dtype_name}{precision}{layout}"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One pass of one problem.
+
+    Attributes:
+        problem: what was tuned.
+        count: how many layers have it.
+        entry: the choice with its time and the untuned one's; None if nothing ran.
+        measured: every candidate that was tried; empty if the choice was there already.
+    """
+
+    problem: Problem
+    count: int
+    entry: Entry | None
+    measured: tuple[Measured, ...] = ()
+
+    @property
+    def gain(self) -> float | None:
+        """Untuned over tuned time; None if one is unknown."""
+        if self.entry is None or not self.entry.untuned_us:
+            return None
+        return self.entry.untuned_us / self.entry.best[0][2]
+
+    def as_dict(self) -> dict[str, Any]:
+        """As JSON knows it."""
+        entry = None if self.entry is None else self.entry.as_json()
+        return {
+            "problem": configs.key_of(self.problem), "layers": self.count, "choice": entry,
+            "measured": [m.as_dict() for m in self.measured],
+        }  # fmt: skip
+
+
+@dataclass(frozen=True)
+class TuneReport:
+    """The outcome of `replknet_ext.tune`; `print` it for a table.
+
+    Attributes:
+        rows: one for each pass of each problem.
+        device: for what it holds, see `configs.identity`.
+        path: the file that keeps the choices; None if they were not written.
+    """
+
+    rows: tuple[Row, ...]
+    device: Mapping[str, str]
+    path: Path | None
+
+    def __iter__(self) -> Iterator[Row]:
+        return iter(self.rows)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @property
+    def totals(self) -> dict[str, tuple[float, float]]:
+        """Untuned and tuned microseconds of all layers, by pass; rows with an unknown time are left out."""
+        sums: dict[str, tuple[float, float]] = {}
+        for row in self.rows:
+            if row.entry is not None and row.entry.untuned_us is not None:
+                untuned, tuned = sums.get(row.problem.pass_, (0.0, 0.0))
+                more = row.count * row.entry.untuned_us, row.count * row.entry.best[0][2]
+                sums[row.problem.pass_] = untuned + more[0], tuned + more[1]
+        return sums
+
+    def as_dict(self) -> dict[str, Any]:
+        """As JSON knows it."""
+        path = None if self.path is None else str(self.path)
+        return {"device": dict(self.device), "path": path, "rows": [row.as_dict() for row in self.rows]}
+
+    def table(self) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+        """Headings and cells: layer, layers, pass, kernel, untuned and tuned microseconds, gain."""
+        cells = [_cells(row) for row in self.rows]
+        for pass_, (untuned, tuned) in self.totals.items():
+            cells.append(("all layers", "", pass_, "", us(untuned), us(tuned), f"{untuned / tuned:.2f}x"))
+        return ("layer", "n", "pass", "kernel", "untuned us", "tuned us", "gain"), cells
+
+    def __str__(self) -> str:
+        heading, cells = self.table()
+        return aligned([heading, *cells])
+
+
+def us(value: float | None) -> str:
+    """Microseconds in three digits."""
+    if value is None or math.isinf(value):
+        return "-"
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+
+
+def _cells(row: Row) -> tuple[str, ...]:
+    start = (layer_of(row.problem), str(row.count), row.problem.pass_)
+    if row.entry is None:
+        why = row.measured[0].failed if row.measured else "no kernel runs it"
+        return *start, f"none: {why}", "-", "-", ""
+    backend, name, tuned = row.entry.best[0]
+    gain = row.gain
+    return *start, f"{backend} {name}", us(row.entry.untuned_us), us(tuned), f"{gain:.2f}x" if gain else ""
+
+
+def aligned(rows: Sequence[Sequence[str]]) -> str:
+    """Rows of cells as text in columns."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = ("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows)
+    return "\n".join(lines)
