@@ -33,7 +33,7 @@ doctor` prints it for the RepLKNet-31B layers. The planner takes the variant wit
 | `rt_fwd` | `rt_*` | on tensor cores, a register Toeplitz | fwd, bwd_input | 16 bit; float32 as tf32, bf16x3 |
 | `rt_weight` | `rtw_*` | on tensor cores, its adjoint | bwd_weight | 16 bit; float32 as tf32, bf16x3 |
 | `fma` | `fma_*` | by FMA, exactly in the dtype | all | float32, float64 |
-| `fft` | `fft_*` | by fused transforms in shared memory | all | float32 |
+| `fft` | `fft_*` | by fused transforms in shared memory, in float32 | all | float32, 16 bit |
 
 `precision` (an argument, or `replknet_ext.set_float32_precision`) is a permission: with `"tf32"` an exact kernel that
 is predicted to be faster still runs. `algorithm="direct"` leaves the `fft` family out, `algorithm="fft"` all others.

@@ -51,8 +51,8 @@ def depthwise_conv2d(
     An output whose receptive field holds an Inf or NaN is non-finite, as in conv2d. On CPU no other output is. The CUDA
     tensor-core kernels (float16, bfloat16) also multiply neighbours by zero, so a NaN can reach up to 2 rows and 14
     columns further for the "same" padding of the papers' networks; other images and channels are never touched.
-    float32 on CUDA may run by FFT where that is faster: errors are then relative to the largest value of a plane, and
-    an Inf or NaN fills its plane; ``algorithm="direct"`` keeps both local.
+    On CUDA float32, and 16 bit on large maps, may run by FFT where that is faster: errors are then relative to the
+    largest value of a plane, and an Inf or NaN fills its plane; ``algorithm="direct"`` keeps both local.
 
     Args:
         input: (N, C, H, W) or unbatched (C, H, W); float32, float64, bfloat16 or float16. N may be 0.
@@ -63,8 +63,8 @@ def depthwise_conv2d(
             and right, as torch does.
         dilation: int or pair >= 1.
         activation: ``"none"``, ``"relu"`` or ``"gelu"`` (erf form), applied after the bias in the same pass.
-        algorithm: ``"auto"``, ``"direct"`` (each output sums only its own taps), ``"fft"`` (float32 on CUDA), or None
-            for the setting in force (`replknet_ext.set_algorithm`, `replknet_ext.algorithm`).
+        algorithm: ``"auto"``, ``"direct"`` (each output sums only its own taps), ``"fft"`` (CUDA, not float64),
+            or None for the setting in force (`replknet_ext.set_algorithm`, `replknet_ext.algorithm`).
         precision: of float32 on CUDA: ``"ieee"``, ``"tf32"``, ``"bf16x3"``, or None for the setting in force
             (`replknet_ext.set_float32_precision`, `replknet_ext.float32_precision`), which is ``"ieee"`` at first.
         backend: ``"auto"``, or a backend by name (``"cpu"``, ``"cuda"``, ``"triton"``, ``"torch"``), which is then

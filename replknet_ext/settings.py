@@ -78,7 +78,7 @@ def set_algorithm(name: str) -> None:
 
     Args:
         name: ``"auto"``, the fastest one, ``"direct"``: every output sums only its own taps, or ``"fft"``: by fast
-            Fourier transforms (float32 on CUDA; elsewhere an error).
+            Fourier transforms in float32 (CUDA, not float64; elsewhere an error).
 
     Raises:
         TypeError, ValueError: not one of these names.

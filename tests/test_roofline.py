@@ -78,8 +78,8 @@ def test_reasons_of_the_planner() -> None:
         gpu_plan.plan(K28, variant=number)
     with pytest.raises(gpu_plan.PlanError, match=r"8\.0"):
         gpu_plan.plan(K28, limits=gpu_plan.Limits(75, 40, 64 << 10, 64 << 10), variant=number)
-    with pytest.raises(gpu_plan.PlanError, match="float32"):
-        gpu_plan.plan(K28, algorithm="fft")
+    with pytest.raises(gpu_plan.PlanError, match="float64"):
+        gpu_plan.plan(K28, dtype="float64", algorithm="fft")
 
 
 @needs_compiler

@@ -3,7 +3,7 @@
 #include "dwconv2d_cuda.h"
 
 // rt_fwd: fwd and bwd_input on tensor cores; rt_weight: bwd_weight on tensor cores
-// fma: float32 and float64 on the FMA pipe, all passes; fft: float32 by fused transforms, all passes
+// fma: float32 and float64 on the FMA pipe, all passes; fft: float32 and 16 bit by fused transforms, all passes
 #define REPLKNET_EXT_FAMILIES(X) X(rt_fwd) X(rt_weight) X(fma) X(fft)
 
 namespace replknet_ext::cuda {

@@ -65,7 +65,7 @@ int count(Pass pass) { return pass == Pass::fwd ? kFftFwdCount : kFftWeightCount
 
 const char* refuse(const Problem& p) {
   if (p.algorithm == Algorithm::direct) return "computes by FFT, not directly";
-  if (p.dtype != DType::f32) return "the FFT kernels are for float32";
+  if (p.dtype == DType::f64) return "the FFT kernels compute in float32, not in float64";
   return nullptr;
 }
 
@@ -77,8 +77,9 @@ class Candidate {
     pairs_[1] = ceil_div(y.in, 2);
     out_pairs_ = ceil_div(weight_ ? y.taps : y.out, 2);
     columns_ = fft_columns(v.q, v.p);
-    const int64_t numbers = columns_ * v.s + std::max(pairs_[0], pairs_[1]) * v.zs;
-    shared_ = fft_tables_bytes(v.q, v.p) + static_cast<int>(numbers) * 8;
+    element_ = p.dtype == DType::f32 ? 4 : 2;
+    const int raw = static_cast<int>(std::max(pairs_[0] * pitch(weight_ ? x.out : x.taps), pairs_[1] * pitch(x.in))) * 2;
+    shared_ = fft_tables_bytes(v.q, v.p) + columns_ * v.s * 8 + raw;
     items_ = p.n * y.tiles * static_cast<int64_t>(x.tiles);
     warps_ = v.threads / 32;
     resident_ = std::max(1, std::min(limits.shared_per_sm / (shared_ + 1024), v.blocks));
@@ -122,18 +123,19 @@ class Candidate {
     a.items = items_, a.split_items = per_split, a.splits = static_cast<int>(splits);
     a.channels = static_cast<int>(p_.c), a.tiles_y = y_.tiles, a.tiles_x = x_.tiles;
     a.activation = static_cast<int>(p_.activation);
+    a.dtype = a.out_dtype = p_.dtype == DType::f32 ? FftDType::f32 : p_.dtype == DType::f16 ? FftDType::f16 : FftDType::bf16;
     const int length = v_.q * v_.p;
     a.scale = static_cast<float>(0.25 / (static_cast<double>(length) * length));
     // taps of the filter as a plane; a flipped one from its end
     const int64_t sign = p_.flip ? -1 : 1;
     const FftWindow filter{0, p_.kh * p_.kw, sign * p_.kw, sign, static_cast<int>(p_.kh), static_cast<int>(p_.kw),
-                           y_.taps, x_.taps, y_.tap0, x_.tap0, 0, 0, y_.tap_slot, x_.tap_slot};
+                           y_.taps, x_.taps, y_.tap0, x_.tap0, 0, 0, y_.tap_slot, x_.tap_slot, 0, 1};
     FftWindow input = plane(p_.h, p_.w), output = plane(p_.ho, p_.wo);
     input.rows = y_.in, input.columns = x_.in, input.origin_y = y_.in_origin, input.origin_x = x_.in_origin;
     output.rows = y_.out, output.columns = x_.out;
     a.from[0] = weight_ ? output : filter, a.from[1] = input, a.to = weight_ ? filter : output;
     if (weight_ && (a.to.origin_y < 0 || a.to.origin_x < 0)) a.to.rows = a.to.columns = 0;
-    for (FftWindow* w : {&a.from[0], &a.from[1], &a.to}) pair_rows(w);
+    for (FftWindow* w : {&a.from[0], &a.from[1], &a.to}) pair_rows(w), w->pitch = pitch(w->columns);
 
     const double predicted = predict(splits);
     const int64_t workspace = weight_ && splits > 1 ? splits * p_.c * (p_.kh * p_.kw + 1) * 4 : 0;
@@ -142,6 +144,8 @@ class Candidate {
   }
 
  private:
+  // Bytes of a row in shared memory: an element more for copies that start one early, an odd number of words.
+  int pitch(int columns) const { return (element_ == 4 ? columns | 1 : (columns + 2) / 2 | 1) * 4; }
   double rows_arithmetic() const {
     return v_.p * arithmetic(v_.q) + (v_.q / 2 + 1) * (2.0 * arithmetic(v_.p) + 4 * v_.p);
   }
@@ -150,7 +154,7 @@ class Candidate {
     const double issue = (instructions + kOverhead * numbers + kCopyOverhead * elements) / kFmaPerCycle;
     const double shared = (numbers + elements) * 8 * v_.waves / kSharedBytes;
     // a pixel of channels_last is a sector of its own in L2, and a cycle of the load and store unit
-    const double global = p_.channels_last ? std::max(1.0, 32 / kL2Bytes) * elements : elements * 4 / kGlobalBytes;
+    const double global = p_.channels_last ? std::max(1.0, 32 / kL2Bytes) * elements : elements * element_ / kGlobalBytes;
     return std::max({issue, shared, global * 0.8});
   }
   // Rows in layers of one a bank, 16 for the first rows of pairs, 16 for the second and so on.
@@ -174,8 +178,8 @@ class Candidate {
         if (r >= 0) by_layer[rows++] = r;
     }
     if (rows < 2 * w->pairs) by_layer[rows++] = w->rows;
-    for (int p = 0, i = 0; p < w->pairs; p += 16) {
-      const int group = std::min(16, w->pairs - p);
+    for (int p = 0, i = 0; p < w->pairs; p += 32) {
+      const int group = std::min(32, w->pairs - p);
       for (int half = 0; half < 2; ++half)
         for (int k = 0; k < group; ++k) w->order[half * w->pairs + p + k] = static_cast<uint8_t>(by_layer[i++]);
     }
@@ -185,7 +189,7 @@ class Candidate {
     w.height = static_cast<int>(height), w.width = static_cast<int>(width);
     w.image = p_.c * height * width, w.channel = p_.channels_last ? 1 : height * width;
     w.row = p_.channels_last ? width * p_.c : width, w.column = p_.channels_last ? p_.c : 1;
-    w.step_y = y_.step, w.step_x = x_.step;
+    w.step_y = y_.step, w.step_x = x_.step, w.unit = 1;
     return w;
   }
 
@@ -194,8 +198,8 @@ class Candidate {
   const FftVariant& v_;
   Axis y_, x_;
   bool weight_;
-  int64_t pairs_[2], out_pairs_, columns_, items_;
-  int shared_, resident_, warps_;
+  int64_t pairs_[2], out_pairs_, items_;
+  int columns_, element_, shared_, resident_, warps_;
 };
 
 // As few tiles as fit, down and along.
