@@ -12,7 +12,8 @@
 // (q, b) of a row pair stands in the column that (q, b) untangles to, at the pair's first row for the classes 0 ...
 // Q / 2 of the first residue, at its second row for the others: so the transform of size P of the classes q and -q,
 // done together since they untangle to the half spectrum, reads what it writes. Columns are transformed, multiplied by
-// the filter's spectrum, which stays in registers for the block's life, and transformed back; then the rows.
+// the filter's spectrum and transformed back; then the rows. That spectrum (in bwd_weight: an image's gradient's) stays
+// in registers, or where those would keep a second block from an SM in device memory (FftKept).
 //
 // bwd_weight: the spectra X conj(G) are summed in registers over the block's images in order, then one inverse.
 // Non-finite values fill their tile of their plane, no other.
@@ -68,7 +69,7 @@ struct FftItem {  // a tile of an image
   }
 };
 
-template <int kQ, int kP, int kA, int kS, int kThreads>
+template <int kQ, int kP, int kA, int kB, int kS, int kThreads, bool kMemory>
 struct Fft {
   static constexpr int L = kQ * kP, kColumns = fft_columns(kQ, kP);
   static constexpr int kSelf = fft_self_columns(kP), kClasses = kQ / 2 + 1;
@@ -91,6 +92,9 @@ struct Fft {
   // The columns of class q start here.
   __device__ __forceinline__ static int first_column(int q) { return q ? kSelf + (q - 1) * kP : 0; }
   __device__ __forceinline__ static bool self(int q) { return q == 0 || 2 * q == kQ; }
+  // Place (q, b) of a class that is not its own mirror: columns that follow each other in a row then lie in different
+  // banks also where P + 1 is even.
+  __host__ __device__ static constexpr int column_of(int b) { return kP % 2 ? 2 * b % kP : b; }
 
   __host__ __device__ static constexpr int idempotent() {  // 1 mod Q, 0 mod P
     int n = 0;
@@ -105,11 +109,12 @@ struct Fft {
       for (int which = 0; which < 3; ++which) {
         const FftWindow& w = which == 0 ? a.from[0] : which == 1 ? a.from[1] : a.to;
         const int row = w.order[n], m = (row + w.slot_y) % L;
-        t->y[which][n] = static_cast<uint32_t>(row | (m % kQ * kA + m % kP) << 16);
+        t->y[which][n] = static_cast<uint32_t>(row | (m % kQ * kA + m % kP * kB) << 16);
       }
       const int m = (n + a.to.slot_x) % L, q = m % kQ, b = m % kP, mirror = kQ - q;
       const bool low = self(q) ? b < kSelf : q < mirror;
-      const int column = self(q) ? first_column(q) + (low ? b : b - kSelf) : first_column(low ? q : mirror) + b;
+      const int column = self(q) ? first_column(q) + (low ? b : b - kSelf)
+                                 : first_column(low ? q : mirror) + column_of(b);
       t->to_x[n] = static_cast<uint16_t>(column + (low ? 0 : kHalf));
     }
     for (int i = threadIdx.x; i < 3 * kP; i += kThreads) {
@@ -129,17 +134,18 @@ struct Fft {
     return (item.tile_x * w.step_x + w.origin_x) & (w.unit - 1);
   }
 
-  // Starts the copy of a window into `raw`, half a warp a row; what lies outside the image becomes zero.
+  // Starts the copy of a window into `raw`, a warp or half of it a row; what lies outside the image becomes zero.
   __device__ __forceinline__ void load(const FftArgs& a, int which, int channel, const FftItem& item) const {
     const FftWindow& w = a.from[which];
     const int top = item.tile_y * w.step_y + w.origin_y, before = skew(w, item);
     const int left = item.tile_x * w.step_x + w.origin_x - before, columns = w.columns + before;
-    const int element = fft_bytes(a.dtype), lane = (threadIdx.x & 15) * w.unit, step = 16 * w.unit;
+    constexpr int kLanes = L > 28 ? 32 : 16;
+    const int element = fft_bytes(a.dtype), lane = (threadIdx.x & (kLanes - 1)) * w.unit, step = kLanes * w.unit;
     const auto* plane = static_cast<const unsigned char*>(a.source[which]) +
                         (item.image * w.image + channel * w.channel) * element;
     const bool words = w.unit * element == 4;
 #pragma unroll 1
-    for (int r = threadIdx.x >> 4; r < 2 * w.pairs; r += kThreads / 16) {
+    for (int r = threadIdx.x / kLanes; r < 2 * w.pairs; r += kThreads / kLanes) {
       const int iy = top + r;
       const bool row = r < w.rows && static_cast<unsigned>(iy) < static_cast<unsigned>(w.height);
       const unsigned char* from = plane + (iy * w.row + (left + lane) * w.column) * element;
@@ -178,7 +184,8 @@ struct Fft {
     Complex *low, *high, *own;
 
     __device__ __forceinline__ Places(Complex* s, int y0, int y1, int b)
-        : low(s + b * kS + y0), high(s + b * kS + y1), own(b < kSelf ? low : high - kSelf * kS) {}
+        : low(s + column_of(b) * kS + y0), high(s + column_of(b) * kS + y1),
+          own(s + (b < kSelf ? b * kS + y0 : (b - kSelf) * kS + y1)) {}
     __device__ __forceinline__ Complex* operator()(int q) const {
       return self(q) ? own + first_column(q) * kS
                      : 2 * q < kQ ? low + first_column(q) * kS : high + first_column(kQ - q) * kS;
@@ -213,23 +220,24 @@ struct Fft {
   __device__ __forceinline__ void rows_second(const FftWindow& w, int which) const {
     items(w, kClasses, [&](int p, int q) {
       const bool own = self(q);
-      Complex *s0 = s + first_column(q) * kS + place(which, p), *s1 = s + first_column(q) * kS + place(which, p + w.pairs);
-      Complex u[kP], v[kP];
-      each<kP>([&](auto b) { u[b] = ptx::load_shared8(b < kSelf || !own ? s0 + b * kS : s1 + (b - kSelf) * kS); });
-      dft<kP, -1>(u);
+      Complex *from = s + first_column(q) * kS, *s0 = from + place(which, p), *s1 = from + place(which, p + w.pairs);
+      const auto untangle = [&](Complex a, Complex mirror, int column) {
+        ptx::store_shared8(s0 + column * kS, Complex{a.re + mirror.re, a.im - mirror.im});
+        ptx::store_shared8(s1 + column * kS, Complex{a.im + mirror.im, mirror.re - a.re});
+      };
+      Complex u[kP];
       if (own) {
-        each<kP>([&](auto k) { v[k] = u[k]; });
+        each<kP>([&](auto b) { u[b] = ptx::load_shared8(b < kSelf ? s0 + b * kS : s1 + (b - kSelf) * kS); });
+        dft<kP, -1>(u);
+        each<kSelf>([&](auto k) { untangle(u[k], u[(kP - k) % kP], k); });
       } else {
-        each<kP>([&](auto b) { v[b] = ptx::load_shared8(s1 + b * kS); });
+        Complex v[kP];
+        each<kP>([&](auto b) { u[b] = ptx::load_shared8(s0 + column_of(b) * kS); });
+        dft<kP, -1>(u);
+        each<kP>([&](auto b) { v[b] = ptx::load_shared8(s1 + column_of(b) * kS); });
         dft<kP, -1>(v);
+        each<kP>([&](auto k) { untangle(u[k], v[(kP - k) % kP], column_of(k)); });
       }
-      each<kP>([&](auto k) {
-        const Complex mirror = v[(kP - k) % kP];
-        if (k < kSelf || !own) {
-          ptx::store_shared8(s0 + k * kS, Complex{u[k].re + mirror.re, u[k].im - mirror.im});
-          ptx::store_shared8(s1 + k * kS, Complex{u[k].im + mirror.im, mirror.re - u[k].re});
-        }
-      });
     });
   }
 
@@ -239,7 +247,7 @@ struct Fft {
 #pragma unroll 1
     for (int item = threadIdx.x; item < kColumns * kP; item += kThreads) {
       const int b = item / kColumns, c = item - b * kColumns;
-      Complex* column = s + c * kS + b;
+      Complex* column = s + c * kS + b * kB;
       const uint32_t mask = rows[b];
       Complex v[kQ];
       each<kQ>([&](auto q) {
@@ -253,6 +261,25 @@ struct Fft {
     }
   }
 
+  // A thread's numbers of a spectrum between two steps of its block; in memory the thread reads what it has written.
+  struct Kept {
+    Complex v[kMemory ? 1 : kRounds][kMemory ? 1 : kP];
+    Complex* memory;
+
+    __device__ __forceinline__ explicit Kept(void* spectra) {
+      const int64_t block = static_cast<int64_t>(blockIdx.x) * (kRounds * kP * kThreads);
+      memory = static_cast<Complex*>(spectra) + block + threadIdx.x;
+    }
+    __device__ __forceinline__ Complex get(int round, int k) const {
+      if constexpr (kMemory) return memory[(round * kP + k) * kThreads];
+      else return v[round][k];
+    }
+    __device__ __forceinline__ void put(int round, int k, Complex c) {
+      if constexpr (kMemory) memory[(round * kP + k) * kThreads] = c;
+      else v[round][k] = c;
+    }
+  };
+
   // use(round, v): a thread's items of the middle, v = P numbers of the spectrum that follow each other in a column
   template <class Use>
   __device__ __forceinline__ void middle(const Use& use) const {
@@ -265,12 +292,12 @@ struct Fft {
     });
   }
   __device__ __forceinline__ static void forward(const Complex* from, Complex (&v)[kP]) {
-    each<kP>([&](auto k) { v[k] = ptx::load_shared8(from + k); });
+    each<kP>([&](auto k) { v[k] = ptx::load_shared8(from + k * kB); });
     dft<kP, -1>(v);
   }
   __device__ __forceinline__ static void inverse(Complex* to, Complex (&v)[kP]) {
     dft<kP, 1>(v);
-    each<kP>([&](auto k) { ptx::store_shared8(to + k, v[k]); });
+    each<kP>([&](auto k) { ptx::store_shared8(to + k * kB, v[k]); });
   }
 
   __device__ __forceinline__ void rows_inverse_first(const FftWindow& w) const {
@@ -278,23 +305,22 @@ struct Fft {
       const bool own = self(q);
       Complex *from = s + first_column(q) * kS, *s0 = from + place(2, p), *s1 = from + place(2, p + w.pairs);
       Complex u[kP], v[kP];
-      each<kP>([&](auto k) {
-        u[k] = v[(kP - k) % kP] = {0.f, 0.f};
-        if (k < kSelf || !own) {
-          const Complex a = ptx::load_shared8(s0 + k * kS), b = ptx::load_shared8(s1 + k * kS);
-          u[k] = {a.re - b.im, a.im + b.re};
-          v[(kP - k) % kP] = {a.re + b.im, b.re - a.im};
-        }
-      });
-      if (own) each<kP - kSelf>([&](auto k) { u[kSelf + k] = v[kSelf + k]; });
-      dft<kP, 1>(u);
-      each<kP>([&](auto b) {
-        if (b < kSelf || !own) ptx::store_shared8(s0 + b * kS, u[b]);
-        else ptx::store_shared8(s1 + (b - kSelf) * kS, u[b]);
-      });
-      if (!own) {
+      const auto tangle = [&](int k, int column) {
+        const Complex a = ptx::load_shared8(s0 + column * kS), b = ptx::load_shared8(s1 + column * kS);
+        u[k] = {a.re - b.im, a.im + b.re};
+        v[(kP - k) % kP] = {a.re + b.im, b.re - a.im};
+      };
+      if (own) {
+        each<kSelf>([&](auto k) { tangle(k, k); });
+        each<kP - kSelf>([&](auto k) { u[kSelf + k] = v[kSelf + k]; });
+        dft<kP, 1>(u);
+        each<kP>([&](auto b) { ptx::store_shared8(b < kSelf ? s0 + b * kS : s1 + (b - kSelf) * kS, u[b]); });
+      } else {
+        each<kP>([&](auto k) { tangle(k, column_of(k)); });
+        dft<kP, 1>(u);
+        each<kP>([&](auto b) { ptx::store_shared8(s0 + column_of(b) * kS, u[b]); });
         dft<kP, 1>(v);
-        each<kP>([&](auto b) { ptx::store_shared8(s1 + b * kS, v[b]); });
+        each<kP>([&](auto b) { ptx::store_shared8(s1 + column_of(b) * kS, v[b]); });
       }
     });
   }
@@ -335,76 +361,84 @@ struct Fft {
   }
 };
 
-template <int kQ, int kP, int kA, int kS, int kThreads, int kBlocks>
+template <int kQ, int kP, int kA, int kB, int kS, int kThreads, int kBlocks, bool kMemory>
 __global__ void __launch_bounds__(kThreads, kBlocks) fft_fwd_kernel(const __grid_constant__ FftArgs a) {
-  using Transform = Fft<kQ, kP, kA, kS, kThreads>;
+  using Transform = Fft<kQ, kP, kA, kB, kS, kThreads, kMemory>;
   DYN_SMEM(smem);
   auto* tables = reinterpret_cast<typename Transform::Tables*>(smem);
   Transform f;
   f.t = tables;
   f.s = reinterpret_cast<Complex*>(smem + fft_tables_bytes(kQ, kP));
   f.raw = reinterpret_cast<unsigned char*>(f.s + Transform::kColumns * kS);
-  const int channel = static_cast<int>(blockIdx.x / a.splits);
-  const int64_t first = static_cast<int64_t>(blockIdx.x - static_cast<unsigned>(channel) * a.splits) * a.split_items;
-  const int count = static_cast<int>(min(a.split_items, a.items - first));
-  FftItem next(a, first);
-  float bias = 0.f;
-  fft_by_dtype(a.dtype, [&](auto type) {
-    constexpr FftDType kType = type;
-    if (a.bias) bias = fft_read<kType>(static_cast<const unsigned char*>(a.bias) + channel * fft_bytes(kType));
-  });
-
   Transform::build(tables, a);
   __syncthreads();
-  f.load(a, 0, channel, FftItem(a, 0));
-  Complex filter[Transform::kRounds][kP];  // conjugate and scaled
 #pragma unroll 1
-  for (int step = -1; step < count; ++step) {  // the filter is the item before the first
-    const int which = step < 0 ? 0 : 1;
-    const FftWindow& w = a.from[which];
-    ptx::cp_async_wait<0>();
-    __syncthreads();
-    f.rows_first(w, which, a.dtype, step < 0 ? 0 : Transform::skew(w, next));
-    __syncthreads();
-    const FftItem now = next;
-    if (step >= 0) next.advance(a);
-    if (step + 1 < count) f.load(a, 1, channel, next);
-    f.rows_second(w, which);
-    __syncthreads();
-    f.template columns<-1>(tables->in_y[which]);
-    __syncthreads();
-    if (which == 0) {
-      f.middle([&](auto round, Complex* at) {
-        Transform::forward(at, filter[round]);
-        each<kP>([&](auto k) { filter[round][k] = {a.scale * filter[round][k].re, -a.scale * filter[round][k].im}; });
-      });
-      continue;
-    }
-    f.middle([&](auto round, Complex* at) {
-      Complex v[kP];
-      Transform::forward(at, v);
-      each<kP>([&](auto k) { v[k] = times(v[k], filter[round][k]); });
-      Transform::inverse(at, v);
-    });
-    __syncthreads();
-    f.template columns<1>(tables->in_y[2]);
-    __syncthreads();
-    f.rows_inverse_first(a.to);
-    __syncthreads();
-    f.rows_inverse_second(a.to);
-    __syncthreads();
-    const int top = now.tile_y * a.to.step_y, left = now.tile_x * a.to.step_x;
-    const int64_t out = now.image * a.to.image + channel * a.to.channel + top * a.to.row + left * a.to.column;
+  for (unsigned job = blockIdx.x; job < a.jobs; job = kMemory ? job + gridDim.x : a.jobs) {
+    const int channel = static_cast<int>(job / a.splits);
+    const int64_t first = static_cast<int64_t>(job - static_cast<unsigned>(channel) * a.splits) * a.split_items;
+    const int count = static_cast<int>(min(a.split_items, a.items - first));
+    FftItem now(a, first);
+    float bias = 0.f;
     fft_by_dtype(a.dtype, [&](auto type) {
-      f.template store<type>(a.to, a.out, out, min(a.to.rows, a.to.height - top), min(a.to.columns, a.to.width - left),
-                             [&](float v) { return fft_activate(v + bias, a.activation); });
+      constexpr FftDType kType = type;
+      if (a.bias) bias = fft_read<kType>(static_cast<const unsigned char*>(a.bias) + channel * fft_bytes(kType));
     });
+
+    f.load(a, 0, channel, FftItem(a, 0));
+    typename Transform::Kept filter(a.spectra);  // conjugate and scaled
+#pragma unroll 1
+    for (int step = -1; step < count; ++step) {  // the filter is the item before the first
+      const int which = step < 0 ? 0 : 1;
+      const FftWindow& w = a.from[which];
+      ptx::cp_async_wait<0>();
+      __syncthreads();
+      f.rows_first(w, which, a.dtype, step < 0 ? 0 : Transform::skew(w, now));
+      __syncthreads();
+      if (step + 1 < count) {
+        FftItem next = now;
+        if (step >= 0) next.advance(a);
+        f.load(a, 1, channel, next);
+      }
+      f.rows_second(w, which);
+      __syncthreads();
+      f.template columns<-1>(tables->in_y[which]);
+      __syncthreads();
+      if (which == 0) {
+        f.middle([&](auto round, Complex* at) {
+          Complex v[kP];
+          Transform::forward(at, v);
+          each<kP>([&](auto k) { filter.put(round, k, {a.scale * v[k].re, -a.scale * v[k].im}); });
+        });
+        continue;
+      }
+      f.middle([&](auto round, Complex* at) {
+        Complex v[kP];
+        Transform::forward(at, v);
+        each<kP>([&](auto k) { v[k] = times(v[k], filter.get(round, k)); });
+        Transform::inverse(at, v);
+      });
+      __syncthreads();
+      f.template columns<1>(tables->in_y[2]);
+      __syncthreads();
+      f.rows_inverse_first(a.to);
+      __syncthreads();
+      f.rows_inverse_second(a.to);
+      __syncthreads();
+      const int top = now.tile_y * a.to.step_y, left = now.tile_x * a.to.step_x;
+      const int64_t out = now.image * a.to.image + channel * a.to.channel + top * a.to.row + left * a.to.column;
+      fft_by_dtype(a.dtype, [&](auto type) {
+        const int rows = min(a.to.rows, a.to.height - top), columns = min(a.to.columns, a.to.width - left);
+        f.template store<type>(a.to, a.out, out, rows, columns,
+                               [&](float v) { return fft_activate(v + bias, a.activation); });
+      });
+      now.advance(a);
+    }
   }
 }
 
-template <int kQ, int kP, int kA, int kS, int kThreads, int kBlocks>
+template <int kQ, int kP, int kA, int kB, int kS, int kThreads, int kBlocks, bool kMemory>
 __global__ void __launch_bounds__(kThreads, kBlocks) fft_weight_kernel(const __grid_constant__ FftArgs a) {
-  using Transform = Fft<kQ, kP, kA, kS, kThreads>;
+  using Transform = Fft<kQ, kP, kA, kB, kS, kThreads, kMemory>;
   DYN_SMEM(smem);
   auto* tables = reinterpret_cast<typename Transform::Tables*>(smem);
   Transform f;
@@ -420,7 +454,8 @@ __global__ void __launch_bounds__(kThreads, kBlocks) fft_weight_kernel(const __g
   Transform::build(tables, a);
   __syncthreads();
   if (count > 0) f.load(a, 0, channel, item);
-  Complex sum[Transform::kRounds][kP], gradient[Transform::kRounds][kP];
+  Complex sum[Transform::kRounds][kP];
+  typename Transform::Kept gradient(a.spectra);
   each<Transform::kRounds>([&](auto round) { each<kP>([&](auto k) { sum[round][k] = {0.f, 0.f}; }); });
   float total = 0.f;  // thread 0: twice the sum of the gradient, its spectrum at 0
 #pragma unroll 1
@@ -438,14 +473,18 @@ __global__ void __launch_bounds__(kThreads, kBlocks) fft_weight_kernel(const __g
     f.template columns<-1>(tables->in_y[which]);
     __syncthreads();
     if (which == 0) {
-      f.middle([&](auto round, Complex* at) { Transform::forward(at, gradient[round]); });
-      total += gradient[0][0].re;
+      f.middle([&](auto round, Complex* at) {
+        Complex v[kP];
+        Transform::forward(at, v);
+        each<kP>([&](auto k) { gradient.put(round, k, v[k]); });
+        if (round == 0) total += v[0].re;
+      });
     } else {
       f.middle([&](auto round, Complex* at) {
         Complex v[kP];
         Transform::forward(at, v);
         each<kP>([&](auto k) {
-          const Complex g = gradient[round][k];
+          const Complex g = gradient.get(round, k);
           sum[round][k].re += v[k].re * g.re + v[k].im * g.im;
           sum[round][k].im += v[k].im * g.re - v[k].re * g.im;
         });

@@ -24,7 +24,7 @@ struct FftWindow {
   // them is `rows`, which is no row, where their number is odd.
   int pairs, padded;   // padded: that many items, so that half a warp seldom belongs to two groups of items
   uint32_t magic;      // 2^20 / padded, rounded up
-  uint8_t order[112];
+  uint8_t order[176];
 };
 
 struct FftArgs {
@@ -35,6 +35,9 @@ struct FftArgs {
   FftWindow from[2], to;
   int64_t items, split_items;  // (image, tile) pairs, and how many of them a block takes
   int64_t out_split;           // elements between the partial sums of two splits
+  void* spectra;               // device memory of the variants that keep a spectrum there, by block
+  int64_t spectra_offset;      // of it in the workspace, in bytes
+  unsigned jobs;               // fwd: (channel, split) pairs; a block takes every gridDim-th
   int channels, splits, tiles_y, tiles_x;
   int activation;
   FftDType dtype, out_dtype;  // of the operands; of what bwd_weight writes: partial sums are float32

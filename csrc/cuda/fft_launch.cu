@@ -21,6 +21,7 @@ int launch_fft(const Problem& p, const Tensors& t, const DeviceLimits& limits, i
   FftArgs a = plan.args;
   const dim3 block(plan.plan.warps * 32), grid(static_cast<unsigned>(plan.plan.blocks));
   a.source[1] = t.x;
+  a.spectra = static_cast<unsigned char*>(t.workspace) + a.spectra_offset;
   set_unit(p, t.x, p.w, &a.from[1]);
   if (p.pass == Pass::fwd) {
     if (p.n == 0) return 0;

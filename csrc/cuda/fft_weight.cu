@@ -25,8 +25,8 @@ __global__ void __launch_bounds__(256) fft_reduce_kernel(const __grid_constant__
 }  // namespace
 
 FftKernel fft_weight(int variant) {
-#define FFT_KERNEL(name, q, p, a, s, threads, blocks, waves) \
-  fft_weight_kernel<q, p, a, s, threads, blocks>,
+#define FFT_KERNEL(name, q, p, a, b, s, threads, blocks, memory, waves) \
+  fft_weight_kernel<q, p, a, b, s, threads, blocks, memory>,
   static constexpr FftKernel kernels[] = {FFT_WEIGHT_VARIANTS(FFT_KERNEL)};
 #undef FFT_KERNEL
   return kernels[variant];
