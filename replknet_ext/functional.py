@@ -61,12 +61,13 @@ def depthwise_conv2d(
     the same result; `explain` tells. Under autocast the operands are cast as autocast casts those of conv2d.
 
     An output whose receptive field holds an Inf or NaN is non-finite, as in conv2d. Direct CPU kernels touch no other
-    output. The CUDA tensor-core kernels (float16, bfloat16) also multiply neighbours by zero, so a NaN can reach up to 2
-    rows and 14 columns further for the "same" padding of the papers' networks, and fill its plane where that is small (up
-    to about 20x20); other images and channels are never touched.
-    All dtypes but float64 on CPU, and float32 on CUDA, may run by FFT where that is faster: errors are then relative to
-    the largest value of a plane, and an Inf or NaN makes its plane (of large maps its tile) non-finite, never another
-    image or channel; ``algorithm="direct"`` keeps both local. On CPU the choice does not depend on threads or batch size.
+    output. The CUDA tensor-core kernels (float16, bfloat16) also multiply neighbours by zero, so a NaN can reach up to
+    2 rows and 14 columns further for the "same" padding of the papers' networks, and fill its plane where that is small
+    (up to about 20x20); other images and channels are never touched.
+    All dtypes but float64 may run by FFT where that is faster (on CUDA 16-bit types on large maps only), computed in
+    float32: errors are then relative to the largest value of a plane, and an Inf or NaN makes its plane (of large maps
+    at least what sees it) non-finite, never another image or channel; ``algorithm="direct"`` keeps both local. On CPU
+    the choice does not depend on threads or batch size.
 
     Args:
         input: (N, C, H, W) or unbatched (C, H, W); float32, float64, bfloat16 or float16. N may be 0.
@@ -77,9 +78,8 @@ def depthwise_conv2d(
             and right, as torch does.
         dilation: int or pair >= 1.
         activation: ``"none"``, ``"relu"`` or ``"gelu"`` (erf form), applied after the bias in the same pass.
-        algorithm: ``"auto"``, ``"direct"`` (each output sums only its own taps), ``"fft"`` (CPU but for float64;
-            float32 on CUDA), or None for the setting in force (`replknet_ext.set_algorithm`,
-            `replknet_ext.algorithm`).
+        algorithm: ``"auto"``, ``"direct"`` (each output sums only its own taps), ``"fft"`` (all dtypes but
+            float64), or None for the setting in force (`replknet_ext.set_algorithm`, `replknet_ext.algorithm`).
         precision: of float32 on CUDA: ``"ieee"``, ``"tf32"``, ``"bf16x3"``, or None for the setting in force
             (`replknet_ext.set_float32_precision`, `replknet_ext.float32_precision`), which is ``"ieee"`` at first.
         backend: ``"auto"``, or a backend by name (``"cpu"``, ``"cuda"``, ``"triton"``, ``"torch"``), which is then

@@ -82,7 +82,7 @@ def set_algorithm(name: str) -> None:
 
     Args:
         name: ``"auto"``, the fastest one, ``"direct"``: every output sums only its own taps, or ``"fft"``: by fast
-            Fourier transforms (CPU but for float64, and float32 on CUDA; elsewhere an error).
+            Fourier transforms in float32 (CPU and CUDA, not float64; elsewhere an error).
 
     Raises:
         TypeError, ValueError: not one of these names.

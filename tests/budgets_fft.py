@@ -1,4 +1,4 @@
-"""Compile budgets of fft: all passes of float32 by FFT. The block with the most FFMAs is a transform of one item."""
+"""Compile budgets of fft: all passes by FFT. The block with the most FFMAs is a transform of one item."""
 
 from __future__ import annotations
 
@@ -8,26 +8,29 @@ from cuda_budgets import ARCHS, CUDA, Budget, Family
 
 # registers of sm_80, 86, 89, 90a, 100, 120; FFMA, LDSM, LDS, share
 BUDGETS: dict[str, Budget] = {
-    "fft_14 fwd": Budget((54, 54, 54, 56, 48, 48), 30, 0, 8, 0.3),
-    "fft_20 fwd": Budget((56, 56, 56, 61, 58, 58), 12, 0, 6, 0.19),
-    "fft_28 fwd": Budget((48, 48, 48, 48, 55, 55), 30, 0, 8, 0.3),
-    "fft_36 fwd": Budget((57, 57, 57, 63, 56, 56), 44, 0, 10, 0.33),
-    "fft_42 fwd": Budget((61, 61, 61, 60, 64, 64), 36, 0, 6, 0.33),
-    "fft_56 fwd": Budget((72, 72, 72, 71, 72, 72), 30, 0, 8, 0.29),
-    "fft_63 fwd": Budget((64, 62, 62, 64, 63, 63), 74, 0, 7, 0.4),
-    "fft_72 fwd": Budget((72, 72, 72, 71, 72, 72), 44, 0, 10, 0.35),
-    "fft_90 fwd": Budget((107, 107, 107, 106, 117, 117), 68, 0, 10, 0.27),
-    "fft_112 fwd": Budget((128, 121, 121, 123, 126, 128), 72, 0, 16, 0.17),
-    "fft_14 weight": Budget((55, 55, 55, 56, 48, 48), 30, 0, 8, 0.3),
-    "fft_20 weight": Budget((56, 56, 56, 52, 60, 60), 12, 0, 6, 0.18),
-    "fft_28 weight": Budget((63, 63, 63, 62, 48, 49), 30, 0, 8, 0.29),
-    "fft_36 weight": Budget((61, 61, 61, 61, 61, 61), 44, 0, 10, 0.33),
-    "fft_42 weight": Budget((77, 77, 77, 80, 79, 79), 30, 0, 8, 0.31),
-    "fft_56 weight": Budget((94, 94, 94, 96, 96, 96), 30, 0, 8, 0.31),
-    "fft_63 weight": Budget((89, 89, 89, 80, 80, 80), 44, 0, 10, 0.34),
-    "fft_72 weight": Budget((128, 128, 128, 128, 108, 110), 44, 0, 10, 0.34),
-    "fft_90 weight": Budget((115, 115, 115, 116, 115, 115), 44, 0, 10, 0.35),
-    "fft_112 weight": Budget((121, 121, 121, 119, 108, 108), 44, 0, 7, 0.37),
+    "fft_14 fwd": Budget((56, 56, 56, 48, 56, 56), 30, 0, 0, 0.36),
+    "fft_20 fwd": Budget((54, 54, 54, 48, 55, 63), 12, 0, 0, 0.24),
+    "fft_28 fwd": Budget((56, 56, 56, 56, 64, 64), 30, 0, 0, 0.35),
+    "fft_36 fwd": Budget((62, 62, 62, 59, 63, 64), 44, 0, 0, 0.4),
+    "fft_42 fwd": Budget((64, 64, 64, 62, 64, 64), 36, 0, 6, 0.33),
+    "fft_56 fwd": Budget((79, 79, 79, 72, 77, 77), 30, 0, 0, 0.35),
+    "fft_63 fwd": Budget((72, 72, 72, 79, 84, 84), 74, 0, 7, 0.42),
+    "fft_72 fwd": Budget((79, 79, 79, 72, 72, 76), 44, 0, 0, 0.4),
+    "fft_90 fwd": Budget((91, 91, 91, 93, 104, 106), 68, 0, 10, 0.27),
+    "fft_112 fwd": Budget((64, 64, 64, 64, 62, 64), 74, 0, 7, 0.39),
+    "fft_144 fwd": Budget((80, 80, 80, 70, 80, 80), 106, 0, 9, 0.43),
+    "fft_176 fwd": Budget((80, 80, 80, 80, 80, 80), 202, 0, 11, 0.52),
+    "fft_14 weight": Budget((56, 56, 56, 56, 48, 48), 30, 0, 0, 0.35),
+    "fft_20 weight": Budget((62, 62, 62, 62, 55, 54), 12, 0, 0, 0.23),
+    "fft_28 weight": Budget((64, 64, 64, 64, 56, 56), 30, 0, 0, 0.35),
+    "fft_36 weight": Budget((64, 64, 64, 64, 62, 62), 44, 0, 0, 0.4),
+    "fft_42 weight": Budget((75, 75, 75, 78, 72, 75), 30, 0, 0, 0.35),
+    "fft_56 weight": Budget((95, 95, 95, 95, 87, 89), 30, 0, 0, 0.35),
+    "fft_63 weight": Budget((89, 87, 87, 87, 79, 79), 60, 0, 14, 0.31),
+    "fft_72 weight": Budget((96, 96, 96, 103, 106, 106), 44, 0, 0, 0.4),
+    "fft_90 weight": Budget((113, 113, 113, 113, 96, 96), 48, 0, 20, 0.18),
+    "fft_112 weight": Budget((128, 128, 128, 127, 107, 107), 60, 0, 14, 0.31),
+    "fft_144 weight": Budget((155, 155, 155, 151, 159, 159), 88, 0, 18, 0.35),
 }
 
 

@@ -8,6 +8,10 @@ import zlib
 
 import numpy as np
 import pytest
+
+# torch's own depthwise convolution in float16 takes minutes for some small sizes on processors with AVX512-FP16.
+os.environ.setdefault("ONEDNN_MAX_CPU_ISA", "AVX512_CORE")  # read once, at torch's first convolution
+
 import torch
 import torchvision_shim  # noqa: F401  # before anything that imports torchvision
 from hypothesis import HealthCheck, settings

@@ -142,7 +142,8 @@ def test_every_variant_by_number(pass_: str, name: str) -> None:
                     wanted = oracle(one, case, "exact").to(dtype)
                     actual = run(one, case, o, variant=number, precision=numbers.precision, algorithm="auto").cpu()
                     if name.startswith("fft"):
-                        assert relative(actual, wanted.double()) <= 1e-6
+                        rounding = 0 if dtype == torch.float32 else torch.finfo(dtype).eps
+                        assert relative(actual, wanted.double()) <= 1e-6 + rounding
                     else:
                         assert_same_bits(actual, wanted)
     assert tried
@@ -334,7 +335,7 @@ def test_images_do_not_influence_each_other() -> None:
     for n in (2, 3, 9, 20):
         case = same(f"images{n}", n, 3, 28, 28, 29, 29)
         for dtype in (torch.bfloat16, torch.float32):
-            for algorithm in ("direct",) if dtype == torch.bfloat16 else ("direct", "fft"):
+            for algorithm in ("direct", "fft"):
                 for pass_ in ("fwd", "bwd_input"):
                     o = operands(case, "half").to(dtype)
                     clean = run(pass_, case, on_device(o), algorithm=algorithm)

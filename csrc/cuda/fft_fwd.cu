@@ -4,8 +4,8 @@
 namespace replknet_ext::cuda {
 
 FftKernel fft_fwd(int variant) {
-#define FFT_KERNEL(name, q, p, a, s, az, zs, threads, blocks, waves) \
-  fft_fwd_kernel<q, p, a, s, az, zs, threads, blocks>,
+#define FFT_KERNEL(name, q, p, a, b, s, threads, blocks, memory, waves) \
+  fft_fwd_kernel<q, p, a, b, s, threads, blocks, memory>,
   static constexpr FftKernel kernels[] = {FFT_FWD_VARIANTS(FFT_KERNEL)};
 #undef FFT_KERNEL
   return kernels[variant];

@@ -65,7 +65,7 @@ int count(Pass pass) { return pass == Pass::fwd ? kFftFwdCount : kFftWeightCount
 
 const char* refuse(const Problem& p) {
   if (p.algorithm == Algorithm::direct) return "computes by FFT, not directly";
-  if (p.dtype != DType::f32) return "the FFT kernels are for float32";
+  if (p.dtype == DType::f64) return "the FFT kernels compute in float32, not in float64";
   return nullptr;
 }
 
@@ -77,8 +77,9 @@ class Candidate {
     pairs_[1] = ceil_div(y.in, 2);
     out_pairs_ = ceil_div(weight_ ? y.taps : y.out, 2);
     columns_ = fft_columns(v.q, v.p);
-    const int64_t numbers = columns_ * v.s + std::max(pairs_[0], pairs_[1]) * v.zs;
-    shared_ = fft_tables_bytes(v.q, v.p) + static_cast<int>(numbers) * 8;
+    element_ = p.dtype == DType::f32 ? 4 : 2;
+    const int64_t raw = 2 * std::max(pairs_[0] * pitch(weight_ ? x.out : x.taps), pairs_[1] * pitch(x.in));
+    shared_ = fft_tables_bytes(v.q, v.p) + columns_ * v.s * 8 + static_cast<int>(raw);
     items_ = p.n * y.tiles * static_cast<int64_t>(x.tiles);
     warps_ = v.threads / 32;
     resident_ = std::max(1, std::min(limits.shared_per_sm / (shared_ + 1024), v.blocks));
@@ -101,8 +102,11 @@ class Candidate {
     const double in = static_cast<double>(y_.in) * x_.in, out = static_cast<double>(y_.out) * x_.out;
     const double taps = static_cast<double>(y_.taps) * x_.taps;
     const double once = weight_ ? inverse(out_pairs_, taps) : forward(pairs_[0], taps);
-    const double each = weight_ ? forward(pairs_[0], out) + forward(pairs_[1], in)
-                                : forward(pairs_[1], in) + inverse(out_pairs_, out);
+    const double pipes = weight_ ? forward(pairs_[0], out) + forward(pairs_[1], in)
+                                 : forward(pairs_[1], in) + inverse(out_pairs_, out);
+    // a spectrum in memory is read for every item, a gradient's is also written
+    const double kept = v_.memory ? (weight_ ? 16 : 8) * fft_spectrum(v_.q, v_.p, v_.threads) / kL2Bytes : 0;
+    const double each = std::max(pipes, kept);
     const int64_t per_sm = ceil_div(p_.c * splits, limits_.sms), at_once = std::min<int64_t>(per_sm, resident_);
     const double share = filled(at_once, warps_);
     const double work = per_sm * (once + ceil_div(items_, splits) * each) / share;
@@ -122,26 +126,34 @@ class Candidate {
     a.items = items_, a.split_items = per_split, a.splits = static_cast<int>(splits);
     a.channels = static_cast<int>(p_.c), a.tiles_y = y_.tiles, a.tiles_x = x_.tiles;
     a.activation = static_cast<int>(p_.activation);
+    a.dtype = p_.dtype == DType::f32 ? FftDType::f32 : p_.dtype == DType::f16 ? FftDType::f16 : FftDType::bf16;
+    a.out_dtype = a.dtype;
     const int length = v_.q * v_.p;
     a.scale = static_cast<float>(0.25 / (static_cast<double>(length) * length));
     // taps of the filter as a plane; a flipped one from its end
     const int64_t sign = p_.flip ? -1 : 1;
     const FftWindow filter{0, p_.kh * p_.kw, sign * p_.kw, sign, static_cast<int>(p_.kh), static_cast<int>(p_.kw),
-                           y_.taps, x_.taps, y_.tap0, x_.tap0, 0, 0, y_.tap_slot, x_.tap_slot};
+                           y_.taps, x_.taps, y_.tap0, x_.tap0, 0, 0, y_.tap_slot, x_.tap_slot, 0, 1};
     FftWindow input = plane(p_.h, p_.w), output = plane(p_.ho, p_.wo);
     input.rows = y_.in, input.columns = x_.in, input.origin_y = y_.in_origin, input.origin_x = x_.in_origin;
     output.rows = y_.out, output.columns = x_.out;
     a.from[0] = weight_ ? output : filter, a.from[1] = input, a.to = weight_ ? filter : output;
     if (weight_ && (a.to.origin_y < 0 || a.to.origin_x < 0)) a.to.rows = a.to.columns = 0;
-    for (FftWindow* w : {&a.from[0], &a.from[1], &a.to}) pair_rows(w);
+    for (FftWindow* w : {&a.from[0], &a.from[1], &a.to}) pair_rows(w), w->pitch = pitch(w->columns);
 
     const double predicted = predict(splits);
-    const int64_t workspace = weight_ && splits > 1 ? splits * p_.c * (p_.kh * p_.kw + 1) * 4 : 0;
-    out->plan = {variant, v_.name, 1, 0, 0, 0, 1, warps_, shared_, resident_, p_.c * splits, 0, predicted,
-                 -1,      -1,      workspace};
+    int64_t workspace = weight_ && splits > 1 ? (splits * p_.c * (p_.kh * p_.kw + 1) * 4 + 7) / 8 * 8 : 0;
+    const int64_t jobs = p_.c * splits;
+    // blocks that keep a spectrum in memory are as many as run at once
+    const int64_t blocks = v_.memory && !weight_ ? std::min<int64_t>(jobs, int64_t{limits_.sms} * resident_) : jobs;
+    if (v_.memory) a.spectra_offset = workspace, workspace += blocks * fft_spectrum(v_.q, v_.p, v_.threads) * 8;
+    a.jobs = static_cast<unsigned>(jobs);
+    out->plan = {variant, v_.name, 1, 0, 0, 0, 1, warps_, shared_, resident_, blocks, 0, predicted, -1, -1, workspace};
   }
 
  private:
+  // Bytes of a row in shared memory: an element more for copies that start one early, an odd number of words.
+  int pitch(int columns) const { return (element_ == 4 ? columns | 1 : (columns + 2) / 2 | 1) * 4; }
   double rows_arithmetic() const {
     return v_.p * arithmetic(v_.q) + (v_.q / 2 + 1) * (2.0 * arithmetic(v_.p) + 4 * v_.p);
   }
@@ -150,8 +162,8 @@ class Candidate {
     const double issue = (instructions + kOverhead * numbers + kCopyOverhead * elements) / kFmaPerCycle;
     const double shared = (numbers + elements) * 8 * v_.waves / kSharedBytes;
     // a pixel of channels_last is a sector of its own in L2, and a cycle of the load and store unit
-    const double global = p_.channels_last ? std::max(1.0, 32 / kL2Bytes) * elements : elements * 4 / kGlobalBytes;
-    return std::max({issue, shared, global * 0.8});
+    const double global = p_.channels_last ? std::max(1.0, 32 / kL2Bytes) : element_ / kGlobalBytes;
+    return std::max({issue, shared, global * elements * 0.8});
   }
   // Rows in layers of one a bank, 16 for the first rows of pairs, 16 for the second and so on.
   void pair_rows(FftWindow* w) const {
@@ -161,21 +173,21 @@ class Candidate {
       if (4 * w->padded <= 5 * w->pairs) break;
     }
     w->magic = (1u << 20) / std::max(1, w->padded) + 1;
-    int by_layer[112], rows = 0, seen[16];
+    int by_layer[sizeof FftWindow::order + 1], rows = 0, seen[16];
     for (int layer = 0; rows < w->rows; ++layer) {
       int in_layer[16];
       std::fill(seen, seen + 16, 0);
       std::fill(in_layer, in_layer + 16, -1);
       for (int r = 0; r < w->rows; ++r) {
-        const int n = (r + w->slot_y) % (v_.q * v_.p), bank = (n % v_.q * v_.a + n % v_.p) % 16;
+        const int n = (r + w->slot_y) % (v_.q * v_.p), bank = (n % v_.q * v_.a + n % v_.p * v_.b) % 16;
         if (seen[bank]++ == layer) in_layer[bank] = r;
       }
       for (int r : in_layer)
         if (r >= 0) by_layer[rows++] = r;
     }
     if (rows < 2 * w->pairs) by_layer[rows++] = w->rows;
-    for (int p = 0, i = 0; p < w->pairs; p += 16) {
-      const int group = std::min(16, w->pairs - p);
+    for (int p = 0, i = 0; p < w->pairs; p += 32) {
+      const int group = std::min(32, w->pairs - p);
       for (int half = 0; half < 2; ++half)
         for (int k = 0; k < group; ++k) w->order[half * w->pairs + p + k] = static_cast<uint8_t>(by_layer[i++]);
     }
@@ -185,7 +197,7 @@ class Candidate {
     w.height = static_cast<int>(height), w.width = static_cast<int>(width);
     w.image = p_.c * height * width, w.channel = p_.channels_last ? 1 : height * width;
     w.row = p_.channels_last ? width * p_.c : width, w.column = p_.channels_last ? p_.c : 1;
-    w.step_y = y_.step, w.step_x = x_.step;
+    w.step_y = y_.step, w.step_x = x_.step, w.unit = 1;
     return w;
   }
 
@@ -194,8 +206,8 @@ class Candidate {
   const FftVariant& v_;
   Axis y_, x_;
   bool weight_;
-  int64_t pairs_[2], out_pairs_, columns_, items_;
-  int shared_, resident_, warps_;
+  int64_t pairs_[2], out_pairs_, items_;
+  int columns_, element_, shared_, resident_, warps_;
 };
 
 // As few tiles as fit, down and along.

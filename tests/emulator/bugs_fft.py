@@ -12,54 +12,54 @@ from mutants import Mutants
 BUGS = {
     "no barrier after the load": (
         "fft.cuh",
-        "    __syncthreads();\n    f.rows_first(w, which);",
-        "    f.rows_first(w, which);",
+        "      __syncthreads();\n      f.rows_first(w, which",
+        "      f.rows_first(w, which",
     ),
     "no wait for the load": ("fft.cuh", "    ptx::cp_async_wait<0>();\n", ""),
     "no barrier between the parts of rows": (
         "fft.cuh",
-        "    f.rows_first(w, which);\n    __syncthreads();\n",
-        "    f.rows_first(w, which);\n",
+        "Transform::skew(w, now));\n      __syncthreads();\n",
+        "Transform::skew(w, now));\n",
     ),
-    "next image loaded too early": (
+    "no barrier before the columns": (
         "fft.cuh",
-        "    f.rows_second(w, which);\n    __syncthreads();\n",
-        "    f.rows_second(w, which);\n",
+        "      f.rows_second(w, which);\n      __syncthreads();\n",
+        "      f.rows_second(w, which);\n",
     ),
     "no barrier before the inverse over columns": (
         "fft.cuh",
-        "    __syncthreads();\n    f.template columns<1>(tables->in_y[2]);",
-        "    f.template columns<1>(tables->in_y[2]);",
+        "      __syncthreads();\n      f.template columns<1>(tables->in_y[2]);",
+        "      f.template columns<1>(tables->in_y[2]);",
     ),
     "no barrier before the inverse over rows": (
         "fft.cuh",
-        "    __syncthreads();\n    f.rows_inverse_second(a.to);",
-        "    f.rows_inverse_second(a.to);",
+        "      __syncthreads();\n      f.rows_inverse_second(a.to);",
+        "      f.rows_inverse_second(a.to);",
     ),
     "no barrier before the store": (
         "fft.cuh",
-        "    f.rows_inverse_second(a.to);\n    __syncthreads();\n",
-        "    f.rows_inverse_second(a.to);\n",
+        "      f.rows_inverse_second(a.to);\n      __syncthreads();\n",
+        "      f.rows_inverse_second(a.to);\n",
     ),
-    "columns outside the window are read": ("fft.cuh", "        if (mask >> q & 1) v[q] =", "        v[q] ="),
+    "columns outside the window are read": ("fft.cuh", "if (x < w.columns) v[q] =", "v[q] ="),
     "rows outside the window are read": ("fft.cuh", "if (kSign > 0 || (mask >> q & 1)) v[q]", "v[q]"),
     "untangled with the wrong mirror": (
         "fft.cuh",
-        "const Complex mirror = v[(kP - k) % kP];",
-        "const Complex mirror = v[k];",
+        "untangle(u[k], v[(kP - k) % kP], column_of(k));",
+        "untangle(u[k], v[k], column_of(k));",
     ),
-    "filter not conjugate": ("fft.cuh", "-a.scale * filter[round][k].im", "a.scale * filter[round][k].im"),
+    "filter not conjugate": ("fft.cuh", "-a.scale * v[k].im}", "a.scale * v[k].im}"),
     "gradient not conjugate": (
         "fft.cuh",
         "sum[round][k].im += v[k].im * g.re - v[k].re * g.im;",
         "sum[round][k].im += v[k].im * g.re + v[k].re * g.im;",
     ),
-    "no zeros outside the image": ("fft.cuh", "          else to[p * (2 * kZs) + place[c]] = 0.f;\n", ""),
+    "no zeros outside the image": ("fft.cuh", "          else *reinterpret_cast<uint32_t*>(to) = 0;\n", ""),
     "rows of the store swapped": ("fft.cuh", "(column[c] < kHalf ? first", "(column[c] >= kHalf ? first"),
     "one row too many": ("fft.cuh", "if (row1 < rows)", "if (row1 <= rows)"),
     "taps that nothing meets are left out": (
         "fft.cuh",
-        "column >= a.to.columns) out[i] = 0.f;",
+        "column >= a.to.columns) fft_write<type>(a.out, out + i, 0.f);",
         "column >= a.to.columns) continue;",
     ),
     "tiles start too low": (
@@ -85,6 +85,15 @@ BUGS = {
         "fft_activate(v + bias, a.activation)",
         "fft_activate(v, a.activation) + bias",
     ),
+    "bfloat16 taken for float16": (
+        "fft.cuh",
+        "ptx::to_float<kType == FftDType::bf16>",
+        "ptx::to_float<kType != FftDType::bf16>",
+    ),
+    "tiles that start at an odd column": ("fft.cuh", " & (w.unit - 1);", " & 0;"),
+    "words of odd rows": ("fft_launch.cu", "width % 2 == 0", "width % 2 < 2"),
+    "partial sums of 16 bit": ("fft_launch.cu", "in_splits ? FftDType::f32 : a.dtype;", "a.dtype;"),
+    "sums in the wrong dtype": ("fft_weight.cu", "fft_by_dtype(dtype,", "fft_by_dtype(FftDType::f32,"),
     "turn the wrong way": (
         "fft_codelets.cuh",
         "v[k + 1] = {even.re - odd.im, even.im + odd.re};",
@@ -102,6 +111,8 @@ CASES = [
     fft(3, 2, 7, 8, k=5, bias=True, pass_="bwd_weight", limits=ONE_SM),
     fft(20, 2, 5, 5, k=3, bias=True, pass_="bwd_weight"),
     fft(1, 1, 3, 4, k=13, pass_="bwd_weight"),
+    fft(1, 1, 9, 40, k=(3, 15), dtype="bfloat16", limits=ONE_SM),
+    fft(20, 2, 5, 5, k=3, bias=True, pass_="bwd_weight", dtype="float16"),
 ]
 
 

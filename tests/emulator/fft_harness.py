@@ -1,4 +1,4 @@
-"""What the tests of the FFT kernels share: launches in float32, their tolerance, a small case for every variant."""
+"""What the tests of the FFT kernels share: launches, their tolerance, a small case for every variant."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ PASSES = ("fwd", "bwd_weight")
 
 
 def fft(*sizes: int, k: int | tuple[int, int], **rest: object) -> Case:
-    """A case (n, c, h, w) of algorithm "fft" in float32."""
-    return Case(*sizes, k).but(dtype="float32", algorithm="fft", **rest)
+    """A case (n, c, h, w) of algorithm "fft", in float32 unless said."""
+    return Case(*sizes, k).but(**{"dtype": "float32", "algorithm": "fft", **rest})
 
 
 def check_close(emulator: ModuleType, case: Case, inputs: Inputs | None = None) -> dict[str, torch.Tensor]:

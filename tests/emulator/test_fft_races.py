@@ -30,7 +30,12 @@ def test_no_race_in_any_variant(race: ModuleType, pass_: str) -> None:
 @pytest.mark.parametrize("schedule", ["ordered", "reversed", "lockstep"])
 @pytest.mark.parametrize(
     "case",
-    [fft(1, 1, 30, 17, k=(5, 9)), fft(5, 2, 7, 8, k=13, shift=1), fft(3, 2, 9, 9, k=4, flip=True, channels_last=True)],
+    [
+        fft(1, 1, 30, 17, k=(5, 9)),
+        fft(5, 2, 7, 8, k=13, shift=1),
+        fft(3, 2, 9, 9, k=4, flip=True, channels_last=True),
+        fft(2, 1, 9, 40, k=(3, 15), dtype="bfloat16"),
+    ],
     ids=str,
 )
 def test_no_race_in_tiles_odd_rows_and_channels_last(race: ModuleType, case: Case, schedule: str) -> None:
@@ -50,11 +55,12 @@ def shared_memory(emulator: ModuleType, case: Case) -> tuple[int, int]:
 
 #: Extra wavefronts an access of shared memory, beside the two that 8 bytes a lane take: the layouts of fft_variants.h
 #: are chosen for few, lengths of few items have some left.
-CONFLICTS = {"fft_14": 0.5, "fft_20": 0.65, "fft_28": 0.65, "fft_36": 0.65, "fft_42": 0.6, "fft_56": 0.5,
-             "fft_63": 0.65, "fft_72": 0.4, "fft_90": 0.35, "fft_112": 0.2}  # fmt: skip
+CONFLICTS = {"fft_14": 0.5, "fft_20": 0.65, "fft_28": 0.7, "fft_36": 0.65, "fft_42": 0.65, "fft_56": 0.6,
+             "fft_63": 0.65, "fft_72": 0.55, "fft_90": 0.4, "fft_112": 0.4, "fft_144": 0.35,
+             "fft_176": 0.3}  # fmt: skip
 PLANES = {"fft_14": (7, 13), "fft_20": (12, 13), "fft_28": (14, 27), "fft_36": (20, 27), "fft_42": (28, 29),
-          "fft_56": (40, 29), "fft_63": (48, 29), "fft_72": (56, 31), "fft_90": (80, 19),
-          "fft_112": (96, 31)}  # fmt: skip
+          "fft_56": (40, 29), "fft_63": (48, 29), "fft_72": (56, 31), "fft_90": (80, 19), "fft_112": (96, 31),
+          "fft_144": (128, 31), "fft_176": (128, 63)}  # fmt: skip
 
 
 @pytest.mark.parametrize("pass_", PASSES)
@@ -66,5 +72,4 @@ def test_bank_conflicts(race: ModuleType, pass_: str) -> None:
         size, k = PLANES[name]
         case = fft(3, 1, size, size, k=k, variant=number, pass_=pass_, limits=one_block)
         accesses, extra = shared_memory(race, case)
-        allowed = 0.75 if (name, pass_) == ("fft_112", "bwd_weight") else CONFLICTS[name]  # 16 x 7: fewer registers
-        assert extra <= allowed * accesses, f"{name}: {extra / accesses:.2f}"
+        assert extra <= CONFLICTS[name] * accesses, f"{name}: {extra / accesses:.2f}"

@@ -13,9 +13,7 @@ import bugs_stencil
 import pytest
 from mutants import Mutants
 
-FAMILIES = [
-    module.MUTANTS for module in (bugs_rt_fwd, bugs_rt_weight, bugs_small, bugs_stencil, bugs_fma, bugs_fft)
-]
+FAMILIES = [module.MUTANTS for module in (bugs_rt_fwd, bugs_rt_weight, bugs_small, bugs_stencil, bugs_fma, bugs_fft)]
 
 
 @pytest.mark.parametrize("mutants", FAMILIES, ids=lambda mutants: mutants.family)
