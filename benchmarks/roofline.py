@@ -174,7 +174,7 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
     """The rows as plain text, under 120 columns; bwd_input is left out, as it is predicted like fwd."""
     lines = [
         "PREDICTION for an H200, microseconds; nothing here was measured. bwd_input is predicted like fwd.",
-        f"{'layer':<22} {'pass':<10} {'numbers':<8} {'format':<13} {'memory':>6} {'taps':>6} {'mma':>6} |"
+        f"{'layer':<21} {'pass':<10} {'numbers':<8} {'format':<13} {'memory':>6} {'taps':>6} {'mma':>6} |"
         f" {'predicted':>9} {'goal':>5}  variant",
     ]
     for row in rows:
@@ -183,7 +183,7 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
         goal = f"{row['goal_us']:g}" if "goal_us" in row else ""
         mma = "" if row["mma_us"] is None else f"{row['mma_us']:g}"
         lines.append(
-            f"{row['layer']:<22} {row['pass']:<10} {row['numbers']:<8} {row['format']:<13} {row['memory_us']:>6g} "
+            f"{row['layer']:<21} {row['pass']:<10} {row['numbers']:<8} {row['format']:<13} {row['memory_us']:>6g} "
             f"{row['taps_us']:>6g} {mma:>6} | {row['predicted_us']:>9g} {goal:>5}  {row['variant']}"
         )
     return "\n".join(lines)

@@ -58,7 +58,7 @@ class CudaBackend:
         if outside_raw_ops(problem) is not None or not _ext.HAS_EXT or 0 in problem.input_shape:
             return []
         if limits is None:
-            if self.supports(problem) is not None or _no_code() is not None or not _ext.cuda_devices():
+            if not torch.cuda.is_available() or self.supports(problem) is not None or _no_code() is not None:
                 return []
             limits = _ext.cuda_devices()[torch.cuda.current_device()]
         plans = (plan_on(problem, limits, variant) for variant in range(-1, len(variant_names(problem.pass_))))
