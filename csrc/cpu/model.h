@@ -23,7 +23,7 @@ inline double direct_overhead(const Problem& p, int lanes) {
 
 // An FFT of a tile: vector operations come with loads and stores; half spectra pass through the caches.
 constexpr double kFftOperation = 1.3 / kFmaPerMicrosecond, kFftStart = 2;
-constexpr double kFftSum = 80;                      // bwd_weight: a megabyte of summed spectra
+constexpr double kFftSum = 40;                      // bwd_weight: a megabyte of summed spectra
 constexpr double kFftNear = 0.4, kFftFar = 60;      // megabytes that stay near the core; a megabyte beyond them
 inline double fft_tile(double operations, double pixels, double megabytes, double summed) {
   return kFftStart + kFftOperation * operations + kPixel * pixels + kFftSum * summed +
