@@ -30,7 +30,7 @@ help: ## this list
 demo: $(VENV)/.ready ## a real network on real photos, a RepLKNet trained and merged, latencies (under 5 minutes)
 	$(BIN)/python -m examples.demo
 
-test: $(VENV)/.ready ## the whole test suite (under 20 minutes)
+test: $(VENV)/.ready ## the whole test suite (about 25 minutes on 2 cores)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup $(PYTEST_ARGS)
 
 mutants: $(VENV)/.ready ## plants every bug of tests/emulator into the CUDA sources; `make test` does so with some
