@@ -59,6 +59,18 @@ def test_another_model_is_not_timed(what: str, model: RepLKNet, monkeypatch: pyt
         measure(what, model)
 
 
+def test_wrong_gradients_are_not_timed(model: RepLKNet, monkeypatch: pytest.MonkeyPatch) -> None:
+    def damaged(model: nn.Module) -> torch.Tensor:
+        result = gradients(model)
+        ours = any(isinstance(module, DepthwiseConv2dLarge) for module in model.modules())
+        return result * 1.01 if ours and result.dtype == torch.float32 else result
+
+    gradients = cpu_model.gradients
+    monkeypatch.setattr(cpu_model, "gradients", damaged)
+    with pytest.raises(BenchmarkError, match=r"gradients in NCHW are off by 1\.0e-02, those of torch by"):
+        measure("training step", model)
+
+
 def test_a_baseline_on_our_kernels_is_refused(model: RepLKNet, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cpu_model, "plain", cpu_model.accelerated)
     with pytest.raises(BenchmarkError, match=r"also ran|did not run"):
