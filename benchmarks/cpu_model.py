@@ -125,6 +125,13 @@ def results_of(what: str, model: nn.Module, images: Tensor, labels: Tensor) -> d
     return {"loss": call(what, model, images, labels)(), "gradients": gradients(model)}
 
 
+def depthwise_share(run: Callable[[], Tensor]) -> float:
+    """Part of a call's time that our operators take."""
+    seen = harness.trace(run)
+    ours = sum(seconds for op, seconds in seen.op_seconds.items() if op.startswith("replknet_ext::"))
+    return float(f"{ours / seen.seconds:.3g}")
+
+
 def measure(
     what: str, model: RepLKNet, images: Tensor, labels: Tensor, rounds: int, budget_seconds: float
 ) -> list[dict[str, Any]]:
@@ -158,6 +165,7 @@ def measure(
         if mine > GRADIENTS * theirs:
             raise harness.BenchmarkError(f"gradients in {layout} are off by {mine:.1e}, those of torch by {theirs:.1e}")
     timings = harness.interleave(jobs, rounds=rounds, min_rounds=1, budget_seconds=budget_seconds, warm=seconds)
+    shares = {job.name: depthwise_share(job.run) for job in jobs if job.name.startswith(OURS)}
     return [
         {
             "what": what,
@@ -165,23 +173,30 @@ def measure(
             "provider": job.name.split()[0],
             "layout": job.name.split()[1],
             **timings[job.name].as_dict(),
+            **({"depthwise_share": shares[job.name]} if job.name in shares else {}),
             **({"gradients_off": float(f"{off[job.name]:.2g}")} if off else {}),
         }
         for job in jobs
     ]
 
 
+def _median(row: dict[str, Any]) -> float:
+    return float(row["median_ms"])
+
+
 def goals(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Speed-ups of ours in its better layout, and what was aimed at."""
+    """Speed-ups of ours in its better layout, what was aimed at, and what depthwise layers in no time would reach."""
     results = []
     for what in dict.fromkeys(row["what"] for row in rows):
         ms = {(row["provider"], row["layout"]): float(row["median_ms"]) for row in rows if row["what"] == what}
-        ours = min(value for (provider, _), value in ms.items() if provider == OURS)
+        best = min((row for row in rows if row["what"] == what and row["provider"] == OURS), key=_median)
+        ours, others = float(best["median_ms"]), 1 - best["depthwise_share"]
         theirs = [ms[TORCH, "NCHW"], min(value for (provider, _), value in ms.items() if provider == TORCH)]
         for figure, value, least in zip(("vs_default", "vs_best"), theirs, GOALS[what], strict=True):
-            ratio = float(f"{value / ours:.4g}")
+            ratio, most = (float(f"{value / mine:.4g}") for mine in (ours, ours * others))
             results.append(
                 {"what": what, "figure": figure, "at_least": least, "measured": ratio, "kept": ratio >= least}
+                | {"without_depthwise": most}
             )
     return results
 
@@ -212,8 +227,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     results = goals(rows)
     for goal in results:
         verdict = "[green]reached" if goal["kept"] else "[yellow]missed"
-        name = f"{goal['what']} {goal['figure']}"
-        console.print(f"{name}: {times(goal['measured'])}, goal {goal['at_least']}x: {verdict}")
+        name, most = f"{goal['what']} {goal['figure']}", times(goal["without_depthwise"])
+        console.print(f"{name}: {times(goal['measured'])}, goal {goal['at_least']}x: {verdict}[/], at most {most}")
     console.print(harness.describe(meta), style="dim", soft_wrap=True)
     output = options.output or harness.RESULTS / f"cpu_model_{meta['kernel_isa']}_{meta['threads']}t.json"
     harness.write_json(output, {"benchmark": "cpu_model", "meta": meta, "rows": rows, "goals": results})
