@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
@@ -13,29 +11,20 @@ pytest.importorskip("rich")
 
 from tools_common import cli
 
-from replknet_ext import HAS_EXT, set_autotune
+from replknet_ext import HAS_EXT
 from replknet_ext.backends import configs
 from replknet_ext.tools import doctor
-from replknet_ext.tuning import search
 
-pytestmark = pytest.mark.skipif(not HAS_EXT, reason="the compiled extension is not installed")
+pytestmark = [
+    pytest.mark.skipif(not HAS_EXT, reason="the compiled extension is not installed"),
+    pytest.mark.usefixtures("own_choices"),
+]
 
 #: The depthwise layers of RepLKNet-31B that our kernels run: large and small branches, and the stem's.
 LAYERS = {
     "64x128x112x112 K3": 1, "64x128x56x56 K31": 2, "64x128x56x56 K5": 2, "64x256x28x28 K29": 2, "64x256x28x28 K5": 2,
     "64x512x14x14 K27": 18, "64x512x14x14 K5": 18, "64x1024x7x7 K13": 2, "64x1024x7x7 K5": 2,
 }  # fmt: skip
-
-
-@pytest.fixture(autouse=True)
-def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setenv("REPLKNET_EXT_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(configs, "_warned", set())
-    monkeypatch.setattr(search, "_given_up", set())
-    configs.forget()
-    yield
-    set_autotune(False)
-    configs.forget()
 
 
 def test_every_layer_is_predicted_without_a_gpu() -> None:

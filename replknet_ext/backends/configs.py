@@ -106,7 +106,7 @@ def key_of(problem: Problem, backend: str = "auto") -> str:
     n, c, h, w = problem.input_shape
     kh, kw = problem.weight_shape[2:]
     extra = [problem.activation] if problem.pass_ == "fwd" else []
-    extra += ["bias"] if problem.has_bias and problem.pass_ != "bwd_input" else []
+    extra += ["bias"] if problem.has_bias and _in_pass(problem) else []
     extra += [f"backend={backend}"] if backend != "auto" else []
     padding = ",".join(map(str, problem.geometry.padding))
     layout = "channels_last" if problem.channels_last else "nchw"
@@ -114,6 +114,11 @@ def key_of(problem: Problem, backend: str = "auto") -> str:
         [problem.pass_, problem.dtype_name, f"{n}x{c}x{h}x{w}", f"k{kh}x{kw}", f"p{padding}", layout,
          problem.precision, problem.algorithm, *extra]
     )  # fmt: skip
+
+
+def _in_pass(problem: Problem) -> bool:
+    """Whether a bias is the kernel's affair: of the backward passes the GPU's bwd_weight sums its gradient."""
+    return problem.pass_ == "fwd" or (problem.pass_ == "bwd_weight" and problem.device_type == "cuda")
 
 
 # ---- devices ----

@@ -48,8 +48,8 @@ def tune(
     in later ones. A choice belongs to everything that was measured: shapes (the batch size too), dtype, memory format,
     padding, precision, algorithm, bias and activation; GPU and driver, or CPU, instruction set and threads; versions of
     torch, triton and this package. All kernels are deterministic and a choice stays as it is, so results are the same
-    on every run, also under `torch.use_deterministic_algorithms`; two kernels may differ in the last bits. Compiled and
-    exported code and derivatives of derivatives leave the choice to the cost model.
+    on every run, also under `torch.use_deterministic_algorithms`; two kernels may differ in the last bits. Choices are
+    looked up when an operator runs, so compiled and exported code has them without being compiled again.
 
     Candidates are timed in turn, round after round, and their medians compared; on a GPU by replays of CUDA graphs over
     more operands than the L2 cache holds. Each must give the untuned kernel's result before it counts. Does not run
