@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import re
+from pathlib import Path
 
 import pytest
 
@@ -52,17 +54,23 @@ def test_predictions_as_json() -> None:
     assert all(candidate["backend"] == "cuda" for row in found["rows"] for candidate in row["candidates"])
 
 
-def test_the_cpu_is_measured_and_the_doctor_tells() -> None:
+def test_the_cpu_is_measured_and_the_doctor_tells(tmp_path: Path) -> None:
     arguments = ("tune", "replknet_13", "--batch", "1", "--size", "32", "--device", "cpu", "--passes", "fwd")
     shown = cli(*arguments, columns=100).stdout
     assert max(len(line) for line in shown.splitlines() if not line.startswith("kept in ")) <= 100
     assert "all layers" in shown and "kept in" in shown and "untuned us" in shown
-    again = cli.json(*arguments)
+    config = tmp_path / "config.json"
+    again = cli.json(*arguments, "--save-config", str(config))
     assert all(row["measured"] == [] and row["choice"] for row in again["rows"]), "once is enough"
+    saved = json.loads(config.read_text())
+    assert {key: row["best"] for key, row in saved["choices"].items()} == {
+        row["problem"]: row["choice"]["best"] for row in again["rows"]
+    }
+    assert saved["identity"] == again["device"]
     (mine,) = (row for row in doctor.collect()["choices"]["files"] if row["path"] == again["path"])
     assert mine["entries"] == len(again["rows"]) > 3
     told = " ".join(cli("doctor", columns=200).stdout.split())
-    assert f"{mine['entries']} in {mine['path']}" in told and "shipped for no GPU yet" in told
+    assert f"{mine['entries']} in {mine['path']}" in told and "shipped for no device yet" in told
     assert "autotune False" in told
     predicted = cli.json(*arguments, "--dry-run")
     assert all(c["backend"] == "cpu" for row in predicted["rows"] for c in row["candidates"])
@@ -83,6 +91,9 @@ def test_help_fits_one_screen() -> None:
         (["--device-limits", "h20"], "h20", 2),
         (["--dtype", "fp8"], "fp8", 2),
         (["--batch", "0"], "or equal to 1", 2),
+        (["--device", "cpu", "--save-config", "/nowhere/x.json"], "cannot write /nowhere/x.json", 2),
+        (["--device", "cpu", "--save-config", __file__], "test_cli_tune.py cannot be read", 2),
+        (["--dry-run", "--device", "cpu", "--save-config", "x"], "--save-config writes what was measured", 2),
         (["--size", "31", "--dry-run", "--device", "cpu", "--backend", "cuda"], "no kernel of backend 'cuda'", 1),
     ],
 )

@@ -213,36 +213,3 @@ def test_keys_tell_apart_what_may_differ() -> None:
         configs.key_of(problem(pass_="bwd_input", activation=a, has_bias=b)) for a in ("none", "relu") for b in (0, 1)
     }
     assert len(backward) == 1, "the gradient of the input knows neither bias nor activation"
-
-
-def test_shipped_choices_come_after_the_users(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """On a GPU that is not there: its name decides which file is read."""
-    who = {"device": "NVIDIA H200", "driver": "1", "torch": "2", "variants": "v"}
-    gpu = torch.device("cuda:0")
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "device", lambda device: _nothing())
-    monkeypatch.setattr(configs, "identity", lambda device: who)
-    monkeypatch.setattr(configs, "SHIPPED", tmp_path / "shipped")
-    from replknet_ext.backends.cuda import CudaBackend
-
-    monkeypatch.setattr(CudaBackend, "variant", lambda self, p, name: {"known": 7, "mine": 3}.get(name))
-    p = problem(device="cuda")
-    assert configs.lookup(p, "auto", gpu) is None
-    (tmp_path / "shipped").mkdir()
-    rows = configs.Entry((("cuda", "gone", 0.5), ("cuda", "known", 1.0)), 2.0)
-    (tmp_path / "shipped/nvidia-h200.json").write_text(
-        json.dumps({"format": 1, "device": "NVIDIA H200", "choices": {configs.key_of(p): rows.as_json()}})
-    )
-    configs.forget()
-    assert configs.lookup(p, "auto", gpu) == configs.Choice("cuda", "known", 7, 1.0, "shipped"), (
-        "what is gone is passed over"
-    )
-    assert configs.lookup(p, "triton", gpu) is None
-    assert configs.shipped_devices() == ["nvidia-h200"]
-    store.save(gpu, {configs.key_of(p): entry("mine", backend="cuda")}, replace=True)
-    assert configs.lookup(p, "auto", gpu) == configs.Choice("cuda", "mine", 3, 1.0, "tuned")
-
-
-class _nothing:  # noqa: N801
-    def __enter__(self) -> None: ...
-    def __exit__(self, *args: Any) -> None: ...

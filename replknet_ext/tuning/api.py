@@ -117,7 +117,7 @@ def run(
         for problem, count in jobs:
             begin(f"{problem.pass_:<10} {layer_of(problem)}")
             key = configs.key_of(problem, backend)
-            if not force and configs.lookup(problem, backend, device) is not None:
+            if not force and configs.tuned(problem, backend, device):
                 rows.append(Row(problem, count, configs.entry(problem, backend, device)))
                 continue
             on_start(f"{problem.pass_} {layer_of(problem)}")
@@ -132,4 +132,4 @@ def run(
                 path = store.save(device, kept, replace=True) and path
             else:
                 configs.remember(device, kept)
-    return TuneReport(tuple(rows), dict(configs.identity(device)), path)
+    return TuneReport(tuple(rows), dict(configs.identity(device)), path, backend)
