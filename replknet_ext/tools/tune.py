@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -13,7 +15,7 @@ from .. import checks
 from ..backends import NAMES, PASSES, Candidate, Problem, candidates, configs
 from ..backends.cuda import DEVICES
 from ..models import MODELS, get_model
-from ..tuning import TuneReport, api, problems
+from ..tuning import TuneReport, api, problems, store
 from ..tuning.report import layer_of, us
 from ..tuning.search import MOST
 from . import show
@@ -106,13 +108,32 @@ def predict(
 
 def measure(
     found: Counter[Problem], device: str, passes: Sequence[str], *, backend: str, most: int, force: bool, hidden: bool,
-    on_start: Callable[[str], object] = lambda label: None,
+    on_start: Callable[[str], object] = lambda label: None, config: Path | None = None,
 ) -> TuneReport:  # fmt: skip
-    """See `replknet_ext.tune`."""
-    return api.run(
-        found, device_of(device), passes, backend=backend, most=most, force=force, progress=not hidden,
-        on_start=on_start,
-    )  # fmt: skip
+    """See `replknet_ext.tune`; the choices also go to the file `config`, see `tuning.store.save_config`.
+
+    Raises:
+        UsageError: `config` can't be written, which is known before anything is measured.
+    """
+    where = device_of(device)
+    if config is not None:
+        try:
+            store.config_at(config, configs.identity(where))
+        except ValueError as error:
+            raise UsageError(str(error)) from None
+        if not os.access(config if config.exists() else config.parent, os.W_OK):
+            raise UsageError(f"cannot write {config}: no such folder, or not yours")
+    report = api.run(
+        found, where, passes, backend=backend, most=most, force=force, progress=not hidden, on_start=on_start
+    )
+    if config is not None:
+        report.save_config(config)
+    return report
+
+
+def shipped_name(report: TuneReport) -> str:
+    """Where a package has to hold the choices of a report."""
+    return f"replknet_ext/backends/configs/{configs.stem_of(report.device)}.json"
 
 
 def checked_backend(name: str) -> str:

@@ -10,6 +10,7 @@ from typing import Any
 
 from ..backends import Problem, configs
 from ..backends.configs import Entry
+from . import store
 from .measure import Measured
 
 __all__ = ["Row", "TuneReport", "layer_of"]
@@ -64,11 +65,13 @@ class TuneReport:
         rows: one for each pass of each problem.
         device: for what it holds, see `configs.identity`.
         path: the file that keeps the choices; None if they were not written.
+        backend: "auto", or the one whose kernels alone were tried.
     """
 
     rows: tuple[Row, ...]
     device: Mapping[str, str]
     path: Path | None
+    backend: str = "auto"
 
     def __iter__(self) -> Iterator[Row]:
         return iter(self.rows)
@@ -91,6 +94,11 @@ class TuneReport:
         """As JSON knows it."""
         path = None if self.path is None else str(self.path)
         return {"device": dict(self.device), "path": path, "rows": [row.as_dict() for row in self.rows]}
+
+    def save_config(self, path: str | Path) -> Path:
+        """Writes the choices to a file of one's own, from which a package can ship them; see `store.save_config`."""
+        found = {configs.key_of(row.problem, self.backend): row.entry for row in self.rows if row.entry is not None}
+        return store.save_config(path, self.device, found)
 
     def table(self) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
         """Headings and cells: layer, layers, pass, kernel, untuned and tuned microseconds, gain."""
