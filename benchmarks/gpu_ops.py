@@ -72,6 +72,7 @@ STEPS = (
     _table("table: large and small", "large and small", 50),
     _table("table: main, cuDNN heuristics", "main", 45, extra=("--heuristics",)),
     _table("table: small batches", "small batches", 40),
+    _step("tuning", 70),
     _table("table: main, float32", "main", 90, extra=("--passes", *PASSES, "--numbers", "float32", "tf32", "bf16x3")),
     _table("table: main, fp16", "main", 60, extra=("--passes", *PASSES, "--numbers", "float16")),
     *(_table(f"table: {group}", group, 45) for group in list(GROUPS)[3:]),

@@ -33,6 +33,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.harness import ROOT, write_json
+from benchmarks.shapes import MAIN, PASSES
 
 TAIL = 3000  # characters of a failed command's output that are kept
 
@@ -40,6 +41,8 @@ TAIL = 3000  # characters of a failed command's output that are kept
 class StepError(RuntimeError):
     """A step that could not do its work, with what to read about it."""
 
+
+OURS = "replknet_ext"  # in the mangled name of every kernel of every family: their namespace
 
 #: Process groups that this step has started and that may still run.
 GROUPS: set[int] = set()
@@ -343,7 +346,7 @@ def sanitizer(options: argparse.Namespace) -> dict[str, Any]:
         GROUPS.add(process.pid)
         return process
 
-    running = {name: start(name, ["--kernel-name", "kns=rt_fwd"]) for name in names}
+    running = {name: start(name, ["--kernel-name", f"kns={OURS}"]) for name in names}
     result: dict[str, Any] = {}
     retried: set[str] = set()
     while running:
@@ -376,6 +379,8 @@ def sanitizer(options: argparse.Namespace) -> dict[str, Any]:
     return result | ({"failed": f"not clean: {', '.join(bad)}"} if bad else {})
 
 
+TUNED = len(MAIN) * len(PASSES)  # problems of the step `tuning`
+
 SECTIONS = (
     "SpeedOfLight", "ComputeWorkloadAnalysis", "MemoryWorkloadAnalysis", "MemoryWorkloadAnalysis_Tables", "Occupancy",
     "LaunchStats", "SchedulerStats", "WarpStateStats",
@@ -390,7 +395,8 @@ def ncu(options: argparse.Namespace) -> dict[str, Any]:
     """Hardware counters of the four main kernels; clocks are left as they are."""
     program = tool("ncu", "/opt/nvidia/nsight-compute/*/ncu", "/usr/local/cuda*/nsight-compute*/ncu")
     report = f"{tempfile.mkdtemp()}/report"
-    base = [program, "--clock-control", "none", "--target-processes", "all", "-k", "regex:rt_", "-f", "-o", report]
+    base = [program, "--clock-control", "none", "--target-processes", "all", "-f", "-o", report]
+    base += ["--kernel-name-base", "mangled", "-k", f"regex:{OURS}"]
     target = [sys.executable, "-m", "benchmarks.gpu_cases", "--profile"]
     chosen = [option for section in SECTIONS for option in ("--section", section)]
     started = time.monotonic()
@@ -426,8 +432,22 @@ def counters(text: str) -> list[dict[str, Any]]:
     return kernels
 
 
+def tuning(options: argparse.Namespace) -> dict[str, Any]:
+    """Every candidate of the four main layers, all backends: how good the cost models' first choices are."""
+    output = Path(tempfile.mkdtemp()) / "tuning.json"
+    each = min(4.0, (options.seconds - 20) / TUNED)
+    arguments = ["--device", "cuda", "--quick", "--seconds", f"{each:.1f}", "--output", str(output)]
+    done = command([sys.executable, "-m", "benchmarks.tuning", *arguments], options.seconds - 3)
+    if done.returncode or not output.exists():
+        late = "out of time; " if done.returncode == 124 else ""
+        raise StepError(f"{late}exit status {done.returncode}\n{done.stdout[-TAIL:]}")
+    found = json.loads(output.read_text())
+    print(found["summary"])
+    return {"summary": found["summary"], "rows": found["rows"]}
+
+
 STEPS: dict[str, Callable[[argparse.Namespace], dict[str, Any]]] = {
-    step.__name__: step for step in (device, build, smoke, ceilings, tests, sanitizer, ncu)
+    step.__name__: step for step in (device, build, smoke, ceilings, tests, sanitizer, ncu, tuning)
 }
 
 

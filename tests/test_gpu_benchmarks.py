@@ -17,7 +17,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from benchmarks import gpu_cases, gpu_ops, gpu_plan, gpu_routes, gpu_steps, gpu_table, roofline
+from benchmarks import gpu_cases, gpu_ops, gpu_plan, gpu_routes, gpu_steps, gpu_table, roofline, tuning
 from benchmarks.gpu_ops import Step
 from benchmarks.harness import ROOT
 from benchmarks.shapes import GROUPS, MAIN, NUMBERS, PASSES, Layer
@@ -209,6 +209,74 @@ def test_an_extension_for_another_gpu_is_not_usable() -> None:
     assert not gpu_steps.usable(found, "10.0")
     assert not gpu_steps.usable({**found, "cuda_ops": []}, "9.0a")
     assert not gpu_steps.usable({"extension": False}, "9.0a")
+
+
+# ---- steps that start other programs ----
+
+
+def steps_options(seconds: float) -> argparse.Namespace:
+    return argparse.Namespace(seconds=seconds, quick=False)
+
+
+def fake_tool(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str) -> Path:
+    """A program in place of a CUDA tool; every start adds its arguments to the file returned."""
+    program, log = tmp_path / "tool", tmp_path / "arguments"
+    program.write_text(f'#!/bin/sh\necho "$@" >> {log}\n{script}\n')
+    program.chmod(0o755)
+    monkeypatch.setattr(gpu_steps, "tool", lambda *_: str(program))
+    return log
+
+
+def test_the_kernels_of_every_family_are_in_the_namespace_that_tools_look_for() -> None:
+    sources = [path for path in (ROOT / "csrc/cuda").glob("*.cu*") if "__global__" in path.read_text()]
+    assert len(sources) >= 8
+    for path in sources:
+        before = path.read_text().split("__global__")[0]
+        assert f"namespace {gpu_steps.OURS}::" in before, path.name
+
+
+def test_the_sanitizer_looks_at_every_family(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    log = fake_tool(tmp_path, monkeypatch, "echo '5 launches, 0 wrong'; echo '==1== ERROR SUMMARY: 0 errors'")
+    result = gpu_steps.sanitizer(steps_options(60))
+    assert "failed" not in result, result
+    lines = log.read_text().splitlines()
+    assert len(lines) == 4
+    assert all("--kernel-name kns=replknet_ext " in line for line in lines)
+
+
+def test_the_profiler_looks_at_every_family(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    script = (
+        'case "$1" in --import) echo \'"ID","Kernel Name","gpu__time_duration.sum"\'; echo \'"","","us"\';'
+        ' echo \'"0","small_fwd_kernel","9"\';; *) while [ "$1" != -o ]; do shift; done; : > "$2.ncu-rep";; esac'
+    )
+    log = fake_tool(tmp_path, monkeypatch, script)
+    assert gpu_steps.ncu(steps_options(60)) == {
+        "kernels": [{"kernel": "small_fwd_kernel", "gpu__time_duration.sum": "9 us"}]
+    }
+    assert "--kernel-name-base mangled -k regex:replknet_ext " in log.read_text()
+
+
+def test_every_candidate_is_measured_in_the_time_of_the_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[list[str]] = []
+
+    def command(arguments: list[str], seconds: float) -> subprocess.CompletedProcess[str]:
+        asked.append(arguments)
+        summary = {"passes": 12, "geometric_mean": 1.0, "worst": 1.1, "within_10_percent": 12}
+        found = {"summary": summary, "rows": [{"layer": "a"}]}
+        Path(arguments[arguments.index("--output") + 1]).write_text(json.dumps(found))
+        return subprocess.CompletedProcess(arguments, 0, "", "")
+
+    monkeypatch.setattr(gpu_steps, "command", command)
+    budget = next(step.seconds for step in gpu_ops.STEPS if step.name == "tuning")
+    result = gpu_steps.tuning(steps_options(budget - 2))
+    assert result["summary"]["passes"] == 12
+    assert result["rows"] == [{"layer": "a"}]
+    each = float(asked[0][asked[0].index("--seconds") + 1])
+    assert each > 1
+    assert len(tuning.subjects("cuda", True)) * each <= budget - 20
+    monkeypatch.setattr(gpu_steps, "command", lambda *_: subprocess.CompletedProcess([], 1, "no candidate", ""))
+    with pytest.raises(gpu_steps.StepError, match="no candidate"):
+        gpu_steps.tuning(steps_options(60))
 
 
 # ---- the table, on the CPU ----
