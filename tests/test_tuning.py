@@ -69,7 +69,7 @@ def test_a_small_or_doubtful_gain_is_no_reason_to_change() -> None:
     assert measure.winner([first, other]) is other
     row = Row(problem(), 1, search.entry_of([first, other]), (first, other))
     assert row.disturbed
-    assert "1 of 1 measurements scatter: something else was running" in str(TuneReport((row,), {}, None))
+    assert "1 of 1 measurements scatter: something else seems to have run" in str(TuneReport((row,), {}, None))
     first.samples = [100.0, 101.0, 130.0]
     assert not row.disturbed and not [*TuneReport((row,), {}, None).notes()]
     other.failed = "wrong"

@@ -144,7 +144,7 @@ class TuneReport:
         disturbed = sum(row.disturbed for row in self)
         if disturbed:
             yield (
-                f"{disturbed} of {len(self)} measurements scatter: something else was running. "
+                f"{disturbed} of {len(self)} measurements scatter: something else seems to have run. "
                 "Measure again on an idle device (--force, force=True)."
             )
 
