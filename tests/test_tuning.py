@@ -14,7 +14,7 @@ import replknet_ext as r
 from replknet_ext.backends import PASSES, candidates, configs
 from replknet_ext.backends.cuda import DEVICES
 from replknet_ext.checks import Geometry
-from replknet_ext.tuning import api, measure, search
+from replknet_ext.tuning import Row, TuneReport, api, measure, search
 from replknet_ext.tuning import problems as collecting
 from replknet_ext.tuning.measure import Measured
 
@@ -57,12 +57,21 @@ def test_nothing_counts_without_the_untuned_result(invented: list[str], monkeypa
     assert search.entry_of(measured) is None
 
 
-def test_a_small_gain_is_no_reason_to_change() -> None:
+def test_a_small_or_doubtful_gain_is_no_reason_to_change() -> None:
     first, other = (Measured(candidate) for candidate in INVENTED["fwd"][:2])
     first.samples, other.samples = [100.0], [100.0 * (1 - measure.LEAST_GAIN) + 0.1]
     assert measure.winner([first, other]) is first
     other.samples = [100.0 * (1 - measure.LEAST_GAIN) - 0.1]
     assert measure.winner([first, other]) is other
+    first.samples, other.samples = [100.0, 160.0, 900.0], [120.0, 130.0, 150.0]
+    assert measure.winner([first, other]) is first, "the smallest samples say something else: other work ran beside"
+    other.samples[0] = 99.0
+    assert measure.winner([first, other]) is other
+    row = Row(problem(), 1, search.entry_of([first, other]), (first, other))
+    assert row.disturbed
+    assert "1 of 1 measurements scatter: something else seems to have run" in str(TuneReport((row,), {}, None))
+    first.samples = [100.0, 101.0, 130.0]
+    assert not row.disturbed and not [*TuneReport((row,), {}, None).notes()]
     other.failed = "wrong"
     assert measure.winner([first, other]) is first
     assert measure.winner([]) is None

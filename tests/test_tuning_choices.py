@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 from torch._dynamo.utils import counters
-from tuning_common import CPU, Recorder, choose, invented_variants, operands, problem
+from tuning_common import CPU, Recorder, choose, entry, invented_variants, operands, problem
 
 import replknet_ext as r
 from replknet_ext import choices, ops
 from replknet_ext.backends import PASSES, Candidate, configs
 from replknet_ext.checks import Geometry
-from replknet_ext.tuning import measure
+from replknet_ext.tuning import measure, store
 
 pytestmark = [
     pytest.mark.skipif(not r.HAS_EXT, reason="the compiled extension is not installed"),
@@ -226,6 +229,23 @@ def test_exported_traced_and_scripted_code_takes_choices() -> None:
         assert all(torch.equal(program(x), by_fft[0]) for program in programs)
         choose({"fwd": "direct_tile"}, **LARGE)
         assert all(torch.equal(program(x), direct[0]) for program in programs)
+
+
+LOADER = """
+import sys, torch, replknet_ext
+x, wanted = torch.load(sys.argv[2])
+assert torch.equal(torch.export.load(sys.argv[1]).module()(x), wanted)
+"""
+
+
+def test_a_program_in_a_new_process_reads_the_users_cache(tmp_path: Path) -> None:
+    with large_net() as (net, x, _, direct), torch.no_grad():
+        store.save(CPU, {configs.key_of(problem(**LARGE)): entry("direct_tile")}, replace=True)
+        torch.export.save(torch.export.export(net, (x,)), tmp_path / "net.pt2")
+        torch.save((x, direct[0]), tmp_path / "net.pt")
+    files = (tmp_path / "net.pt2", tmp_path / "net.pt")
+    threads = f"import torch; torch.set_num_threads({torch.get_num_threads()})"
+    subprocess.run([sys.executable, "-c", threads + LOADER, *files], check=True)
 
 
 def test_one_question_for_a_problem_until_choices_change(monkeypatch: pytest.MonkeyPatch) -> None:
