@@ -48,7 +48,7 @@ def number(pass_: str, name: str) -> int:
     return VARIANTS["bwd_weight" if pass_ == "bwd_weight" else "fwd"].index(name)
 
 
-def kernels(case: Case, pass_: str) -> list[tuple[str, str]]:
+def kernels(case: Case, pass_: str, dtype: torch.dtype = torch.float32) -> list[tuple[str, str]]:
     """The kernels of narrow filters that take a case, each with a layout."""
     found = [("nchw", "direct_small"), ("nhwc", "direct_small")]
     n, c, ho, wo = case.output
@@ -56,7 +56,7 @@ def kernels(case: Case, pass_: str) -> list[tuple[str, str]]:
     sizes = [n, c, case.h, case.w, case.kh, case.kw, ho, wo, top, left]
     if pass_ == "bwd_input":
         sizes = [n, c, ho, wo, case.kh, case.kw, case.h, case.w, case.kh - 1 - top, case.kw - 1 - left]
-    plan = _ext.cpu_plan(sizes, torch.float32, pass_, "direct", 1, number(pass_, "direct_plane"))
+    plan = _ext.cpu_plan(sizes, dtype, pass_, "direct", 1, number(pass_, "direct_plane"))
     return found + ([] if "unsupported" in plan else [("nchw", "direct_plane")])
 
 
@@ -108,7 +108,7 @@ def test_narrow_filters_in_16_bits(dtype: torch.dtype) -> None:
         exact = operands(case, "exact")
         for pass_ in PASSES:
             wanted = expected(pass_, case, exact)
-            for layout, name in kernels(case, pass_):
+            for layout, name in kernels(case, pass_, dtype):
                 assert_same_bits(run(pass_, case, laid_out(exact.to(dtype), layout), name), wanted.to(dtype))
 
 
@@ -118,7 +118,7 @@ def test_narrow_filters_do_not_depend_on_threads() -> None:
         for case in (NARROW[0], same("few-channels", 1, 3, 20, 31, 7, 7), same("many", 3, 70, 9, 14, 5, 5)):
             for dtype in (torch.float32, torch.bfloat16):
                 for pass_ in PASSES:
-                    for layout, name in kernels(case, pass_):
+                    for layout, name in kernels(case, pass_, dtype):
                         o = laid_out(operands(case, "half").to(dtype), layout)
                         torch.set_num_threads(1)
                         first = run(pass_, case, o, name)
@@ -155,7 +155,7 @@ def test_plans_say_what_is_narrow() -> None:
     assert "float64" in plan(7, torch.float64, "direct_small")["unsupported"]
     assert plan(7, torch.float32)["name"] == "direct_small"
     assert "NCHW" in plan(3, torch.float32, "direct_plane")["unsupported"]
-    assert "float64" in plan(3, torch.float64, "direct_plane", channels_last=False)["unsupported"]
+    assert "float32" in plan(3, torch.float64, "direct_plane", channels_last=False)["unsupported"]
     assert "3x3" in plan(9, torch.float32, "direct_plane", channels_last=False)["unsupported"]
     assert plan(3, torch.float32, channels_last=False)["name"] == "direct_plane"
     assert plan(31, torch.float32)["name"] == plan(7, torch.float64)["name"] == "direct_tile"
