@@ -166,7 +166,12 @@ __global__ void __launch_bounds__(kStencilThreads, kBlocks)
     row.load(in, a.in, is_inside(y) ? columns : 0, second);
     grad_row.load(grad, a.out, has_grad(0) ? grad_columns : 0, second);
 #pragma unroll 1
-    for (int step = 0; step < steps; ++step) {
+    for (int step = 0, turned = 0; step < steps; ++step, turned = turned + 1 < kRing ? turned + 1 : 0) {
+      // where the ring has the gradient's row of so many steps ago
+      const auto place_of = [&](int ago) {
+        if constexpr ((kRing & (kRing - 1)) == 0) return (step - ago) % kRing;
+        return turned < ago ? turned - ago + kRing : turned - ago;
+      };
       float x[kIn][kChannels];
       row.kept_floats(x, a.dtype);
 #pragma unroll
@@ -175,7 +180,7 @@ __global__ void __launch_bounds__(kStencilThreads, kBlocks)
 #pragma unroll
         for (int k = 0; k < 4; ++k)
           w[k] = 4 * i + k < GradRow::kWords ? grad_row.words[min(4 * i + k, GradRow::kWords - 1)] : 0;
-        ptx::store_shared(ring + (step % kRing * kPieces + i) * kStencilThreads, {w[0], w[1], w[2], w[3]});
+        ptx::store_shared(ring + (place_of(0) * kPieces + i) * kStencilThreads, {w[0], w[1], w[2], w[3]});
       }
       const int lost = max(0, step - rows + 1);  // rows of the tile that are above all of the filter's
       const bool meets = __ballot_sync(~0u, exists && is_inside(y)) != 0;
@@ -192,7 +197,7 @@ __global__ void __launch_bounds__(kStencilThreads, kBlocks)
         GradRow from;
 #pragma unroll
         for (int i = 0; i < kPieces; ++i) {
-          const uint4 piece = ptx::load_shared(ring + ((step - j) % kRing * kPieces + i) * kStencilThreads);
+          const uint4 piece = ptx::load_shared(ring + (place_of(j) * kPieces + i) * kStencilThreads);
           const uint32_t w[4] = {piece.x, piece.y, piece.z, piece.w};
 #pragma unroll
           for (int k = 0; k < 4; ++k)

@@ -246,6 +246,8 @@ def test_the_planner_takes_it_where_the_model_says_so(plain: ModuleType) -> None
             assert plain.plan(layer.but(k=k, pass_=pass_).problem(), H200, -1)["family"] != "stencil"
     assert plain.plan(layer.but(k=3, h=112, w=112).problem(), H200, -1)["name"] == "stencil_3_half"
     for size, channels in ((56, 128), (28, 256), (112, 96)):
+        nine = Case(64, channels, size, size, 9, dtype="float32", pass_="bwd_weight")
+        assert plain.plan(nine.problem(), H200, -1)["name"] == "stencil_weight_9_f32"
         for k, name in ((8, "9_f32"), (9, "9_f32"), (10, "11_f32"), (11, "11_f32")):
             for last in (False, True):
                 large = Case(64, channels, size, size, k, dtype="float32", channels_last=last)
