@@ -11,7 +11,8 @@
 // bytes), and items, which are [row tile][image][strip], so that all threads of a block count rows alike: rows above
 // and below a tile meet only the sums that need them, rows above the image none.
 //
-// bwd_weight: a thread has the sums of all taps and goes over its items likewise. The last rows of its output gradient
+// bwd_weight: a thread has the sums of all taps, or of those of some filter rows (a part of the filter, a block each), and
+// goes over its items likewise. The last rows of its output gradient
 // wait in a ring in shared memory that no other thread touches. At the end sums are added by shuffles, then by warps,
 // then (weight_sum.cuh) by blocks, always in the same order: the same bits on every run, no atomics.
 //
