@@ -36,10 +36,10 @@ BUDGETS: dict[str, Budget] = {
     "stencil_weight_3_f32_cl": Budget((70, 71, 71, 72, 80, 72), 63, 0, 6, 0.27),
     "stencil_weight_5_f32_cl": Budget((87, 94, 94, 92, 92, 96), 175, 0, 10, 0.44),
     "stencil_weight_7_f32_cl": Budget((125, 119, 119, 117, 128, 115), 343, 0, 14, 0.56),
-    "stencil_weight_9_f32": Budget((123, 117, 117, 115, 118, 116), 360, 0, 10, 0.56),
-    "stencil_weight_11_f32": Budget((149, 145, 145, 147, 152, 147), 528, 0, 12, 0.63),
-    "stencil_weight_9_f32_cl": Budget((121, 128, 128, 119, 116, 118), 315, 0, 10, 0.57),
-    "stencil_weight_11_f32_cl": Budget((153, 144, 144, 149, 155, 158), 462, 0, 12, 0.63),
+    "stencil_weight_9_f32": Budget((160, 158, 158, 154, 157, 155), 648, 0, 18, 0.65),
+    "stencil_weight_11_f32": Budget((244, 200, 200, 208, 202, 202), 968, 0, 22, 0.72),
+    "stencil_weight_9_f32_cl": Budget((159, 153, 153, 157, 254, 215), 567, 0, 18, 0.66),
+    "stencil_weight_11_f32_cl": Budget((199, 199, 199, 205, 251, 253), 847, 0, 22, 0.72),
 }
 
 

@@ -11,7 +11,8 @@
 // bytes), and items, which are [row tile][image][strip], so that all threads of a block count rows alike: rows above
 // and below a tile meet only the sums that need them, rows above the image none.
 //
-// bwd_weight: a thread has the sums of all taps and goes over its items likewise. The last rows of its output gradient
+// bwd_weight: a thread has the sums of all taps, or of those of some filter rows (a part of the filter, a block each), and
+// goes over its items likewise. The last rows of its output gradient
 // wait in a ring in shared memory that no other thread touches. At the end sums are added by shuffles, then by warps,
 // then (weight_sum.cuh) by blocks, always in the same order: the same bits on every run, no atomics.
 //
@@ -166,7 +167,12 @@ __global__ void __launch_bounds__(kStencilThreads, kBlocks)
     row.load(in, a.in, is_inside(y) ? columns : 0, second);
     grad_row.load(grad, a.out, has_grad(0) ? grad_columns : 0, second);
 #pragma unroll 1
-    for (int step = 0; step < steps; ++step) {
+    for (int step = 0, turned = 0; step < steps; ++step, turned = turned + 1 < kRing ? turned + 1 : 0) {
+      // where the ring has the gradient's row of so many steps ago
+      const auto place_of = [&](int ago) {
+        if constexpr ((kRing & (kRing - 1)) == 0) return (step - ago) % kRing;
+        return turned < ago ? turned - ago + kRing : turned - ago;
+      };
       float x[kIn][kChannels];
       row.kept_floats(x, a.dtype);
 #pragma unroll
@@ -175,7 +181,7 @@ __global__ void __launch_bounds__(kStencilThreads, kBlocks)
 #pragma unroll
         for (int k = 0; k < 4; ++k)
           w[k] = 4 * i + k < GradRow::kWords ? grad_row.words[min(4 * i + k, GradRow::kWords - 1)] : 0;
-        ptx::store_shared(ring + (step % kRing * kPieces + i) * kStencilThreads, {w[0], w[1], w[2], w[3]});
+        ptx::store_shared(ring + (place_of(0) * kPieces + i) * kStencilThreads, {w[0], w[1], w[2], w[3]});
       }
       const int lost = max(0, step - rows + 1);  // rows of the tile that are above all of the filter's
       const bool meets = __ballot_sync(~0u, exists && is_inside(y)) != 0;
@@ -192,7 +198,7 @@ __global__ void __launch_bounds__(kStencilThreads, kBlocks)
         GradRow from;
 #pragma unroll
         for (int i = 0; i < kPieces; ++i) {
-          const uint4 piece = ptx::load_shared(ring + ((step - j) % kRing * kPieces + i) * kStencilThreads);
+          const uint4 piece = ptx::load_shared(ring + (place_of(j) * kPieces + i) * kStencilThreads);
           const uint32_t w[4] = {piece.x, piece.y, piece.z, piece.w};
 #pragma unroll
           for (int k = 0; k < 4; ++k)

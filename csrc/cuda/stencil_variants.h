@@ -22,10 +22,10 @@
   X("3_f32_cl",   float,    3,    true,  6, 3, 5)    \
   X("5_f32_cl",   float,    5,    true,  5, 5, 5)    \
   X("7_f32_cl",   float,    7,    true,  4, 7, 4)    \
-  X("9_f32",      float,    9,    false, 3, 5, 4)    \
-  X("11_f32",     float,    11,   false, 3, 6, 3)    \
-  X("9_f32_cl",   float,    9,    true,  4, 5, 4)    \
-  X("11_f32_cl",  float,    11,   true,  3, 6, 3)
+  X("9_f32",      float,    9,    false, 3, 9, 3)    \
+  X("11_f32",     float,    11,   false, 3, 11, 2)   \
+  X("9_f32_cl",   float,    9,    true,  4, 9, 2)    \
+  X("11_f32_cl",  float,    11,   true,  3, 11, 2)
 
 namespace replknet_ext::cuda {
 
@@ -44,8 +44,8 @@ constexpr int stencil_filter_row(int taps, int channels) { return (taps * channe
 constexpr int stencil_filter_pitch(int taps, int channels) {
   return (taps * stencil_filter_row(taps, channels) / 4 | 1) * 4;
 }
-// The ring of bwd_weight: rows of a thread's output gradient (a power of two of them) in pieces of 16 bytes.
-constexpr int stencil_ring_rows(int rows) { return rows == 3 ? 4 : 8; }
+// The ring of bwd_weight: rows of a thread's output gradient in pieces of 16 bytes. A power of two where that costs little.
+constexpr int stencil_ring_rows(int rows) { return rows == 3 ? 4 : rows <= 8 ? 8 : rows; }
 constexpr int stencil_ring_pieces(bool is_float, bool last) { return is_float || last ? 2 : 1; }
 constexpr int stencil_ring_bytes(int rows, bool is_float, bool last) {
   return stencil_ring_rows(rows) * stencil_ring_pieces(is_float, last) * 16 * kStencilThreads;

@@ -195,6 +195,44 @@ def check_exact(emulator: ModuleType, case: Case, seed: int = 0) -> dict[str, to
     return got
 
 
+def bwd_input_of(case: table.Case, **changes: Any) -> Case:
+    """The launch that is bwd_input of a row of tests/cases.py: fwd of the output's gradient with the flipped filter."""
+    _, _, ho, wo = case.output
+    top, bottom, left, right = case.padding
+    kh, kw = case.kh - 1, case.kw - 1
+    pad = (kh - top, kh - bottom, kw - left, kw - right)
+    launch = Case(case.n, case.c, ho, wo, (case.kh, case.kw), pad, flip=True).but(**changes)
+    assert launch.out == (case.h, case.w)
+    return launch
+
+
+def check_bwd_input(emulator: ModuleType, case: table.Case, launch: Case) -> None:
+    """Integer data: what `bwd_input_of` gave is bit-equal to the oracle's bwd_input."""
+    inputs = exact_inputs(launch)
+    want = oracle.bwd_input(inputs["x"], inputs["w"][:, None], case.padding)
+    assert torch.equal(run(emulator, launch, inputs)["out"].double(), want), launch
+
+
+def check_schedule(emulator: ModuleType, case: Case, *schedules: tuple[str, int]) -> None:
+    """Random data: the bits are those of the usual order of threads."""
+    inputs = random_inputs(case)
+    want = run(emulator, case, inputs)
+    for schedule in schedules:
+        emulator.set_options(*schedule)
+        got = run(emulator, case, inputs)
+        assert all(torch.equal(got[key], want[key]) for key in want), f"{case}: {schedule}"
+
+
+def check_random(emulator: ModuleType, case: Case) -> None:
+    """Random data: within the table of tolerances, in 16 bit as if torch gave the exact result, rounded."""
+    inputs = random_inputs(case)
+    got, want = run(emulator, case, inputs), reference(case, inputs)
+    scale = reference(case.but(activation="none"), {key: t.abs() for key, t in inputs.items()})
+    for key in want:
+        rounded = want[key].to(got[key].dtype) if got[key].element_size() == 2 else None
+        table.assert_close(got[key], want[key], scale=scale[key], torch_result=rounded)
+
+
 def conflicts_by_line(emulator: ModuleType) -> dict[str, tuple[int, int]]:
     """Bank conflicts since the last call: "file:line" -> (warp-wide accesses, extra wavefronts)."""
     assert emulator.__file__ is not None

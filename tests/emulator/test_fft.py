@@ -38,12 +38,7 @@ def test_on_the_table_in_16_bit(plain: ModuleType, number: int) -> None:
 
 @pytest.mark.parametrize("case", table.CASES, ids=lambda case: case.name)
 def test_bwd_input_on_the_table(plain: ModuleType, case: table.Case) -> None:
-    _, _, ho, wo = case.output
-    top, bottom, left, right = case.padding
-    kh, kw = case.kh - 1, case.kw - 1
-    pad = (kh - top, kh - bottom, kw - left, kw - right)
-    launch = fft(case.n, case.c, ho, wo, k=(case.kh, case.kw), pad=pad, flip=True)
-    assert launch.out == (case.h, case.w)
+    launch = harness.bwd_input_of(case, dtype="float32", algorithm="fft")
     inputs = harness.random_inputs(launch)
     got = check_close(plain, launch, inputs)["out"]
     want = oracle.bwd_input(inputs["x"], inputs["w"][:, None], case.padding)
@@ -109,11 +104,7 @@ def test_channels_last_has_the_bits_of_nchw(plain: ModuleType, case: Case) -> No
 @pytest.mark.parametrize("pass_", PASSES)
 def test_results_do_not_depend_on_the_schedule(plain: ModuleType, pass_: str, schedule: tuple[str, int]) -> None:
     case = fft(9, 2, 28, 28, k=13, bias=True, pass_=pass_)
-    inputs = harness.random_inputs(case)
-    want = harness.run(plain, case, inputs)
-    plain.set_options(*schedule)
-    got = harness.run(plain, case, inputs)
-    assert all(torch.equal(got[name], want[name]) for name in want)
+    harness.check_schedule(plain, case, schedule)
 
 
 @pytest.mark.parametrize("shift", [1, 2, 3])

@@ -8,7 +8,6 @@ from types import ModuleType
 import cases as table
 import emulator_harness as harness
 import pytest
-import reference as oracle
 import torch
 from emulator_harness import A100, H200, RTX4090, RTX5090, Case
 from hypothesis import given, settings
@@ -53,16 +52,9 @@ def test_the_table_is_exact(plain: ModuleType, case: table.Case, dtype: str, pas
 @pytest.mark.parametrize("channels_last", [False, True], ids=["nchw", "nhwc"])
 @pytest.mark.parametrize("case", [case for case in table.CASES if case.n], ids=lambda case: case.name)
 def test_bwd_input_is_exact_on_the_table(plain: ModuleType, case: table.Case, channels_last: bool) -> None:
-    _, _, ho, wo = case.output
-    top, bottom, left, right = case.padding
-    kh, kw = case.kh - 1, case.kw - 1
-    pad = (kh - top, kh - bottom, kw - left, kw - right)
-    launch = Case(case.n, case.c, ho, wo, (case.kh, case.kw), pad, dtype="float32", flip=True,
-                  channels_last=channels_last, variant=plain.variants().index("fma_7x4"))  # fmt: skip
-    assert launch.out == (case.h, case.w)
-    inputs = harness.exact_inputs(launch)
-    want = oracle.bwd_input(inputs["x"], inputs["w"][:, None], case.padding)
-    assert torch.equal(harness.run(plain, launch, inputs)["out"].double(), want)
+    number = plain.variants().index("fma_7x4")
+    launch = harness.bwd_input_of(case, dtype="float32", channels_last=channels_last, variant=number)
+    harness.check_bwd_input(plain, case, launch)
 
 
 @pytest.mark.parametrize("channels_last", [False, True], ids=["nchw", "nhwc"])
@@ -81,11 +73,7 @@ def test_every_variant_is_exact(plain: ModuleType, name: str, channels_last: boo
 @pytest.mark.parametrize("name", FMA_CASES)
 def test_results_do_not_depend_on_the_schedule(plain: ModuleType, name: str, schedule: tuple[str, int]) -> None:
     case = fma_case(plain, name, bias=True)
-    inputs = harness.random_inputs(case)
-    want = harness.run(plain, case, inputs)
-    plain.set_options(*schedule)
-    got = harness.run(plain, case, inputs)
-    assert all(torch.equal(got[key], want[key]) for key in want)
+    harness.check_schedule(plain, case, schedule)
 
 
 @pytest.mark.parametrize("shift", [1, 2, 3])
@@ -159,12 +147,7 @@ def test_any_shape(plain_build: ModuleType, data: st.DataObject) -> None:
 def test_random_data_is_within_the_table_of_tolerances(plain: ModuleType, name: str) -> None:
     base = fma_case(plain, name, bias=True)
     for activation in table.ACTIVATIONS if base.pass_ == "fwd" else ("none",):
-        case = base.but(activation=activation)
-        inputs = harness.random_inputs(case)
-        got, want = harness.run(plain, case, inputs), harness.reference(case, inputs)
-        scale = harness.reference(case.but(activation="none"), {key: t.abs() for key, t in inputs.items()})
-        for key in want:
-            table.assert_close(got[key], want[key], scale=scale[key])
+        harness.check_random(plain, base.but(activation=activation))
 
 
 @pytest.mark.parametrize("value", [float("inf"), float("nan")])

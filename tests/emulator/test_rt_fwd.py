@@ -35,15 +35,7 @@ def test_forward_is_exact_on_the_table(plain: ModuleType, case: table.Case, dtyp
 
 @pytest.mark.parametrize("case", table.CASES, ids=lambda case: case.name)
 def test_bwd_input_is_exact_on_the_table(plain: ModuleType, case: table.Case) -> None:
-    _, _, ho, wo = case.output
-    top, bottom, left, right = case.padding
-    kh, kw = case.kh - 1, case.kw - 1
-    pad = (kh - top, kh - bottom, kw - left, kw - right)
-    launch = Case(case.n, case.c, ho, wo, (case.kh, case.kw), pad, flip=True)
-    assert launch.out == (case.h, case.w)
-    inputs = harness.exact_inputs(launch)
-    want = oracle.bwd_input(inputs["x"], inputs["w"][:, None], case.padding)
-    assert torch.equal(harness.run(plain, launch, inputs)["out"].double(), want)
+    harness.check_bwd_input(plain, case, harness.bwd_input_of(case))
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -60,10 +52,7 @@ def test_every_variant_is_exact(plain: ModuleType, name: str, dtype: str) -> Non
 @pytest.mark.parametrize("schedule", [("reversed", 0), ("lockstep", 0), ("random", 1), ("random", 2)], ids=str)
 def test_results_do_not_depend_on_the_schedule(plain: ModuleType, schedule: tuple[str, int]) -> None:
     case = VARIANT_CASES["rt_5x4_w"].but(bias=True)
-    inputs = harness.random_inputs(case)
-    want = harness.run(plain, case, inputs)["out"]
-    plain.set_options(*schedule)
-    assert torch.equal(harness.run(plain, case, inputs)["out"], want)
+    harness.check_schedule(plain, case, schedule)
 
 
 @pytest.mark.parametrize("shift", [0, 1, 2, 3, 4, 8])

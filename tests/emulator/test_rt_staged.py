@@ -49,14 +49,7 @@ def test_forward_is_exact_on_the_table(plain: ModuleType, case: table.Case, kind
 @kinds("bf16-nhwc", "tf32-nhwc", "bf16x3")
 @pytest.mark.parametrize("case", table.CASES, ids=lambda case: case.name)
 def test_bwd_input_is_exact_on_the_table(plain: ModuleType, case: table.Case, kind: str) -> None:
-    _, _, ho, wo = case.output
-    top, bottom, left, right = case.padding
-    kh, kw = case.kh - 1, case.kw - 1
-    pad = (kh - top, kh - bottom, kw - left, kw - right)
-    launch = Case(case.n, case.c, ho, wo, (case.kh, case.kw), pad, flip=True, **KINDS[kind])
-    inputs = harness.exact_inputs(launch)
-    want = oracle.bwd_input(inputs["x"], inputs["w"][:, None], case.padding)
-    assert torch.equal(harness.run(plain, launch, inputs)["out"].double(), want)
+    harness.check_bwd_input(plain, case, harness.bwd_input_of(case, **KINDS[kind]))
 
 
 @pytest.mark.parametrize("name", STAGED_CASES)
@@ -140,10 +133,7 @@ def test_any_shape(plain_build: ModuleType, data: st.DataObject) -> None:
 @kinds("bf16-nhwc", "tf32", "bf16x3-nhwc")
 def test_results_do_not_depend_on_the_schedule(plain: ModuleType, kind: str, schedule: tuple[str, int]) -> None:
     case = Case(9, 3, 14, 28, 9, bias=True, **KINDS[kind])
-    inputs = harness.random_inputs(case)
-    want = harness.run(plain, case, inputs)["out"]
-    plain.set_options(*schedule)
-    assert torch.equal(harness.run(plain, case, inputs)["out"], want)
+    harness.check_schedule(plain, case, schedule)
 
 
 def test_memory_formats_give_the_same_bits(plain: ModuleType) -> None:

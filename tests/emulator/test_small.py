@@ -51,14 +51,7 @@ def test_forward_is_exact_on_the_table(plain: ModuleType, case: table.Case, dtyp
 @FORMATS
 @pytest.mark.parametrize("case", IN_TABLE, ids=lambda case: case.name)
 def test_bwd_input_is_exact_on_the_table(plain: ModuleType, case: table.Case, channels_last: bool) -> None:
-    _, _, ho, wo = case.output
-    top, bottom, left, right = case.padding
-    kh, kw = case.kh - 1, case.kw - 1
-    launch = Case(case.n, case.c, ho, wo, (case.kh, case.kw), (kh - top, kh - bottom, kw - left, kw - right), flip=True,
-                  channels_last=channels_last)  # fmt: skip
-    inputs = harness.exact_inputs(launch)
-    want = oracle.bwd_input(inputs["x"], inputs["w"][:, None], case.padding)
-    assert torch.equal(harness.run(plain, launch, inputs)["out"].double(), want)
+    harness.check_bwd_input(plain, case, harness.bwd_input_of(case, channels_last=channels_last))
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -121,10 +114,7 @@ def test_channels_of_any_number_and_alignment(plain: ModuleType, c: int, shift: 
 def test_results_do_not_depend_on_the_schedule(plain: ModuleType, name: str, schedule: tuple[str, int]) -> None:
     case = variant_case(plain, name).but(bias=True, limits=ONE_SM)
     case = case if case.channels_last else case.but(n=200, c=2)
-    inputs = harness.random_inputs(case)
-    want = harness.run(plain, case, inputs)["out"]
-    plain.set_options(*schedule)
-    assert torch.equal(harness.run(plain, case, inputs)["out"], want)
+    harness.check_schedule(plain, case, schedule)
 
 
 @pytest.mark.parametrize("shift", [0, 1, 2, 3, 4, 8])

@@ -7,7 +7,6 @@ from types import ModuleType
 import cases as table
 import emulator_harness as harness
 import pytest
-import reference as oracle
 import torch
 from emulator_harness import A100, H200, RTX4090, RTX5090, Case
 from hypothesis import given, settings
@@ -74,14 +73,9 @@ def test_the_table_is_exact(plain: ModuleType, case: table.Case, pass_: str, cha
             harness.check_exact(plain, variant)
         if pass_ == "bwd_weight":
             continue
-        _, _, ho, wo = case.output
-        top, bottom, left, right = case.padding
-        kh, kw = case.kh - 1, case.kw - 1
-        back = launch.but(h=ho, w=wo, pad=(kh - top, kh - bottom, kw - left, kw - right), flip=True, bias=False)
-        inputs = harness.exact_inputs(back)
-        want = oracle.bwd_input(inputs["x"], inputs["w"][:, None], case.padding)
+        back = harness.bwd_input_of(case, dtype=dtype, channels_last=channels_last)
         for variant in running(plain, back):
-            assert torch.equal(harness.run(plain, variant, inputs)["out"].double(), want)
+            harness.check_bwd_input(plain, case, variant)
 
 
 @EVERY_VARIANT
@@ -99,11 +93,7 @@ def test_every_variant_is_exact(plain: ModuleType, name: str) -> None:
 @EVERY_VARIANT
 def test_results_do_not_depend_on_the_schedule(plain: ModuleType, name: str, schedule: tuple[str, int]) -> None:
     case = stencil_case(plain, name, bias=True)
-    inputs = harness.random_inputs(case)
-    want = harness.run(plain, case, inputs)
-    plain.set_options(*schedule)
-    got = harness.run(plain, case, inputs)
-    assert all(torch.equal(got[key], want[key]) for key in want)
+    harness.check_schedule(plain, case, schedule)
 
 
 @pytest.mark.parametrize("shift", [0, 1, 2, 4])
@@ -164,12 +154,7 @@ def test_random_data_is_within_the_table_of_tolerances(plain: ModuleType, name: 
     for dtype in ("float32",) if base.dtype == "float32" else table.HALVES:
         for activation in table.ACTIVATIONS if base.pass_ == "fwd" else ("none",):
             case = base.but(activation=activation, dtype=str(dtype).removeprefix("torch."))
-            inputs = harness.random_inputs(case)
-            got, want = harness.run(plain, case, inputs), harness.reference(case, inputs)
-            scale = harness.reference(case.but(activation="none"), {key: t.abs() for key, t in inputs.items()})
-            for key in want:
-                rounded = want[key].to(got[key].dtype)  # in torch's place: the best of a 16-bit result
-                table.assert_close(got[key], want[key], scale=scale[key], torch_result=rounded)
+            harness.check_random(plain, case)
 
 
 @pytest.mark.parametrize("value", [float("inf"), float("nan")])
@@ -261,6 +246,8 @@ def test_the_planner_takes_it_where_the_model_says_so(plain: ModuleType) -> None
             assert plain.plan(layer.but(k=k, pass_=pass_).problem(), H200, -1)["family"] != "stencil"
     assert plain.plan(layer.but(k=3, h=112, w=112).problem(), H200, -1)["name"] == "stencil_3_half"
     for size, channels in ((56, 128), (28, 256), (112, 96)):
+        nine = Case(64, channels, size, size, 9, dtype="float32", pass_="bwd_weight")
+        assert plain.plan(nine.problem(), H200, -1)["name"] == "stencil_weight_9_f32"
         for k, name in ((8, "9_f32"), (9, "9_f32"), (10, "11_f32"), (11, "11_f32")):
             for last in (False, True):
                 large = Case(64, channels, size, size, k, dtype="float32", channels_last=last)
