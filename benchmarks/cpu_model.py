@@ -4,7 +4,8 @@
 
 The same weights and images everywhere, in the default layout (NCHW) and converted to channels_last. A training step is
 forward, cross entropy, backward and SGD in train mode with the parallel small kernels; deploy is the merged model in
-inference mode. Results are compared before they are timed: logits, loss and the gradients of all depthwise filters.
+inference mode. Before anything is timed, logits, loss and the gradients of all depthwise filters are compared with
+float64.
 """
 
 from __future__ import annotations
@@ -31,8 +32,11 @@ from replknet_ext.models import RepLKNet, create_model
 
 #: Speed-ups that this project set out to reach at batch 8: over nn.Conv2d in the default layout, and in its best.
 GOALS = {"training step": (5.0, 2.5), "deploy": (5.0, 1.15)}
-#: Relative, in both norms. Gradients pass through 24 blocks and batch statistics.
-LIMITS = {"logits": 1e-4, "loss": 1e-4, "gradients": 2e-2}
+#: Largest relative error, in both norms.
+LIMITS = {"logits": 1e-4, "loss": 1e-4}
+#: Rounding grows through 24 blocks and batch statistics, in channels_last to 5 % of the gradients whoever computes
+#: them: ours may be so many times as far from float64 as torch is in the same layout.
+GRADIENTS = 1.5
 
 
 def build(arch: str) -> RepLKNet:
@@ -103,55 +107,9 @@ def gradients(model: nn.Module) -> Tensor:
     )
 
 
-def measure(
-    what: str, model: RepLKNet, images: Tensor, labels: Tensor, rounds: int, budget_seconds: float
-) -> list[dict[str, Any]]:
-    """Checks and times one of GOALS on every layout.
-
-    Raises:
-        BenchmarkError: results disagree, or a baseline runs our kernels.
-    """
-    jobs, seconds = [], {}
-    first: dict[str, Tensor] = {}
-    if what == "deploy":
-        model = copy.deepcopy(model).switch_to_deploy()
-    for provider, make in ((OURS, accelerated), (TORCH, plain)):
-        for layout, memory_format in LAYOUTS.items():
-            name = f"{provider} {layout}"
-            candidate = make(model).to(memory_format=memory_format)  # type: ignore[call-overload]
-            x = images.contiguous(memory_format=memory_format)
-            if what == "deploy":
-                run = deploy_call(candidate, x)
-            else:
-                torch.manual_seed(0)  # the same paths are dropped
-                run = training_step(candidate, x, labels)
-            seen = harness.trace(_seeded(run))
-            need, forbid = (r"^replknet_ext::", "^$") if provider == OURS else (r"^aten::\w*conv", r"^replknet_ext::")
-            harness.require_ops(seen.ops, name=f"{what}, {name}", need=need, forbid=forbid)
-            results = {"logits" if what == "deploy" else "loss": seen.result}
-            if what != "deploy":
-                results["gradients"] = gradients(candidate)
-            for key, value in results.items():
-                harness.require_close(
-                    value, first.setdefault(key, value), name=f"{what}, {name}, {key}", limit=LIMITS[key]
-                )
-            jobs.append(Candidate(name, _seeded(run)))
-            seconds[name] = seen.seconds
-    timings = harness.interleave(jobs, rounds=rounds, min_rounds=1, budget_seconds=budget_seconds, warm=seconds)
-    return [
-        {
-            "what": what,
-            "batch": images.shape[0],
-            "provider": job.name.split()[0],
-            "layout": job.name.split()[1],
-            **timings[job.name].as_dict(),
-        }
-        for job in jobs
-    ]
-
-
-def _seeded(run: Callable[[], Tensor]) -> Callable[[], Tensor]:
-    """The same random numbers (drop path) at every call."""
+def call(what: str, model: nn.Module, images: Tensor, labels: Tensor) -> Callable[[], Tensor]:
+    """One of GOALS; the logits or the loss. Random numbers (drop path) are the same at every call."""
+    run = deploy_call(model, images) if what == "deploy" else training_step(model, images, labels)
 
     def seeded() -> Tensor:
         torch.manual_seed(0)
@@ -160,17 +118,85 @@ def _seeded(run: Callable[[], Tensor]) -> Callable[[], Tensor]:
     return seeded
 
 
+def results_of(what: str, model: nn.Module, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
+    """What is compared: the logits, or the loss and the gradients."""
+    if what == "deploy":
+        return {"logits": call(what, model, images, labels)()}
+    return {"loss": call(what, model, images, labels)(), "gradients": gradients(model)}
+
+
+def depthwise_share(run: Callable[[], Tensor]) -> float:
+    """Part of a call's time that our operators take."""
+    seen = harness.trace(run)
+    ours = sum(seconds for op, seconds in seen.op_seconds.items() if op.startswith("replknet_ext::"))
+    return float(f"{ours / seen.seconds:.3g}")
+
+
+def measure(
+    what: str, model: RepLKNet, images: Tensor, labels: Tensor, rounds: int, budget_seconds: float
+) -> list[dict[str, Any]]:
+    """Checks and times one of GOALS on every layout.
+
+    Raises:
+        BenchmarkError: results are wrong, or a baseline runs our kernels.
+    """
+    jobs, seconds = [], {}
+    off: dict[str, float] = {}  # how far the gradients are from float64
+    if what == "deploy":
+        model = copy.deepcopy(model).switch_to_deploy()
+    exact = results_of(what, accelerated(model).double(), images.double(), labels)
+    for provider, make in ((OURS, accelerated), (TORCH, plain)):
+        for layout, memory_format in LAYOUTS.items():
+            name = f"{provider} {layout}"
+            candidate = make(model).to(memory_format=memory_format)  # type: ignore[call-overload]
+            x = images.contiguous(memory_format=memory_format)
+            run = call(what, candidate, x, labels)
+            seen = harness.trace(run)
+            need, forbid = (r"^replknet_ext::", "^$") if provider == OURS else (r"^aten::\w*conv", r"^replknet_ext::")
+            harness.require_ops(seen.ops, name=f"{what}, {name}", need=need, forbid=forbid)
+            key = "logits" if what == "deploy" else "loss"
+            harness.require_close(seen.result, exact[key], name=f"{what}, {name}, {key}", limit=LIMITS[key])
+            if what != "deploy":
+                off[name] = harness.relative_error(gradients(candidate), exact["gradients"])
+            jobs.append(Candidate(name, run))
+            seconds[name] = seen.seconds
+    for layout in LAYOUTS if off else ():
+        mine, theirs = off[f"{OURS} {layout}"], off[f"{TORCH} {layout}"]
+        if mine > GRADIENTS * theirs:
+            raise harness.BenchmarkError(f"gradients in {layout} are off by {mine:.1e}, those of torch by {theirs:.1e}")
+    timings = harness.interleave(jobs, rounds=rounds, min_rounds=1, budget_seconds=budget_seconds, warm=seconds)
+    shares = {job.name: depthwise_share(job.run) for job in jobs if job.name.startswith(OURS)}
+    return [
+        {
+            "what": what,
+            "batch": images.shape[0],
+            "provider": job.name.split()[0],
+            "layout": job.name.split()[1],
+            **timings[job.name].as_dict(),
+            **({"depthwise_share": shares[job.name]} if job.name in shares else {}),
+            **({"gradients_off": float(f"{off[job.name]:.2g}")} if off else {}),
+        }
+        for job in jobs
+    ]
+
+
+def _median(row: dict[str, Any]) -> float:
+    return float(row["median_ms"])
+
+
 def goals(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Speed-ups of ours in its better layout, and what was aimed at."""
+    """Speed-ups of ours in its better layout, what was aimed at, and what depthwise layers in no time would reach."""
     results = []
     for what in dict.fromkeys(row["what"] for row in rows):
         ms = {(row["provider"], row["layout"]): float(row["median_ms"]) for row in rows if row["what"] == what}
-        ours = min(value for (provider, _), value in ms.items() if provider == OURS)
+        best = min((row for row in rows if row["what"] == what and row["provider"] == OURS), key=_median)
+        ours, others = float(best["median_ms"]), 1 - best["depthwise_share"]
         theirs = [ms[TORCH, "NCHW"], min(value for (provider, _), value in ms.items() if provider == TORCH)]
         for figure, value, least in zip(("vs_default", "vs_best"), theirs, GOALS[what], strict=True):
-            ratio = float(f"{value / ours:.4g}")
+            ratio, most = (float(f"{value / mine:.4g}") for mine in (ours, ours * others))
             results.append(
                 {"what": what, "figure": figure, "at_least": least, "measured": ratio, "kept": ratio >= least}
+                | {"without_depthwise": most}
             )
     return results
 
@@ -201,8 +227,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     results = goals(rows)
     for goal in results:
         verdict = "[green]reached" if goal["kept"] else "[yellow]missed"
-        name = f"{goal['what']} {goal['figure']}"
-        console.print(f"{name}: {times(goal['measured'])}, goal {goal['at_least']}x: {verdict}")
+        name, most = f"{goal['what']} {goal['figure']}", times(goal["without_depthwise"])
+        console.print(f"{name}: {times(goal['measured'])}, goal {goal['at_least']}x: {verdict}[/], at most {most}")
     console.print(harness.describe(meta), style="dim", soft_wrap=True)
     output = options.output or harness.RESULTS / f"cpu_model_{meta['kernel_isa']}_{meta['threads']}t.json"
     harness.write_json(output, {"benchmark": "cpu_model", "meta": meta, "rows": rows, "goals": results})

@@ -132,11 +132,13 @@ def interleave(
 
 @dataclass
 class Trace:
-    """One call under torch's profiler: result, seconds, and how often it ran each operator (`namespace::op`)."""
+    """One call under torch's profiler: result, seconds, how often it ran each operator (`namespace::op`), and the
+    seconds that each spent in itself."""
 
     result: Any
     seconds: float
     ops: Counter[str]
+    op_seconds: dict[str, float]
 
 
 def trace(run: Callable[[], Any]) -> Trace:
@@ -146,9 +148,9 @@ def trace(run: Callable[[], Any]) -> Trace:
         start = time.perf_counter()
         result = run()
         seconds = time.perf_counter() - start
-    events = {event.key: event.count for event in profile.key_averages()}
-    ops = Counter({key: count for key, count in events.items() if re.fullmatch(r"\w+::\w+", key)})
-    return Trace(result, seconds, ops)
+    events = [event for event in profile.key_averages() if re.fullmatch(r"\w+::\w+", event.key)]
+    ops = Counter({event.key: event.count for event in events})
+    return Trace(result, seconds, ops, {event.key: event.self_cpu_time_total * 1e-6 for event in events})
 
 
 def require_ops(ops: Iterable[str], *, name: str, need: str, forbid: str) -> None:

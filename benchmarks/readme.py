@@ -11,6 +11,7 @@ from typing import Any
 from benchmarks import harness
 from benchmarks.cpu_cases import GROUPS, TITLES
 from benchmarks.cpu_compare import compare, geomean, milliseconds, percent, times
+from benchmarks.cpu_problem import LAYOUTS, OURS, TORCH
 from benchmarks.shapes import PASSES
 
 BEGIN, END = "<!-- benchmarks: begin (python -m benchmarks.readme) -->", "<!-- benchmarks: end -->"
@@ -55,8 +56,25 @@ def summary(payloads: Sequence[tuple[str, dict[str, Any]]]) -> str:
     return "\n".join(lines)
 
 
+def model_table(payload: dict[str, Any]) -> str:
+    """A whole model: milliseconds of each provider and layout, and the speed-ups."""
+    lines = [
+        "| RepLKNet-31B, float32, batch {batch}, ms | `nn.Conv2d` | channels_last | ours | channels_last | vs default "
+        "| vs best | depthwise layers take |".format(**payload["rows"][0]),
+        "|---|--:|--:|--:|--:|--:|--:|--:|",
+    ]
+    for what in dict.fromkeys(row["what"] for row in payload["rows"]):
+        rows = {(row["provider"], row["layout"]): row for row in payload["rows"] if row["what"] == what}
+        cells = [milliseconds(rows[provider, layout]["median_ms"]) for provider in (TORCH, OURS) for layout in LAYOUTS]
+        cells += [f"**{times(goal['measured'])}**" for goal in payload["goals"] if goal["what"] == what]
+        ours = min((row for row in rows.values() if row["provider"] == OURS), key=lambda row: float(row["median_ms"]))
+        lines.append(f"| {what} | {' | '.join(cells)} | {percent(ours['depthwise_share'])} |")
+    meta = payload["meta"]
+    return "\n".join([*lines, "", f"<sub>{harness.describe(meta)}. `{meta['command']}`</sub>"])
+
+
 def section() -> str:
-    """The table of the main group with its picture, then a line for each file."""
+    """The table of the main group with its picture, a line for each file, and the whole model."""
     files = sorted(harness.RESULTS.glob("cpu_ops_*.json"))
     payloads = [(path.name, json.loads(path.read_text())) for path in files]
     order = list(GROUPS)
@@ -70,6 +88,7 @@ def section() -> str:
                 parts.append(f"![The same figures as a bar chart]({picture.relative_to(harness.ROOT).as_posix()})")
     if payloads:
         parts.append(summary(payloads))
+    parts += [model_table(json.loads(path.read_text())) for path in sorted(harness.RESULTS.glob("cpu_model_*.json"))]
     return "\n\n".join(parts) or "No results stored yet."
 
 

@@ -2,6 +2,8 @@
 
     python -m benchmarks.tuning                   # this machine's GPU, else its CPU -> benchmarks/results/
     python -m benchmarks.tuning --quick           # the four RepLKNet-31B layers alone
+    python -m benchmarks.tuning --from benchmarks/results/tuning_DEVICE.json --save-config CONFIG.json
+                                                  # what was measured, as a file that the package can ship
 
 A test reads the files and holds the first choice against the best one. Nothing is written to the user's cache.
 """
@@ -9,7 +11,6 @@ A test reads the files and holds the first choice against the best one. Nothing 
 from __future__ import annotations
 
 import argparse
-import re
 import statistics
 import sys
 import time
@@ -22,9 +23,10 @@ import torch
 
 from benchmarks import harness, shapes
 from benchmarks.harness import BenchmarkError
-from replknet_ext.backends import PASSES, Problem, configs
+from replknet_ext.backends import PASSES, Candidate, Problem, configs
 from replknet_ext.checks import Geometry
-from replknet_ext.tuning import measure, search
+from replknet_ext.tuning import measure, search, store
+from replknet_ext.tuning.measure import Measured
 from replknet_ext.tuning.report import layer_of, us
 
 #: More layers that the networks of the papers have: ConvNeXt's, EfficientNet's, SLaK's.
@@ -89,6 +91,23 @@ def summary(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
+def choices(rows: Sequence[dict[str, Any]]) -> dict[str, configs.Entry]:
+    """What to take, by the rows of a file, for `store.save_config`."""
+    found = {}
+    for row in rows:
+        measured = [
+            Measured(
+                Candidate(c["backend"], c["name"], c["variant"], c["family"], c["predicted_us"]),
+                [] if c["us"] is None else [c["us"]], c["failed"],
+            )
+            for c in row["candidates"]
+        ]  # fmt: skip
+        entry = search.entry_of(measured)
+        if entry is not None:
+            found[row["problem"]] = entry
+    return found
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Command line."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.tuning", description=(__doc__ or "").split("\n")[0])
@@ -98,8 +117,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--part", default="1/1", metavar="I/N", help="of the list, for a machine that is shared")
     parser.add_argument("--seconds", type=float, default=4.0, help="for one pass of one layer")
     parser.add_argument("--output", type=Path, help="default: benchmarks/results/tuning_DEVICE.json; parts are added")
+    parser.add_argument("--save-config", type=Path, metavar="FILE", help="add the best to a file that can be shipped")
+    parser.add_argument("--from", type=Path, dest="source", metavar="FILE", help="measure nothing: take these results")
     options = parser.parse_args(arguments)
 
+    if options.source is not None:
+        content = harness.read_json(options.source)
+        if options.save_config is None:
+            parser.error("--from is for --save-config")
+        path = store.save_config(options.save_config, content["device"], choices(content["rows"]))
+        print(f"wrote {path}, to be shipped as {configs.stem_of(content['device'])}.json")
+        return 0
     device = torch.device(options.device)
     part, parts = map(int, options.part.split("/"))
     listed = subjects(options.device, options.quick)
@@ -111,14 +139,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         times = f"{first['name']:<18} {us(first['us']):>7}  {best['name']:<18} {us(best['us']):>7}"
         print(f"{row['layer']:<44} {row['pass']:<10} {times} {row['first_over_best']:.2f}", flush=True)
     who = configs.identity(device)
-    name = re.sub(r"\W+", "-", who["device"]).strip("-").lower()
-    threads = f"_{who['isa']}_{who['threads']}t" if device.type == "cpu" else ""
-    output = options.output or harness.RESULTS / f"tuning_{name}{threads}.json"
+    output = options.output or harness.RESULTS / f"tuning_{configs.stem_of(who)}.json"
     if part > 1 and output.exists():
         rows = [*harness.read_json(output)["rows"], *rows]
     print(f"{summary(rows)}, {time.monotonic() - started:.0f} s; wrote {output}")
     payload = {"benchmark": "tuning", "meta": harness.metadata(), "device": who, "summary": summary(rows), "rows": rows}
     harness.write_json(output, payload)
+    if options.save_config is not None:
+        print(f"wrote {store.save_config(options.save_config, who, choices(rows))}")
     return 0
 
 

@@ -1,6 +1,7 @@
 // The CPU kernels of the ops: scratch and threads around cpu/.
 #include <algorithm>
 
+#include "choices.h"
 #include "cpu/cpu.h"
 #include "glue.h"
 
@@ -14,10 +15,14 @@ cpu::Choice choose(const Problem& p, int64_t variant) {
   cpu::Choice choice;
   const char* why = cpu::choose(p, thread_count(), static_cast<int>(variant), &choice);
   if (why != nullptr) {
-    STD_TORCH_CHECK(variant == -1, "variant ", variant, " can't run this: ", why);
+    STD_TORCH_CHECK(variant == kPlanned, "variant ", variant, " can't run this: ", why);
     STD_TORCH_CHECK(false, "algorithm '", p.algorithm == Algorithm::fft ? "fft" : "direct", "' can't run this: ", why);
   }
   return choice;
+}
+
+cpu::Choice choose(const Problem& p, const Call& call, int64_t variant) {
+  return choose(p, chosen(p, call, variant, -1, thread_count()).variant);
 }
 
 Tensor scratch_of(int64_t bytes) { return torch::stable::empty(std::vector<int64_t>{bytes}, ScalarType::Byte); }
@@ -46,8 +51,10 @@ void run(const Problem& p, const cpu::Choice& choice, cpu::Tensors t) {
   }
 }
 
-Tensor run_fwd(const Problem& p, int64_t variant, const Tensor& input, const Tensor& weight, const std::optional<Tensor>& bias) {
-  const cpu::Choice choice = choose(p, variant);
+Tensor run_fwd(const Problem& p, const Call& call, int64_t variant) {
+  const Tensor &input = call.first, &weight = call.second;
+  const std::optional<Tensor>& bias = call.bias;
+  const cpu::Choice choice = choose(p, call, variant);
   Tensor output = empty_like(input, {p.n, p.c, p.ho, p.wo}, memory_format(p));
   if (p.n == 0) return output;
   const Tensor x = torch::stable::contiguous(input, memory_format(p));
@@ -63,20 +70,23 @@ Tensor run_fwd(const Problem& p, int64_t variant, const Tensor& input, const Ten
 Tensor dwconv2d(const Tensor& input, const Tensor& weight, const std::optional<Tensor>& bias,
                 std::vector<int64_t> padding, std::string activation, std::string precision, std::string algorithm,
                 int64_t variant) {
-  const Problem p = fwd_problem(input, weight, bias, {padding, precision, algorithm}, activation);
-  return run_fwd(p, variant, input, weight, bias);
+  const Options options{padding, precision, algorithm};
+  const Problem p = fwd_problem(input, weight, bias, options, activation);
+  return run_fwd(p, {"fwd", input, weight, bias, options, activation}, variant);
 }
 
 Tensor dwconv2d_backward_input(const Tensor& grad_output, const Tensor& weight, std::vector<int64_t> padding,
                                std::string precision, std::string algorithm, int64_t variant) {
-  const Problem p = bwd_input_problem(grad_output, weight, {padding, precision, algorithm});
-  return run_fwd(p, variant, grad_output, weight, std::nullopt);
+  const Options options{padding, precision, algorithm};
+  const Problem p = bwd_input_problem(grad_output, weight, options);
+  return run_fwd(p, {"bwd_input", grad_output, weight, std::nullopt, options, "none"}, variant);
 }
 
 Tensor dwconv2d_backward_weight(const Tensor& grad_output, const Tensor& input, std::vector<int64_t> padding,
                                 std::string precision, std::string algorithm, int64_t variant) {
-  const Problem p = bwd_weight_problem(grad_output, input, {padding, precision, algorithm});
-  const cpu::Choice choice = choose(p, variant);
+  const Options options{padding, precision, algorithm};
+  const Problem p = bwd_weight_problem(grad_output, input, options);
+  const cpu::Choice choice = choose(p, {"bwd_weight", grad_output, input, std::nullopt, options, "none"}, variant);
   Tensor grad_weight = empty_like(input, {p.c, 1, p.kh, p.kw}, MemoryFormat::Contiguous);
   if (p.n == 0) return torch::stable::zero_(grad_weight);
   const Tensor x = torch::stable::contiguous(input, memory_format(p));

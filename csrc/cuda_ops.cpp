@@ -5,14 +5,13 @@
 #include <torch/csrc/stable/accelerator.h>
 #include <torch/headeronly/util/shim_utils.h>
 
-#include <array>
 #include <map>
 #include <mutex>
 #include <string>
 #include <tuple>
 
+#include "choices.h"
 #include "cuda/dwconv2d_cuda.h"
-#include "glue.h"
 
 namespace replknet_ext {
 namespace {
@@ -53,12 +52,14 @@ struct Route {
 };
 
 // A named variant that can't run the problem, and an FFT that can't, are errors, never something else in its place.
-Route route(Problem p, int32_t device, int64_t variant) {
+Route route(Problem p, int32_t device, const Chosen& choice) {
   if (p.n == 0) return {true, p, {}};
   Route r{false, p, {}};
-  const char* why = cuda::plan_route(&r.p, limits_of(device), static_cast<int>(variant), &r.plan);
+  if (choice.triton) return r;
+  const int variant = static_cast<int>(choice.variant);
+  const char* why = cuda::plan_route(&r.p, limits_of(device), variant, &r.plan);
   r.covered = why == nullptr;
-  STD_TORCH_CHECK(r.covered || variant == -1, "variant ", variant, " can't run this: ", why);
+  STD_TORCH_CHECK(r.covered || variant == kPlanned, "variant ", variant, " can't run this: ", why);
   STD_TORCH_CHECK(r.covered || p.algorithm != Algorithm::fft, "algorithm 'fft' can't run this: ", why);
   return r;
 }
@@ -106,56 +107,61 @@ std::tuple<Tensor, Tensor> run_bwd_weight(const Problem& p, const Route& r, cons
   return {grad_weight, grad_bias};
 }
 
-template <class Result, class... Args>
-Result call(const char* op, const Args&... args) {
-  std::array<StableIValue, sizeof...(Args)> stack{torch::stable::detail::from(args)...};
-  TORCH_ERROR_CODE_CHECK(torch_call_dispatcher(op, "", stack.data(), TORCH_ABI_VERSION));
-  if constexpr (std::is_same_v<Result, Tensor>) {
-    return torch::stable::detail::to<Tensor>(stack[0]);
-  } else {
-    return {torch::stable::detail::to<Tensor>(stack[0]), torch::stable::detail::to<Tensor>(stack[1])};
-  }
+Chosen choice_of(const Problem& p, const Call& call, int64_t variant) {
+  return chosen(p, call, variant, call.first.get_device_index(), 0);
 }
 
 Tensor dwconv2d(const Tensor& input, const Tensor& weight, const std::optional<Tensor>& bias,
                 std::vector<int64_t> padding, std::string activation, std::string precision, std::string algorithm,
                 int64_t variant) {
-  const Problem p = fwd_problem(input, weight, bias, {padding, precision, algorithm}, activation);
+  const Options options{padding, precision, algorithm};
+  const Problem p = fwd_problem(input, weight, bias, options, activation);
   const torch::stable::accelerator::DeviceGuard guard(input.get_device_index());
-  if (const Route r = route(p, input.get_device_index(), variant); r.covered) return run_fwd(p, r, input, weight, bias);
-  return call<Tensor>("replknet_ext::_torch_dwconv2d", input, weight, bias, padding, activation, precision, algorithm,
-                      variant);
+  const Chosen choice = choice_of(p, {"fwd", input, weight, bias, options, activation}, variant);
+  if (const Route r = route(p, input.get_device_index(), choice); r.covered) return run_fwd(p, r, input, weight, bias);
+  const char* op = choice.triton ? "replknet_ext::triton_dwconv2d" : "replknet_ext::_torch_dwconv2d";
+  return std::get<0>(
+      call_op<Tensor>(op, input, weight, bias, padding, activation, precision, algorithm, choice.variant));
 }
 
 Tensor dwconv2d_backward_input(const Tensor& grad_output, const Tensor& weight, std::vector<int64_t> padding,
                                std::string precision, std::string algorithm, int64_t variant) {
-  const Problem p = bwd_input_problem(grad_output, weight, {padding, precision, algorithm});
+  const Options options{padding, precision, algorithm};
+  const Problem p = bwd_input_problem(grad_output, weight, options);
   const torch::stable::accelerator::DeviceGuard guard(grad_output.get_device_index());
-  if (const Route r = route(p, grad_output.get_device_index(), variant); r.covered)
+  const Chosen choice = choice_of(p, {"bwd_input", grad_output, weight, std::nullopt, options, "none"}, variant);
+  if (const Route r = route(p, grad_output.get_device_index(), choice); r.covered)
     return run_fwd(p, r, grad_output, weight, std::nullopt);
-  return call<Tensor>("replknet_ext::_torch_dwconv2d_backward_input", grad_output, weight, padding, precision,
-                      algorithm, variant);
+  const char* op =
+      choice.triton ? "replknet_ext::triton_dwconv2d_backward_input" : "replknet_ext::_torch_dwconv2d_backward_input";
+  return std::get<0>(call_op<Tensor>(op, grad_output, weight, padding, precision, algorithm, choice.variant));
 }
 
 Tensor dwconv2d_backward_weight(const Tensor& grad_output, const Tensor& input, std::vector<int64_t> padding,
                                 std::string precision, std::string algorithm, int64_t variant) {
-  const Problem p = bwd_weight_problem(grad_output, input, {padding, precision, algorithm});
+  const Options options{padding, precision, algorithm};
+  const Problem p = bwd_weight_problem(grad_output, input, options);
   const torch::stable::accelerator::DeviceGuard guard(input.get_device_index());
-  if (const Route r = route(p, input.get_device_index(), variant); r.covered)
+  const Chosen choice = choice_of(p, {"bwd_weight", grad_output, input, std::nullopt, options, "none"}, variant);
+  if (const Route r = route(p, input.get_device_index(), choice); r.covered)
     return std::get<0>(run_bwd_weight(p, r, grad_output, input, false));
-  return call<Tensor>("replknet_ext::_torch_dwconv2d_backward_weight", grad_output, input, padding, precision,
-                      algorithm, variant);
+  const char* op =
+      choice.triton ? "replknet_ext::triton_dwconv2d_backward_weight" : "replknet_ext::_torch_dwconv2d_backward_weight";
+  return std::get<0>(call_op<Tensor>(op, grad_output, input, padding, precision, algorithm, choice.variant));
 }
 
 std::tuple<Tensor, Tensor> dwconv2d_backward_weight_bias(const Tensor& grad_output, const Tensor& input,
                                                          std::vector<int64_t> padding, std::string precision,
                                                          std::string algorithm, int64_t variant) {
-  const Problem p = bwd_weight_problem(grad_output, input, {padding, precision, algorithm});
+  const Options options{padding, precision, algorithm};
+  const Problem p = bwd_weight_problem(grad_output, input, options);
   const torch::stable::accelerator::DeviceGuard guard(input.get_device_index());
-  if (const Route r = route(p, input.get_device_index(), variant); r.covered)
+  const Chosen choice = choice_of(p, {"bwd_weight_bias", grad_output, input, std::nullopt, options, "none"}, variant);
+  if (const Route r = route(p, input.get_device_index(), choice); r.covered)
     return run_bwd_weight(p, r, grad_output, input, true);
-  return call<std::tuple<Tensor, Tensor>>("replknet_ext::_torch_dwconv2d_backward_weight_bias", grad_output, input,
-                                          padding, precision, algorithm, variant);
+  const char* op = choice.triton ? "replknet_ext::triton_dwconv2d_backward_weight_bias"
+                                 : "replknet_ext::_torch_dwconv2d_backward_weight_bias";
+  return call_op<Tensor, Tensor>(op, grad_output, input, padding, precision, algorithm, choice.variant);
 }
 
 }  // namespace

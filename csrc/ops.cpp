@@ -87,6 +87,11 @@ STABLE_TORCH_LIBRARY(replknet_ext, m) {
   m.def("_torch_dwconv2d_backward_input" REPLKNET_EXT_BWD_INPUT);
   m.def("_torch_dwconv2d_backward_weight" REPLKNET_EXT_BWD_WEIGHT "Tensor");
   m.def("_torch_dwconv2d_backward_weight_bias" REPLKNET_EXT_BWD_WEIGHT "(Tensor, Tensor)");
+  // Asked for a measured choice (choices.h): whether it is one of triton_*, and the variant; replknet_ext.choices answers.
+  m.def(
+      "_choice(str pass_, Tensor first, Tensor second, Tensor? bias, int[4] padding, str activation, str precision, "
+      "str algorithm, bool own) -> (int, int)");
+  m.def("_forget_choices() -> ()");
   m.def("_cpu_isa() -> str");
   m.def("_build_info() -> str");
   m.def(

@@ -21,9 +21,12 @@ const char* cached_plan(const Problem& p, const Machine& machine, int variant, P
   thread_local Entry cache[kEntries];
   uint64_t hash = static_cast<uint64_t>(variant) + 0x9e3779b97f4a7c15ull;
   for (int64_t v : {p.n, p.c, p.h, p.w, p.kh, p.kw, p.pad_top, p.pad_left, static_cast<int64_t>(p.flip),
-                    static_cast<int64_t>(p.pass), static_cast<int64_t>(p.channels_last)})
-    hash = (hash ^ static_cast<uint64_t>(v)) * 0x100000001b3ull;
-  Entry& e = cache[(hash >> 32) % kEntries];
+                    static_cast<int64_t>(p.pass), static_cast<int64_t>(p.channels_last), static_cast<int64_t>(p.dtype),
+                    static_cast<int64_t>(p.algorithm)}) {
+    hash = (hash ^ static_cast<uint64_t>(v)) * 0x9e3779b97f4a7c15ull;
+    hash ^= hash >> 32;  // every bit counts below, also those of the passes of one layer
+  }
+  Entry& e = cache[hash % kEntries];
   if (e.used && e.variant == variant && e.machine == machine && e.p == p) {
     *plan = e.plan;
     return nullptr;

@@ -13,14 +13,12 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 from torch._C._functorch import unwrap_if_dead
-from torch._prims_common import suggest_memory_format
 from torch.autograd import forward_ad
 
 from . import ops
-from .ops import RAW, TRITON, Options, Passes, Tuned, linear_options, needed, no_autocast, through_activation
+from .ops import RAW, TRITON, Options, Passes, linear_options, needed, no_autocast, through_activation
 
-_FORWARD_EXTRA = (None,) * 6
-_FORWARD_ARGUMENTS = 8  # of the raw op
+_FORWARD_EXTRA = (None,) * 5
 _LINEAR_EXTRA = (None,) * 4
 
 
@@ -42,13 +40,12 @@ class _Pass(torch.autograd.Function):
 
 
 class DepthwiseConv2dLargeFunction(_Pass):
-    """``dwconv2d`` with bias and activation. Arguments of ``apply`` as in the raw op, then `ops.Tuned` or None."""
+    """``dwconv2d`` with bias and activation. Arguments of ``apply`` as in the raw op."""
 
     @classmethod
     def forward(
         cls, input: Tensor, weight: Tensor, bias: Tensor | None = None, padding: Sequence[int] = (0, 0, 0, 0),
         activation: str = "none", precision: str = "ieee", algorithm: str = "auto", variant: int = -1,
-        tuned: Tuned | None = None,
     ) -> Tensor:  # fmt: skip
         """input (N, C, H, W), weight (C, 1, Kh, Kw), bias (C,) or None -> (N, C, Ho, Wo)."""
         with torch._C._AutoDispatchBelowAutograd():
@@ -66,8 +63,7 @@ class DepthwiseConv2dLargeFunction(_Pass):
     def backward(cls, ctx: Any, grad: Tensor) -> tuple[Any, ...]:
         """Gradients that are needed, by differentiable passes."""
         with no_autocast(grad.device.type):
-            steps = _steps(cls.calls, ctx.options.tuned, grad)
-            grads = ops.fwd_vjp(cls.calls, grad, ctx.saved_tensors, ctx.options, needed(ctx), steps)
+            grads = ops.fwd_vjp(cls.calls, grad, ctx.saved_tensors, ctx.options, needed(ctx))
         return *grads, *_FORWARD_EXTRA
 
     @classmethod
@@ -89,7 +85,7 @@ class DepthwiseConv2dLargeFunction(_Pass):
     @classmethod
     def vmap(cls, info: Any, in_dims: tuple[int | None, ...], *args: Any) -> tuple[Tensor, int]:
         """One call with the mapped dimension folded into N or C."""
-        return ops.vmap_conv(cls.calls.fwd, info.batch_size, in_dims, *args[:_FORWARD_ARGUMENTS])
+        return ops.vmap_conv(cls.calls.fwd, info.batch_size, in_dims, *args)
 
 
 class DepthwiseConv2dLargeBackwardInput(_Pass):
@@ -178,17 +174,6 @@ def _output_shape(x: Tensor, weight: Tensor, options: Options) -> tuple[int, int
     return ops._fwd_size(x, weight, options.padding)
 
 
-def _steps(calls: Passes, tuned: Tuned | None, grad: Tensor) -> tuple[tuple[Passes, int], tuple[Passes, int]] | None:
-    """What computes the backward passes of a call with measured choices, as far as those hold for this gradient."""
-    if tuned is None or torch._C._are_functorch_transforms_active():  # under vmap the sizes are others
-        return None
-    families = (DIFFERENTIABLE, DIFFERENTIABLE_TRITON)
-    by_input, by_weight = ((families[triton], variant) for triton, variant in tuned[:2])
-    if (suggest_memory_format(grad) == torch.channels_last) != tuned.channels_last:
-        by_input = (calls, -1)
-    return by_input, by_weight
-
-
 def _derivable(*tensors: Tensor | None) -> bool:
     """Whether a call on these tensors must be recorded for a derivative, outside functorch transforms."""
     return forward_ad._current_level >= 0 or (torch.is_grad_enabled() and torch._C._any_requires_grad(*tensors))
@@ -201,7 +186,6 @@ def _differentiable(function: type[torch.autograd.Function], raw: Callable[..., 
     small convolution: without functorch transforms the C++ ``apply`` below it does the same. Where nothing needs a
     derivative, the kernel is called directly.
     """
-    count = len(raw._schema.arguments) - 2  # type: ignore[attr-defined]  # what follows is for the Function alone
     apply_in_cpp = super(torch.autograd.Function, function).apply  # type: ignore[misc]
 
     def call(first: Tensor, second: Tensor, *rest: Any) -> Tensor:
@@ -213,7 +197,7 @@ def _differentiable(function: type[torch.autograd.Function], raw: Callable[..., 
             rest = (unwrap_if_dead(rest[0]), *rest[1:])
         if not _derivable(first, second, *rest[:1]):
             with torch._C._AutoDispatchBelowAutograd():
-                return raw(first, second, *rest[:count])
+                return raw(first, second, *rest)
         return apply_in_cpp(first, second, *rest)  # type: ignore[no-any-return]
 
     return call
@@ -248,8 +232,7 @@ DIFFERENTIABLE_TRITON = _differentiable_passes(
 
 def dwconv2d(
     input: Tensor, weight: Tensor, bias: Tensor | None, padding: Sequence[int],
-    activation: str, precision: str, algorithm: str, variant: int = -1, *, triton: bool = False,
-    tuned: Tuned | None = None,
+    activation: str, precision: str, algorithm: str, variant: int, *, triton: bool = False,
 ) -> Tensor:  # fmt: skip
     """The raw op with every kind of derivative, in eager and in compiled or exported code.
 
@@ -260,7 +243,6 @@ def dwconv2d(
         padding: (top, bottom, left, right), negative crops.
         activation, precision, algorithm, variant: as in the raw op.
         triton: whether the Triton kernels' own op is meant.
-        tuned: measured choices for the backward passes; traced code does without.
 
     Returns:
         (N, C, Ho, Wo) in the memory format of input.
@@ -269,6 +251,6 @@ def dwconv2d(
     traced = torch.compiler.is_compiling() or torch.jit.is_tracing()  # type: ignore[attr-defined]
     if traced:
         run = TRITON.fwd if triton else RAW.fwd
-        return run(input, weight, bias, padding, activation, precision, algorithm, variant)
-    run = DIFFERENTIABLE_TRITON.fwd if triton else DIFFERENTIABLE.fwd
-    return run(input, weight, bias, padding, activation, precision, algorithm, variant, tuned)
+    else:
+        run = DIFFERENTIABLE_TRITON.fwd if triton else DIFFERENTIABLE.fwd
+    return run(input, weight, bias, padding, activation, precision, algorithm, variant)

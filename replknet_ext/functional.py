@@ -10,27 +10,18 @@ from torch import Tensor
 from torch._prims_common import suggest_memory_format
 from torch.overrides import handle_torch_function, has_torch_function_variadic
 
-from . import _ext, autograd, checks, settings
+from . import _ext, autograd, checks, choices, settings
 from .backends import BACKENDS, NAMES, PASSES, Backend, Problem, by_pass, configs, select
 from .checks import Geometry
-from .ops import Tuned, autocast_enabled, autocast_operands
+from .ops import autocast_enabled, autocast_operands
 from .tuning import search, watch
 
 IntOrPair = int | tuple[int, int]
 
 
-class _Choice(NamedTuple):
-    """Measured choices for a call whose input has one memory format."""
-
-    triton: bool
-    variant: int
-    backward: Tuned
-
-
 class _Plan(NamedTuple):
     backend: Backend
     geometry: Geometry
-    choices: tuple[_Choice | None, _Choice | None] | None = None  # NCHW, channels_last; None where nobody measured
     first_used: set[tuple[str, bool]] | None = None  # passes and whether channels_last that need no tuning any more
 
 
@@ -38,7 +29,7 @@ class _Plan(NamedTuple):
 # threads may race here: the worst case is the same plan made twice.
 _plans: dict[tuple[Any, ...], _Plan] = {}
 _MAX_PLANS = 4096
-configs.on_change.append(_plans.clear)
+configs.on_change.append(_plans.clear)  # what was measured may not be any more
 
 
 def depthwise_conv2d(
@@ -122,15 +113,9 @@ def depthwise_conv2d(
         if plan.first_used is not None and settings.get_autotune():
             plan = _tuned_on_first_use(plan, input, weight, bias, *rest)
     if plan.backend.dispatched:
-        triton, variant, backward = plan.backend.name == "triton", -1, None
-        # Under vmap the kernels see other sizes.
-        if plan.choices is not None and not torch._C._are_functorch_transforms_active():
-            choice = plan.choices[suggest_memory_format(input) == torch.channels_last]
-            if choice is not None:
-                triton, variant, backward = choice
         return autograd.dwconv2d(
-            input, weight, bias, plan.geometry.padding, activation, precision, algorithm, variant,
-            triton=triton, tuned=backward,
+            input, weight, bias, plan.geometry.padding, activation, precision, algorithm,
+            choices.MEASURED if backend == "auto" else choices.MEASURED_OWN, triton=plan.backend.name == "triton",
         )  # fmt: skip
     return plan.backend.run(input, weight, bias, plan.geometry, activation, precision, algorithm)
 
@@ -144,7 +129,7 @@ def _plain(value: Any) -> bool:
 
 
 def _cached_plan(input: Tensor, weight: Tensor, bias: Tensor | None, *rest: Any) -> _Plan:
-    """`_plan` with measured choices, through the table."""
+    """`_plan`, through the table."""
     if not (_plain(rest[0]) and _plain(rest[1]) and _plain(rest[2])):
         return _plan(input, weight, bias, *rest)
     about_bias = None if bias is None else (bias.shape, bias.dtype, bias.device, bias.layout)
@@ -157,7 +142,9 @@ def _cached_plan(input: Tensor, weight: Tensor, bias: Tensor | None, *rest: Any)
     except TypeError:  # symbolic sizes have no hash, nor may a wrong argument have one
         return _plan(input, weight, bias, *rest)
     if plan is None:
-        plan = _with_choices(_plan(input, weight, bias, *rest), input, weight, bias, *rest)
+        plan = _plan(input, weight, bias, *rest)
+        if plan.backend.dispatched and input.device.type != "meta":
+            plan = plan._replace(first_used=set())
         if len(_plans) >= _MAX_PLANS:
             _plans.clear()
         _plans[key] = plan
@@ -172,27 +159,6 @@ def _plan(
     problem = _problem(input, weight, bias, stride, padding, dilation, activation, algorithm, precision)
     checks.name("backend", backend, NAMES)
     return _Plan(select(problem, backend), problem.geometry)
-
-
-def _with_choices(plan: _Plan, input: Tensor, weight: Tensor, bias: Tensor | None, *rest: Any) -> _Plan:
-    """The plan with the choices that somebody has measured for its passes."""
-    if not plan.backend.dispatched or input.device.type == "meta":
-        return plan
-    problem = _problem(input, weight, bias, *rest[:-1])
-    choices = tuple(
-        _choice(replace(problem, channels_last=last), plan.backend, rest[-1], input.device) for last in (False, True)
-    )
-    return plan._replace(choices=choices if any(choices) else None, first_used=set())  # type: ignore[arg-type]
-
-
-def _choice(problem: Problem, untuned: Backend, backend: str, device: torch.device) -> _Choice | None:
-    found = [configs.lookup(replace(problem, pass_=pass_), backend, device) for pass_ in PASSES]
-    if not any(found):
-        return None
-    fwd, bwd_input, bwd_weight = (
-        (choice.backend == "triton", choice.variant) if choice else (untuned.name == "triton", -1) for choice in found
-    )
-    return _Choice(*fwd, Tuned(bwd_input, bwd_weight, problem.channels_last))
 
 
 def _tuned_on_first_use(plan: _Plan, input: Tensor, weight: Tensor, bias: Tensor | None, *rest: Any) -> _Plan:

@@ -21,7 +21,7 @@ from torch import Tensor
 from torch._prims_common import suggest_memory_format
 from torch.utils.flop_counter import register_flop_formula
 
-from . import _ext
+from . import _ext, choices
 from .backends import torch as fallback
 from .backends import triton
 
@@ -117,9 +117,13 @@ def _python_kernel(name: str, by_triton: bool) -> Callable[..., Any]:
     by_torch = getattr(fallback, function)
 
     def run(first: Tensor, second: Tensor, *rest: Any) -> Any:
-        sizes(first, second, rest[1] if _is_fwd(name) else rest[0])
+        bias, padding, activation = rest[:3] if _is_fwd(name) else (None, rest[0], "none")
+        sizes(first, second, padding)
         kernel = triton.kernel_of(function, first, rest[-2]) if by_triton else None
-        return (kernel or by_torch)(first, second, *rest)
+        if kernel is None:
+            return by_torch(first, second, *rest)
+        variant = choices.triton_variant(rest[-1], function, first, second, bias, padding, activation, *rest[-3:-1])
+        return kernel(first, second, *rest[:-1], variant)
 
     return run
 
@@ -153,6 +157,7 @@ for _name, _schema in SCHEMAS.items():
         torch.library.register_fake(f"{NAMESPACE}::{_prefix}{_name}", _fake_kernel(_name), lib=_lib)
 if _ext.HAS_EXT:
     _lib.impl("dwconv2d_backward_weight_bias", _bwd_weight_bias_on_cpu, "CPU")
+choices.register(_lib)
 
 
 # ---- derivative formulas ----
@@ -167,44 +172,24 @@ class Passes(NamedTuple):
     bwd_weight_bias: Callable[..., tuple[Tensor, Tensor]]
 
 
-class Tuned(NamedTuple):
-    """Measured choices for the backward passes of an eager call: whether by the Triton ops, and the variant.
-
-    They hold for tensors in the memory format of the call's input.
-    """
-
-    bwd_input: tuple[bool, int]
-    bwd_weight: tuple[bool, int]
-    channels_last: bool
-
-
 class Options(NamedTuple):
-    """Arguments of ``dwconv2d`` after the tensors.
-
-    ``variant`` numbers the variants of one pass, so a derivative leaves the choice (-1) to its own pass, or to `tuned`,
-    which the autograd Functions take in addition. Derivatives of derivatives are not tuned.
-    """
+    """Arguments of ``dwconv2d`` after the tensors."""
 
     padding: Sequence[int]
     activation: str
     precision: str
     algorithm: str
     variant: int
-    tuned: Tuned | None = None
 
     @property
     def linear(self) -> tuple[Sequence[int], str, str, int]:
         """What the two backward ops take after their tensors."""
-        return self.linear_by(-1)
-
-    def linear_by(self, variant: int) -> tuple[Sequence[int], str, str, int]:
-        """`linear` with a variant."""
-        return self.padding, self.precision, self.algorithm, variant
+        return self.padding, self.precision, self.algorithm, choices.of_derivative(self.variant)
 
     @property
     def plain(self) -> tuple[Sequence[int], str, str, str, int]:
         """What ``dwconv2d`` without activation takes after its tensors."""
-        return self.padding, "none", self.precision, self.algorithm, -1
+        return self.padding, "none", self.precision, self.algorithm, choices.of_derivative(self.variant)
 
 
 RAW = Passes(*(getattr(torch.ops.replknet_ext, name).default for name in SCHEMAS))
@@ -230,9 +215,8 @@ def through_activation(
 
 
 def fwd_vjp(
-    passes: Passes, grad: Tensor, saved: Sequence[Tensor | None], options: Options, needs: Sequence[bool],
-    steps: tuple[tuple[Passes, int], tuple[Passes, int]] | None = None,
-) -> tuple[Tensor | None, ...]:  # fmt: skip
+    passes: Passes, grad: Tensor, saved: Sequence[Tensor | None], options: Options, needs: Sequence[bool]
+) -> tuple[Tensor | None, ...]:
     """Gradients of ``dwconv2d`` for input, weight and bias, those that ``needs`` asks for.
 
     Args:
@@ -241,20 +225,17 @@ def fwd_vjp(
         saved: input, weight, bias (gelu only), output (relu only).
         options: of the forward call.
         needs: three flags.
-        steps: what computes bwd_input and bwd_weight, with the variant, if not `passes` by its own choice.
     """
-    (by_input, input_variant), (by_weight, weight_variant) = steps or ((passes, -1), (passes, -1))
     x, weight, bias, out = saved
     assert x is not None
     assert weight is not None
     grad = through_activation(passes, grad, x, weight, bias, out, options)
-    d_input = by_input.bwd_input(grad, weight, *options.linear_by(input_variant)) if needs[0] else None
-    to_weight = options.linear_by(weight_variant)
+    d_input = passes.bwd_input(grad, weight, *options.linear) if needs[0] else None
     if needs[1] and needs[2] and grad.is_cuda:  # one pass over grad; elsewhere torch's sum is as good
-        return d_input, *by_weight.bwd_weight_bias(grad, x, *to_weight)
+        return d_input, *passes.bwd_weight_bias(grad, x, *options.linear)
     return (
         d_input,
-        by_weight.bwd_weight(grad, x, *to_weight) if needs[1] else None,
+        passes.bwd_weight(grad, x, *options.linear) if needs[1] else None,
         grad.sum((0, 2, 3)) if needs[2] else None,
     )
 

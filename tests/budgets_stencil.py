@@ -8,33 +8,45 @@ from cuda_budgets import ARCHS, CUDA, Budget, Family
 
 # registers of sm_80, 86, 89, 90a, 100, 120; FFMA, LDSM, LDS, share
 BUDGETS: dict[str, Budget] = {
-    "stencil_3_half": Budget((64, 64, 64, 71, 64, 64), 128, 0, 3, 0.19),
+    "stencil_3_half": Budget((64, 64, 64, 72, 72, 64), 128, 0, 3, 0.19),
     "stencil_3_half_cl": Budget((96, 96, 96, 96, 94, 96), 224, 0, 6, 0.19),
     "stencil_5_half_cl": Budget((128, 128, 128, 128, 128, 128), 448, 0, 15, 0.29),
-    "stencil_7_half_cl": Budget((161, 164, 164, 164, 164, 168), 784, 0, 28, 0.41),
-    "stencil_3_f32": Budget((64, 64, 64, 70, 66, 66), 128, 0, 3, 0.23),
-    "stencil_5_f32": Budget((90, 86, 86, 96, 96, 92), 256, 0, 10, 0.36),
-    "stencil_7_f32": Budget((116, 120, 120, 120, 116, 112), 448, 0, 14, 0.48),
-    "stencil_3_f32_cl": Budget((64, 64, 64, 64, 72, 80), 112, 0, 3, 0.24),
-    "stencil_5_f32_cl": Budget((80, 80, 80, 80, 93, 92), 224, 0, 10, 0.36),
-    "stencil_7_f32_cl": Budget((104, 104, 104, 112, 117, 111), 392, 0, 14, 0.48),
-    "stencil_weight_3_half": Budget((60, 61, 61, 64, 67, 66), 72, 0, 3, 0.19),
-    "stencil_weight_3_half_cl": Budget((87, 89, 89, 87, 87, 91), 126, 0, 6, 0.2),
-    "stencil_weight_5_half_cl": Budget((122, 124, 124, 127, 121, 122), 350, 0, 10, 0.35),
-    "stencil_weight_7_half_cl": Budget((181, 182, 182, 189, 189, 191), 686, 0, 14, 0.48),
-    "stencil_weight_3_f32": Budget((64, 64, 64, 72, 79, 72), 72, 0, 6, 0.25),
-    "stencil_weight_5_f32": Budget((93, 91, 91, 95, 96, 96), 200, 0, 10, 0.44),
-    "stencil_weight_7_f32": Budget((121, 122, 122, 128, 128, 126), 392, 0, 14, 0.57),
-    "stencil_weight_3_f32_cl": Budget((63, 63, 63, 64, 79, 79), 63, 0, 6, 0.28),
-    "stencil_weight_5_f32_cl": Budget((91, 88, 88, 92, 91, 92), 175, 0, 10, 0.46),
-    "stencil_weight_7_f32_cl": Budget((117, 120, 120, 120, 122, 121), 343, 0, 14, 0.59),
+    "stencil_7_half_cl": Budget((165, 165, 165, 164, 164, 168), 784, 0, 28, 0.4),
+    "stencil_9_half_cl": Budget((205, 218, 218, 230, 222, 218), 1232, 0, 45, 0.52),
+    "stencil_11_half_cl": Budget((242, 254, 254, 246, 244, 244), 1792, 0, 66, 0.59),
+    "stencil_3_f32": Budget((64, 64, 64, 70, 72, 66), 128, 0, 3, 0.22),
+    "stencil_5_f32": Budget((90, 90, 90, 95, 95, 92), 256, 0, 10, 0.35),
+    "stencil_7_f32": Budget((118, 124, 124, 120, 116, 113), 448, 0, 14, 0.48),
+    "stencil_3_f32_cl": Budget((63, 64, 64, 64, 72, 79), 112, 0, 3, 0.23),
+    "stencil_5_f32_cl": Budget((80, 80, 80, 80, 94, 94), 224, 0, 10, 0.35),
+    "stencil_7_f32_cl": Budget((112, 108, 108, 110, 115, 113), 392, 0, 14, 0.48),
+    "stencil_9_f32": Budget((136, 132, 132, 140, 137, 138), 704, 0, 27, 0.57),
+    "stencil_11_f32": Budget((161, 160, 160, 161, 153, 159), 1024, 0, 33, 0.66),
+    "stencil_9_f32_cl": Budget((128, 127, 127, 127, 123, 126), 616, 0, 27, 0.57),
+    "stencil_11_f32_cl": Budget((150, 155, 155, 155, 159, 159), 896, 0, 33, 0.66),
+    "stencil_weight_3_half": Budget((63, 61, 61, 64, 64, 68), 72, 0, 3, 0.18),
+    "stencil_weight_3_half_cl": Budget((85, 87, 87, 85, 89, 91), 126, 0, 6, 0.19),
+    "stencil_weight_5_half_cl": Budget((123, 125, 125, 124, 120, 122), 350, 0, 10, 0.32),
+    "stencil_weight_7_half_cl": Budget((187, 187, 187, 199, 195, 195), 686, 0, 14, 0.47),
+    "stencil_weight_9_half_cl": Budget((183, 185, 185, 197, 201, 201), 630, 0, 10, 0.46),
+    "stencil_weight_11_half_cl": Budget((231, 233, 233, 241, 241, 241), 924, 0, 12, 0.54),
+    "stencil_weight_3_f32": Budget((64, 64, 64, 72, 77, 71), 72, 0, 6, 0.24),
+    "stencil_weight_5_f32": Budget((91, 89, 89, 95, 95, 94), 200, 0, 10, 0.43),
+    "stencil_weight_7_f32": Budget((117, 120, 120, 128, 127, 123), 392, 0, 14, 0.56),
+    "stencil_weight_3_f32_cl": Budget((70, 71, 71, 72, 80, 72), 63, 0, 6, 0.27),
+    "stencil_weight_5_f32_cl": Budget((87, 94, 94, 92, 92, 96), 175, 0, 10, 0.44),
+    "stencil_weight_7_f32_cl": Budget((125, 119, 119, 117, 128, 115), 343, 0, 14, 0.56),
+    "stencil_weight_9_f32": Budget((123, 117, 117, 115, 118, 116), 360, 0, 10, 0.56),
+    "stencil_weight_11_f32": Budget((149, 145, 145, 147, 152, 147), 528, 0, 12, 0.63),
+    "stencil_weight_9_f32_cl": Budget((121, 128, 128, 119, 116, 118), 315, 0, 10, 0.57),
+    "stencil_weight_11_f32_cl": Budget((153, 144, 144, 149, 155, 158), 462, 0, 12, 0.63),
 }
 
 
 def names() -> dict[tuple[str, ...], str]:
     """(bwd_weight, type, taps, channels_last) of every line of the variants table, as in a mangled name."""
     text = (CUDA / "stencil_variants.h").read_text()
-    rows = re.findall(r'X\("(\w+)",\s*(\w+),\s*(\d), *(\w+),', text)
+    rows = re.findall(r'X\("(\w+)",\s*(\w+),\s*(\d+), *(\w+),', text)
     kinds = {"uint16_t": "t", "float": "f", "false": "0", "true": "1"}
     return {
         (weight, kinds[type_], taps, kinds[last]): f"stencil_{weight}{name}"
@@ -45,7 +57,7 @@ def names() -> dict[tuple[str, ...], str]:
 
 def variant_of(symbol: str) -> str | None:
     """The variant that a mangled kernel name belongs to."""
-    found = re.search(r"stencil_(weight_)?kernelI(\w)Li(\d)ELb([01])E", symbol)
+    found = re.search(r"stencil_(weight_)?kernelI(\w)Li(\d+)E(?:Li\d+E)?Lb([01])E", symbol)
     return names()[(found[1] or "", *found.groups()[1:])] if found else None
 
 

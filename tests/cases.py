@@ -230,7 +230,7 @@ class Tolerance:
 
 
 TOLERANCES: dict[torch.dtype, Tolerance] = {
-    torch.float64: Tolerance(ulps=4),
+    torch.float64: Tolerance(ulps=8),  # the oracle rounds, too
     torch.float32: Tolerance(ulps=4),
     torch.bfloat16: Tolerance(of_torch=2),
     torch.float16: Tolerance(of_torch=2),

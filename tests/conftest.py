@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import random
 import zlib
+from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -38,6 +40,31 @@ def _own_caches(tmp_path_factory: pytest.TempPathFactory) -> None:
     """Downloads, also of `file:` addresses, and measured choices are in folders of this run, not the user's."""
     os.environ["TORCH_HOME"] = str(tmp_path_factory.mktemp("torch_home"))
     os.environ["REPLKNET_EXT_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+
+
+@pytest.fixture
+def own_choices(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """The folder of measured choices, which the test has for itself; nothing has been warned of or given up yet."""
+    from replknet_ext import set_autotune
+    from replknet_ext.backends import configs
+    from replknet_ext.tuning import search
+
+    monkeypatch.setenv("REPLKNET_EXT_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(configs, "_warned", set())
+    monkeypatch.setattr(search, "_given_up", set())
+    configs.forget()
+    yield tmp_path / "cache" / "tuned"
+    set_autotune(False)
+    configs.forget()
+
+
+@pytest.fixture
+def invented(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
+    """`tuning_common.invented_variants`, with times that do not depend on the machine; the names of those timed."""
+    from tuning_common import invented_times, invented_variants
+
+    with invented_variants(monkeypatch):
+        yield invented_times(monkeypatch)
 
 
 @pytest.fixture(autouse=True)

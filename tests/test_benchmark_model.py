@@ -31,6 +31,8 @@ def test_all_contenders_are_timed_after_they_agree(what: str, model: RepLKNet) -
     results = cpu_model.goals(rows)
     assert [result["figure"] for result in results] == ["vs_default", "vs_best"]
     assert results[0]["measured"] >= results[1]["measured"] > 0
+    assert all(result["without_depthwise"] > result["measured"] for result in results)
+    assert all(0 < row["depthwise_share"] < 1 for row in rows if row["provider"] == "replknet_ext")
 
 
 def test_the_baseline_has_no_layer_of_ours(model: RepLKNet) -> None:
@@ -59,6 +61,18 @@ def test_another_model_is_not_timed(what: str, model: RepLKNet, monkeypatch: pyt
         measure(what, model)
 
 
+def test_wrong_gradients_are_not_timed(model: RepLKNet, monkeypatch: pytest.MonkeyPatch) -> None:
+    def damaged(model: nn.Module) -> torch.Tensor:
+        result = gradients(model)
+        ours = any(isinstance(module, DepthwiseConv2dLarge) for module in model.modules())
+        return result * 1.01 if ours and result.dtype == torch.float32 else result
+
+    gradients = cpu_model.gradients
+    monkeypatch.setattr(cpu_model, "gradients", damaged)
+    with pytest.raises(BenchmarkError, match=r"gradients in NCHW are off by 1\.0e-02, those of torch by"):
+        measure("training step", model)
+
+
 def test_a_baseline_on_our_kernels_is_refused(model: RepLKNet, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cpu_model, "plain", cpu_model.accelerated)
     with pytest.raises(BenchmarkError, match=r"also ran|did not run"):
@@ -68,6 +82,10 @@ def test_a_baseline_on_our_kernels_is_refused(model: RepLKNet, monkeypatch: pyte
 def test_goals_take_the_better_layout_of_each() -> None:
     ms = {("nn.Conv2d", "NCHW"): 100, ("nn.Conv2d", "channels_last"): 40, ("replknet_ext", "NCHW"): 30}
     ms[("replknet_ext", "channels_last")] = 20
-    rows = [{"what": "deploy", "provider": p, "layout": x, "median_ms": value} for (p, x), value in ms.items()]
+    rows = [
+        {"what": "deploy", "provider": p, "layout": x, "median_ms": value, "depthwise_share": 0.5}
+        for (p, x), value in ms.items()
+    ]
     assert [result["measured"] for result in cpu_model.goals(rows)] == [5.0, 2.0]
+    assert [result["without_depthwise"] for result in cpu_model.goals(rows)] == [10.0, 4.0]
     assert [result["kept"] for result in cpu_model.goals(rows)] == [True, True]

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import json
 import re
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -13,12 +13,14 @@ pytest.importorskip("rich")
 
 from tools_common import cli
 
-from replknet_ext import HAS_EXT, set_autotune
+from replknet_ext import HAS_EXT
 from replknet_ext.backends import configs
 from replknet_ext.tools import doctor
-from replknet_ext.tuning import search
 
-pytestmark = pytest.mark.skipif(not HAS_EXT, reason="the compiled extension is not installed")
+pytestmark = [
+    pytest.mark.skipif(not HAS_EXT, reason="the compiled extension is not installed"),
+    pytest.mark.usefixtures("own_choices"),
+]
 
 #: The depthwise layers of RepLKNet-31B that our kernels run: large and small branches, and the stem's.
 LAYERS = {
@@ -27,25 +29,17 @@ LAYERS = {
 }  # fmt: skip
 
 
-@pytest.fixture(autouse=True)
-def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setenv("REPLKNET_EXT_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(configs, "_warned", set())
-    monkeypatch.setattr(search, "_given_up", set())
-    configs.forget()
-    yield
-    set_autotune(False)
-    configs.forget()
-
-
 def test_every_layer_is_predicted_without_a_gpu() -> None:
     shown = cli("tune", "--dry-run", "--device-limits", "h200", columns=80).stdout
     assert max(map(len, shown.splitlines())) <= 80
     assert "…" not in shown, "something was cut off"
     for layer, count in LAYERS.items():
         assert f"{layer} bfloat16, {count} layer{'s' if count > 1 else ''}\n" in re.sub(r" +\n", "\n", shown)
-    assert shown.count(" fwd ") == shown.count(" bwd_input ") == shown.count(" bwd_weight ") == len(LAYERS)
+    tables = shown.partition("all 49 layers")[0]
+    assert tables.count(" fwd ") == tables.count(" bwd_input ") == tables.count(" bwd_weight ") == len(LAYERS)
     words = " ".join(shown.split())
+    total = float(re.search(r"all 49 layers, predicted: fwd ([\d.]+) ms, bwd_input", words)[1])  # type: ignore[index]
+    assert 0.5 < total < 3
     assert "PREDICTIONS of the cost models for: limits of h200. Nothing was measured." in words
     assert not configs._files.cache_dir().exists(), "and nothing is written"
 
@@ -63,17 +57,23 @@ def test_predictions_as_json() -> None:
     assert all(candidate["backend"] == "cuda" for row in found["rows"] for candidate in row["candidates"])
 
 
-def test_the_cpu_is_measured_and_the_doctor_tells() -> None:
+def test_the_cpu_is_measured_and_the_doctor_tells(tmp_path: Path) -> None:
     arguments = ("tune", "replknet_13", "--batch", "1", "--size", "32", "--device", "cpu", "--passes", "fwd")
     shown = cli(*arguments, columns=100).stdout
     assert max(len(line) for line in shown.splitlines() if not line.startswith("kept in ")) <= 100
     assert "all layers" in shown and "kept in" in shown and "untuned us" in shown
-    again = cli.json(*arguments)
+    config = tmp_path / "config.json"
+    again = cli.json(*arguments, "--save-config", str(config))
     assert all(row["measured"] == [] and row["choice"] for row in again["rows"]), "once is enough"
+    saved = json.loads(config.read_text())
+    assert {key: row["best"] for key, row in saved["choices"].items()} == {
+        row["problem"]: row["choice"]["best"] for row in again["rows"]
+    }
+    assert saved["identity"] == again["device"]
     (mine,) = (row for row in doctor.collect()["choices"]["files"] if row["path"] == again["path"])
     assert mine["entries"] == len(again["rows"]) > 3
     told = " ".join(cli("doctor", columns=200).stdout.split())
-    assert f"{mine['entries']} in {mine['path']}" in told and "shipped for no GPU yet" in told
+    assert f"{mine['entries']} in {mine['path']}" in told and "shipped for no device yet" in told
     assert "autotune False" in told
     predicted = cli.json(*arguments, "--dry-run")
     assert all(c["backend"] == "cpu" for row in predicted["rows"] for c in row["candidates"])
@@ -94,6 +94,9 @@ def test_help_fits_one_screen() -> None:
         (["--device-limits", "h20"], "h20", 2),
         (["--dtype", "fp8"], "fp8", 2),
         (["--batch", "0"], "or equal to 1", 2),
+        (["--device", "cpu", "--save-config", "/nowhere/x.json"], "cannot write /nowhere/x.json", 2),
+        (["--device", "cpu", "--save-config", __file__], "test_cli_tune.py cannot be read", 2),
+        (["--dry-run", "--device", "cpu", "--save-config", "x"], "--save-config writes what was measured", 2),
         (["--size", "31", "--dry-run", "--device", "cpu", "--backend", "cuda"], "no kernel of backend 'cuda'", 1),
     ],
 )

@@ -32,12 +32,32 @@ NARROW = [
     case.small(channels=19)
     for case in CASES
     if case.kw in (3, 5, 7, 9, 11) and case.n and case.kh * case.kw * case.h * case.w < 300_000
-] + [same("narrow-9", 2, 33, 9, 29, 9, 9), same("narrow-11", 1, 16, 15, 14, 11, 11)]
+] + [
+    same("narrow-9", 2, 33, 9, 29, 9, 9),
+    same("narrow-11", 1, 16, 15, 14, 11, 11),
+    same("many-rows", 2, 2, 101, 90, 3, 3),
+    same("many-columns", 1, 1, 5, 200, 5, 5),
+    same("whole-vectors", 1, 2, 9, 32, 5, 5),
+    Case("narrow-valid", 2, 3, 20, 33, 3, 3, (0, 0, 0, 0)),
+    Case("narrow-uneven", 2, 3, 14, 37, 5, 5, (0, 4, 4, 1)),
+]
 
 
 def number(pass_: str, name: str) -> int:
     """The variant of that name in a pass."""
     return VARIANTS["bwd_weight" if pass_ == "bwd_weight" else "fwd"].index(name)
+
+
+def kernels(case: Case, pass_: str, dtype: torch.dtype = torch.float32) -> list[tuple[str, str]]:
+    """The kernels of narrow filters that take a case, each with a layout."""
+    found = [("nchw", "direct_small"), ("nhwc", "direct_small")]
+    n, c, ho, wo = case.output
+    top, _, left, _ = case.padding
+    sizes = [n, c, case.h, case.w, case.kh, case.kw, ho, wo, top, left]
+    if pass_ == "bwd_input":
+        sizes = [n, c, ho, wo, case.kh, case.kw, case.h, case.w, case.kh - 1 - top, case.kw - 1 - left]
+    plan = _ext.cpu_plan(sizes, dtype, pass_, "direct", 1, number(pass_, "direct_plane"))
+    return found + ([] if "unsupported" in plan else [("nchw", "direct_plane")])
 
 
 def run(pass_: str, case: Case, o: Operands, name: str, activation: str = "none") -> Tensor:
@@ -72,13 +92,13 @@ def test_every_remainder_is_packed_and_unpacked(dtype: torch.dtype, layout: str)
 @pytest.mark.parametrize("case", NARROW, ids=lambda case: case.name)
 def test_narrow_filters(case: Case) -> None:
     o, exact = operands(case, "float32"), operands(case, "exact")
-    for layout in ("nchw", "nhwc"):
-        for pass_ in PASSES:
-            actual = run(pass_, case, laid_out(o, layout), "direct_small")
+    for pass_ in PASSES:
+        for layout, name in kernels(case, pass_):
+            actual = run(pass_, case, laid_out(o, layout), name)
             assert_close(actual, expected(pass_, case, o), scale=magnitude(pass_, case, o))
             if pass_ != "bwd_weight":  # one order of sums
                 assert_same_bits(actual, run(pass_, case, laid_out(o, layout), "direct_tile"))
-            bits = run(pass_, case, laid_out(exact, layout), "direct_small")
+            bits = run(pass_, case, laid_out(exact, layout), name)
             assert_same_bits(bits, expected(pass_, case, exact).to(torch.float32))
 
 
@@ -88,8 +108,8 @@ def test_narrow_filters_in_16_bits(dtype: torch.dtype) -> None:
         exact = operands(case, "exact")
         for pass_ in PASSES:
             wanted = expected(pass_, case, exact)
-            for layout in ("nchw", "nhwc"):
-                assert_same_bits(run(pass_, case, laid_out(exact.to(dtype), layout), "direct_small"), wanted.to(dtype))
+            for layout, name in kernels(case, pass_, dtype):
+                assert_same_bits(run(pass_, case, laid_out(exact.to(dtype), layout), name), wanted.to(dtype))
 
 
 def test_narrow_filters_do_not_depend_on_threads() -> None:
@@ -97,30 +117,31 @@ def test_narrow_filters_do_not_depend_on_threads() -> None:
     try:
         for case in (NARROW[0], same("few-channels", 1, 3, 20, 31, 7, 7), same("many", 3, 70, 9, 14, 5, 5)):
             for dtype in (torch.float32, torch.bfloat16):
-                for layout in ("nchw", "nhwc"):
-                    o = laid_out(operands(case, "half").to(dtype), layout)
-                    for pass_ in PASSES:
+                for pass_ in PASSES:
+                    for layout, name in kernels(case, pass_, dtype):
+                        o = laid_out(operands(case, "half").to(dtype), layout)
                         torch.set_num_threads(1)
-                        first = run(pass_, case, o, "direct_small")
+                        first = run(pass_, case, o, name)
                         for count in (2, 3, 5):
                             torch.set_num_threads(count)
-                            assert_same_bits(run(pass_, case, o, "direct_small"), first)
+                            assert_same_bits(run(pass_, case, o, name), first)
     finally:
         torch.set_num_threads(before)
 
 
-def test_narrow_filters_keep_nan_and_infinity_in_their_receptive_field() -> None:
+@pytest.mark.parametrize("kw", [3, 7])
+def test_narrow_filters_keep_nan_and_infinity_in_their_receptive_field(kw: int) -> None:
+    case = same("local", 2, 20, 9, 31, 3, kw)
     for value in (float("nan"), float("inf")):
-        for layout in ("nchw", "nhwc"):
-            x = torch.randn(2, 20, 9, 31)
-            x[1, 17, 4, 20] = value
-            w = torch.rand(20, 1, 3, 7) + 0.1
-            case = same("local", 2, 20, 9, 31, 3, 7)
-            out = run("fwd", case, Operands(LAYOUTS[layout](x), w, torch.zeros(20), x), "direct_small")
-            wanted = torch.zeros(2, 20, 9, 31, dtype=torch.bool)
-            wanted[1, 17, 3:6, 17:24] = True
-            assert torch.equal(~out.isfinite(), wanted)
-            grad = run("bwd_weight", case, Operands(LAYOUTS[layout](x), w, w, torch.ones_like(x)), "direct_small")
+        x = torch.randn(2, 20, 9, 31)
+        x[1, 17, 4, 20] = value
+        w = torch.rand(20, 1, 3, kw) + 0.1
+        wanted = torch.zeros(2, 20, 9, 31, dtype=torch.bool)
+        wanted[1, 17, 3:6, 20 - kw // 2 : 21 + kw // 2] = True
+        for layout, name in kernels(case, "fwd"):
+            o = laid_out(Operands(x, w, torch.zeros(20), torch.ones_like(x)), layout)
+            assert torch.equal(~run("fwd", case, o, name).isfinite(), wanted)
+            grad = run("bwd_weight", case, o, name)
             assert torch.equal(~grad.isfinite().all((1, 2, 3)), torch.arange(20) == 17)
 
 
@@ -133,6 +154,10 @@ def test_plans_say_what_is_narrow() -> None:
     assert "11 columns" in plan(13, torch.float32, "direct_small")["unsupported"]
     assert "float64" in plan(7, torch.float64, "direct_small")["unsupported"]
     assert plan(7, torch.float32)["name"] == "direct_small"
+    assert "NCHW" in plan(3, torch.float32, "direct_plane")["unsupported"]
+    assert "float32" in plan(3, torch.float64, "direct_plane", channels_last=False)["unsupported"]
+    assert "3x3" in plan(9, torch.float32, "direct_plane", channels_last=False)["unsupported"]
+    assert plan(3, torch.float32, channels_last=False)["name"] == "direct_plane"
     assert plan(31, torch.float32)["name"] == plan(7, torch.float64)["name"] == "direct_tile"
     assert plan(11, torch.float32, "direct_small")["scratch_bytes"] < 1 << 20
 

@@ -129,6 +129,7 @@ def check_values(pass_: str, case: Case, o: Operands, low: Operands, how: How, a
 @given(problems(), st.sampled_from(DTYPES), layouts, layouts, ways())
 @example(Case("tall", 1, 17, 24, 1, 35, 1, (17, 17, 0, 0)), torch.float32, "nhwc", "columns", How())
 @example(Case("an FFT's lengths", 4, 1, 17, 1, 1, 1, (0, 14, 0, 0)), torch.float32, "nchw", "nchw", How("fft"))
+@example(Case("the oracle rounds", 3, 17, 23, 9, 19, 16, (0, 1, 5, 19)), torch.float64, "nchw", "nchw", How())
 def test_passes(case: Case, dtype: torch.dtype, first: str, second: str, how: How) -> None:
     o = operands(case, kind_of(dtype))
     low = o.to(dtype)

@@ -7,7 +7,6 @@ import os
 import subprocess
 import sys
 import warnings
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,14 +18,7 @@ from replknet_ext import _files
 from replknet_ext.backends import configs
 from replknet_ext.tuning import store
 
-
-@pytest.fixture(autouse=True)
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    monkeypatch.setenv("REPLKNET_EXT_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(configs, "_warned", set())
-    configs.forget()
-    yield tmp_path / "cache" / "tuned"
-    configs.forget()
+pytestmark = pytest.mark.usefixtures("own_choices")
 
 
 def path() -> Path:
@@ -44,7 +36,7 @@ def quiet_read() -> dict[str, configs.Entry]:
         return read_anew()
 
 
-def test_round_trip(folder: Path) -> None:
+def test_round_trip(own_choices: Path) -> None:
     found = {"a": entry("x", 1.5), "b": configs.Entry((("cpu", "y", 2.0), ("triton", "t(1)", 3.0)), None)}
     assert store.save(CPU, found, replace=True) == path()
     assert quiet_read() == found
@@ -54,7 +46,9 @@ def test_round_trip(folder: Path) -> None:
     assert quiet_read()["a"] == entry("z"), "on first use the choice of the one who wrote first holds"
     assert quiet_read()["c"] == entry("new")
     assert path().stat().st_mode & 0o777 == 0o666 & ~_umask()
-    assert [p.name for p in folder.iterdir() if not p.name.endswith(".lock")] == [path().name], "nothing is left over"
+    assert [p.name for p in own_choices.iterdir() if not p.name.endswith(".lock")] == [path().name], (
+        "nothing is left over"
+    )
 
 
 def _umask() -> int:
@@ -149,13 +143,13 @@ def test_threads_are_part_of_the_device(monkeypatch: pytest.MonkeyPatch) -> None
     assert quiet_read() == {}, "and other threads are no reason for a warning"
 
 
-def test_a_read_only_folder_works_in_memory(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    folder.parent.mkdir(parents=True)
-    folder.parent.chmod(0o555)
-    if os.access(folder.parent, os.W_OK):  # root may write anywhere: let the system refuse
+def test_a_read_only_folder_works_in_memory(own_choices: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    own_choices.parent.mkdir(parents=True)
+    own_choices.parent.chmod(0o555)
+    if os.access(own_choices.parent, os.W_OK):  # root may write anywhere: let the system refuse
 
         def refuse(*args: Any, **kwargs: Any) -> None:
-            raise PermissionError(13, "Permission denied", str(folder))
+            raise PermissionError(13, "Permission denied", str(own_choices))
 
         monkeypatch.setattr(Path, "mkdir", refuse)
     with pytest.warns(
@@ -165,7 +159,7 @@ def test_a_read_only_folder_works_in_memory(folder: Path, monkeypatch: pytest.Mo
         assert store.save(CPU, {"b": entry("y")}, replace=True) is None
     assert len(caught) == 1
     assert configs.entries(CPU) == {"a": entry("x"), "b": entry("y")}
-    folder.parent.chmod(0o755)
+    own_choices.parent.chmod(0o755)
 
 
 WRITER = """
@@ -219,36 +213,3 @@ def test_keys_tell_apart_what_may_differ() -> None:
         configs.key_of(problem(pass_="bwd_input", activation=a, has_bias=b)) for a in ("none", "relu") for b in (0, 1)
     }
     assert len(backward) == 1, "the gradient of the input knows neither bias nor activation"
-
-
-def test_shipped_choices_come_after_the_users(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """On a GPU that is not there: its name decides which file is read."""
-    who = {"device": "NVIDIA H200", "driver": "1", "torch": "2", "variants": "v"}
-    gpu = torch.device("cuda:0")
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "device", lambda device: _nothing())
-    monkeypatch.setattr(configs, "identity", lambda device: who)
-    monkeypatch.setattr(configs, "SHIPPED", tmp_path / "shipped")
-    from replknet_ext.backends.cuda import CudaBackend
-
-    monkeypatch.setattr(CudaBackend, "variant", lambda self, p, name: {"known": 7, "mine": 3}.get(name))
-    p = problem(device="cuda")
-    assert configs.lookup(p, "auto", gpu) is None
-    (tmp_path / "shipped").mkdir()
-    rows = configs.Entry((("cuda", "gone", 0.5), ("cuda", "known", 1.0)), 2.0)
-    (tmp_path / "shipped/nvidia-h200.json").write_text(
-        json.dumps({"format": 1, "device": "NVIDIA H200", "choices": {configs.key_of(p): rows.as_json()}})
-    )
-    configs.forget()
-    assert configs.lookup(p, "auto", gpu) == configs.Choice("cuda", "known", 7, 1.0, "shipped"), (
-        "what is gone is passed over"
-    )
-    assert configs.lookup(p, "triton", gpu) is None
-    assert configs.shipped_devices() == ["nvidia-h200"]
-    store.save(gpu, {configs.key_of(p): entry("mine", backend="cuda")}, replace=True)
-    assert configs.lookup(p, "auto", gpu) == configs.Choice("cuda", "mine", 3, 1.0, "tuned")
-
-
-class _nothing:  # noqa: N801
-    def __enter__(self) -> None: ...
-    def __exit__(self, *args: Any) -> None: ...

@@ -1,4 +1,4 @@
-"""What the tests of measured choices share: problems, invented variants, and calls of the raw ops on record."""
+"""What the tests of measured choices share: problems, invented variants, and what ops ask for on record."""
 
 from __future__ import annotations
 
@@ -9,12 +9,14 @@ from typing import Any
 
 import pytest
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch import Tensor
 
+from replknet_ext import choices
 from replknet_ext.backends import PASSES, Candidate, Problem, configs
 from replknet_ext.backends.configs import Entry
 from replknet_ext.backends.cpu import CpuBackend
 from replknet_ext.checks import Geometry
+from replknet_ext.tuning import measure
 
 CPU = torch.device("cpu")
 
@@ -42,18 +44,46 @@ INVENTED = {
 }
 
 
-class Recorder(TorchDispatchMode):
-    """(op, variant) of every raw op, which then runs by the build's own choice."""
+class Recorder:
+    """(pass, variant) of every op that asks for a measured choice inside the block; the build's own choice runs."""
 
     def __init__(self) -> None:
-        super().__init__()
         self.seen: list[tuple[str, int]] = []
+        self.problems: list[Problem] = []
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func.namespace == "replknet_ext":
-            self.seen.append((func._opname, args[-1]))
-            args = (*args[:-1], -1)
-        return func(*args, **(kwargs or {}))
+    def __enter__(self) -> Recorder:
+        real = choices.choice
+
+        def record(backend: str, pass_: str, *rest: Any) -> tuple[bool, int]:
+            self.problems.append(choices.problem_of(pass_, *rest))
+            self.seen.append((pass_, real(backend, pass_, *rest)[1]))
+            self.forget()  # or the next call of the problem would not ask
+            return False, choices.PLANNED
+
+        self.patch = pytest.MonkeyPatch()
+        self.patch.setattr(choices, "choice", record)
+        self.forget()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.patch.undo()
+        self.forget()
+
+    @staticmethod
+    def forget() -> None:
+        torch.ops.replknet_ext._forget_choices()
+
+
+def choose(names: dict[str, str], **changes: Any) -> None:
+    """Choices for `problem` as if they had been measured."""
+    found = {configs.key_of(problem(pass_=pass_, **changes)): entry(name) for pass_, name in names.items()}
+    configs.remember(CPU, found)
+
+
+def operands(grad: bool = True) -> tuple[Tensor, Tensor]:
+    """Input and weight of `problem`."""
+    x, w = torch.randn(2, 4, 9, 9), torch.randn(4, 1, 5, 5)
+    return x.requires_grad_(grad), w.requires_grad_(grad)
 
 
 @contextmanager
@@ -72,3 +102,28 @@ def invented_variants(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         configs.forget()
         yield
     configs.forget()
+
+
+def invented_times(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Makes `measure` run and time inventions; what it times is noted in the list."""
+    timed: list[str] = []
+    microseconds = {"slow": 10.0, "fast": 5.0, "wrong": 1.0, "broken": 1.0}
+
+    def call_of(p: Any, candidate: Any, given: Any) -> Any:
+        word = candidate.name.rpartition("_")[2]
+
+        def run(i: int) -> Tensor:
+            if word == "broken":
+                raise RuntimeError("out of resources\nand a long story")
+            return given[i].x * (1.5 if word == "wrong" else 1.0)
+
+        run.name, run.us = candidate.name, microseconds[word]  # type: ignore[attr-defined]
+        return run
+
+    def sampler(run: Any, device: Any, sets: int) -> Any:
+        timed.append(run.name)
+        return lambda: run.us
+
+    monkeypatch.setattr(measure, "call_of", call_of)
+    monkeypatch.setattr(measure, "_sampler", sampler)
+    return timed

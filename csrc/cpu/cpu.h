@@ -12,7 +12,7 @@ struct Plan {
   int64_t rows;      // bwd_weight: gradient rows packed at a time
   int64_t units;     // fwd: channel blocks x image groups x row chunks. bwd_weight: channel blocks x filter row chunks
   int64_t scratch;   // bytes one thread needs, aligned to kAlign
-  double cost;       // predicted microseconds of the whole pass on one thread; of direct kernels without overhead (model.h)
+  double cost;       // predicted microseconds of the whole pass on one thread (model.h)
   int64_t finish_units = 0;  // units of a second phase, which starts when the first has ended
   int64_t shared = 0;        // bytes that all threads and both phases share, aligned to kAlign
   int length_y, length_x;    // fft: rows of the table of lengths (fft_plan.h)

@@ -29,10 +29,7 @@ const char* plan_variant(const Problem& p, int threads, int number, Plan* plan) 
   if (!admits(p.algorithm, kernel))
     return p.algorithm == Algorithm::fft ? "it computes directly, and algorithm 'fft' was asked for"
                                          : "it is an FFT, and algorithm 'direct' was asked for";
-  const char* why = kernel.plan(p, threads, plan);
-  if (why == nullptr && kernel.algorithm == Algorithm::direct)
-    plan->cost += direct_overhead(p, isa().bytes / (p.dtype == DType::f64 ? 8 : 4));
-  return why;
+  return kernel.plan(p, threads, plan);
 }
 
 const char* make_choice(const Problem& p, int threads, int number, Choice* choice) {

@@ -21,6 +21,9 @@ inline double direct_overhead(const Problem& p, int lanes) {
   return blocks * (kStart + pixel * double(p.h * p.w + p.ho * p.wo));
 }
 
+// direct_plane: a plane costs its start, each pass over it and its pixels; vectors of 16-bit results cost more.
+constexpr double kPlaneStart = 0.02, kPlanePass = 0.03, kPlaneWeightPass = 0.05, kPlanePixel = 0.00015, kPlaneHalf = 0.0015;
+
 // An FFT of a tile: vector operations come with loads and stores; half spectra pass through the caches.
 constexpr double kFftOperation = 1.3 / kFmaPerMicrosecond, kFftStart = 2;
 constexpr double kFftSum = 40;                      // bwd_weight: a megabyte of summed spectra

@@ -14,6 +14,7 @@ struct SmallTensor {
   int pixels;  // of a plane
   int vec;     // bytes of a global access that every run of a full block allows: 16, 8, 4 or 2
   int pitch;   // words
+  int plane;   // channels_last: elements between the channels of an image in shared memory, even
 };
 
 struct SmallFwdArgs {
@@ -22,6 +23,7 @@ struct SmallFwdArgs {
   int n, c, h, width, ho, wo, kh, kw, pad_top, pad_left;
   int flip, activation;
   int channels, channel_warps;                  // channels that a block has at once, warps of each
+  int round_channels;                           // channels_last: of a block's, those computed at the same time
   int units, image_tiles;                       // all that is to do, in units of such channels x 16 kM images
   int buffers, buffer_bytes;                    // 1 or 2; 2 where a block has more units than one
   int tiles;                                    // of 8 outputs, of a plane

@@ -11,6 +11,8 @@
 // copied as it is; results take its place. A warp has up to kN tiles of 8 outputs of one channel and all images. A block
 // goes on to further channels or images, whose runs are fetched while it multiplies.
 //
+// channels_last: small_fwd_last below.
+//
 // Inf and NaN: every output of a plane is multiplied by every input, so a non-finite input can turn all outputs of its
 // own plane into NaN (spill_rows, spill_columns: -1); never another image or channel.
 #pragma once
@@ -122,29 +124,68 @@ struct SmallWarp {
   }
 };
 
-template <bool kBf16, int kM, bool kEven, int kWarps>
-__global__ void __launch_bounds__(kWarps * 32, 1) small_fwd_kernel(const __grid_constant__ SmallFwdArgs a) {
-  DYN_SMEM(smem);
-  using Warp = SmallWarp<kBf16, kM, kEven>;
-  constexpr int kImages = 16 * kM, kN = kSmallTiles;
-  const int lane = threadIdx.x & 31, warp = ptx::uniform(threadIdx.x >> 5), g = lane >> 2, t = lane & 3;
-  unsigned char* const canvases = smem + a.buffers * a.buffer_bytes;
+// A warp's results into its channel's planes, which are `plane` elements apart. buffer() is found at every store: it takes
+// no register.
+template <bool kBf16, int kM, bool kEven, class Buffer>
+__device__ __forceinline__ void put_results(const SmallWarp<kBf16, kM, kEven>& s, const SmallFwdArgs& a,
+                                            const Buffer& buffer, int channel, int plane, int tile0, int own,
+                                            int thread, float bias) {
+#pragma unroll
+  for (int j = 0; j < kSmallTiles; ++j) {
+    const int o = (tile0 + j) * 8 + 2 * (thread & 3), at = channel * plane + o;
+    if (j >= own || o >= a.y.pixels) continue;
+#pragma unroll
+    for (int r = 0; r < 2 * kM; ++r) {
+      const float* sum = &s.acc[r / 2][j][r % 2 * 2];
+      uint16_t* to = reinterpret_cast<uint16_t*>(buffer() + (8 * r + (thread >> 2 & 7)) * 4 * a.y.pitch) + at;
+      const uint32_t low = ptx::from_float<kBf16>(activate(sum[0] + bias, a.activation));
+      const uint32_t high = ptx::from_float<kBf16>(activate(sum[1] + bias, a.activation));
+      if constexpr (kEven) {
+        *reinterpret_cast<uint32_t*>(to) = low | high << 16;
+      } else {
+        to[0] = static_cast<uint16_t>(low);
+        if (o + 1 < a.y.pixels) to[1] = static_cast<uint16_t>(high);
+      }
+    }
+  }
+}
 
-  // this warp's channel and tiles: as many as the others of its channel have, or one less
+// A warp's share of a channel's tiles: as many as the others of its channel have, or one less.
+struct SmallShare {
+  int channel, tile0, own;  // of those that a block computes at the same time
+};
+__device__ __forceinline__ SmallShare share_of(const SmallFwdArgs& a, int warp) {
   const int channel = warp / a.channel_warps, part = warp - channel * a.channel_warps;
   const int least = a.tiles / a.channel_warps, more = a.tiles - least * a.channel_warps;
-  const int tile0 = part * least + min(part, more), own = least + (part < more);
-  Warp s;
-  s.smem = smem;
-  s.skipped = kEven ? 0 : (channel * a.x.pixels) & 1;
-  const int canvas = a.buffers * a.buffer_bytes + channel * a.canvas_bytes;
-  const int origin = (a.ho - 1) * a.canvas_pitch + a.wo - 1;
+  return {channel, part * least + min(part, more), least + (part < more)};
+}
+
+// Where on the canvas at `canvas` a warp's output pixels are, lane by lane.
+template <bool kBf16, int kM, bool kEven>
+__device__ __forceinline__ void find_columns(SmallWarp<kBf16, kM, kEven>& s, const SmallFwdArgs& a, SmallShare share,
+                                             int canvas) {
+  const int origin = (a.ho - 1) * a.canvas_pitch + a.wo - 1, g = static_cast<int>(threadIdx.x & 31) >> 2;
 #pragma unroll
-  for (int j = 0; j < kN; ++j) {
-    const int o = min((tile0 + min(j, own - 1)) * 8 + g, a.y.pixels - 1);
+  for (int j = 0; j < kSmallTiles; ++j) {
+    const int o = min((share.tile0 + min(j, share.own - 1)) * 8 + g, a.y.pixels - 1);
     const int e = origin - o - small_divide(o, a.by_wo) * (a.canvas_pitch - a.wo);
     s.column[j] = canvas + (kEven && (e & 1) ? a.copy_bytes + 2 * (e - 1) : 2 * e);
   }
+}
+
+template <bool kBf16, int kM, bool kEven>
+__device__ __forceinline__ void small_fwd_runs(const SmallFwdArgs& a, unsigned char* smem) {
+  using Warp = SmallWarp<kBf16, kM, kEven>;
+  constexpr int kImages = 16 * kM;
+  const int lane = threadIdx.x & 31, warp = ptx::uniform(threadIdx.x >> 5), g = lane >> 2, t = lane & 3;
+  unsigned char* const canvases = smem + a.buffers * a.buffer_bytes;
+
+  const SmallShare share = share_of(a, warp);
+  const int channel = share.channel, tile0 = share.tile0, own = share.own;
+  Warp s;
+  s.smem = smem;
+  s.skipped = kEven ? 0 : (channel * a.x.pixels) & 1;
+  find_columns(s, a, share, a.buffers * a.buffer_bytes + channel * a.canvas_bytes);
 
   // a unit is a block's channels of one group of images; a block has a few, one after the other, images first
   const int first = static_cast<int>(static_cast<int64_t>(blockIdx.x) * a.units / gridDim.x);
@@ -177,30 +218,52 @@ __global__ void __launch_bounds__(kWarps * 32, 1) small_fwd_kernel(const __grid_
     const int block = now / a.image_tiles, channel0 = block * a.channels;
     if (works(block)) {
       const float bias = a.bias ? ptx::to_float<kBf16>(ptx::load_global(a.bias + channel0 + channel)) : 0.f;
-#pragma unroll
-      for (int j = 0; j < kN; ++j) {
-        const int o = (tile0 + j) * 8 + 2 * (thread & 3), at = channel * a.y.pixels + o;
-        if (j >= own || o >= a.y.pixels) continue;
-#pragma unroll
-        for (int r = 0; r < 2 * kM; ++r) {
-          const float* sum = &s.acc[r / 2][j][r % 2 * 2];
-          uint16_t* to = reinterpret_cast<uint16_t*>(buffer() + (8 * r + (thread >> 2 & 7)) * 4 * a.y.pitch) + at;
-          const uint32_t low = ptx::from_float<kBf16>(activate(sum[0] + bias, a.activation));
-          const uint32_t high = ptx::from_float<kBf16>(activate(sum[1] + bias, a.activation));
-          if constexpr (kEven) {
-            *reinterpret_cast<uint32_t*>(to) = low | high << 16;
-          } else {
-            to[0] = static_cast<uint16_t>(low);
-            if (o + 1 < a.y.pixels) to[1] = static_cast<uint16_t>(high);
-          }
-        }
-      }
+      put_results<kBf16, kM, kEven>(s, a, buffer, channel, a.y.pixels, tile0, own, thread, bias);
     }
     __syncthreads();
     store_runs(buffer(), a.y, a.n, a.c, channel0, min(a.channels, a.c - channel0), (now - block * a.image_tiles) * kImages,
                kImages);
   }
   ptx::cp_async_wait<0>();
+}
+
+// channels_last: a block loads and stores as many channels as fill a sector and computes them in rounds, a canvas each.
+// A block has one unit; its loads go through registers, where pixels and channels change places.
+template <bool kBf16, int kM, bool kEven>
+__device__ __forceinline__ void small_fwd_last(const SmallFwdArgs& a, unsigned char* smem) {
+  constexpr int kImages = 16 * kM;
+  const int lane = threadIdx.x & 31, g = lane >> 2, t = lane & 3;
+  const SmallShare share = share_of(a, ptx::uniform(threadIdx.x >> 5));
+  const int block = static_cast<int>(blockIdx.x) / a.image_tiles, channel0 = block * a.channels;
+  const int image0 = (static_cast<int>(blockIdx.x) - block * a.image_tiles) * kImages;
+  const int channels = min(a.channels, a.c - channel0);
+  move_pixels<false>(smem, a.x, a.n, a.c, channel0, channels, image0, kImages);
+  draw_canvases<kEven>(smem + a.buffer_bytes, a, channel0, channels);
+  SmallWarp<kBf16, kM, kEven> s;
+  s.smem = smem, s.skipped = 0;
+  find_columns(s, a, share, a.buffer_bytes + share.channel * a.canvas_bytes);
+  __syncthreads();
+#pragma unroll 1
+  for (int first = 0; first < channels; first += a.round_channels) {
+    const int channel = first + share.channel;
+    s.rows = smem + g * 4 * a.x.pitch + (channel * a.x.plane / 2 + t) * 4;
+    if (channel < channels) s.sum(a, share.own);
+    __syncthreads();  // the warps of a channel have read its inputs: results take their place
+    if (channel < channels) {
+      const float bias = a.bias ? ptx::to_float<kBf16>(ptx::load_global(a.bias + channel0 + channel)) : 0.f;
+      put_results<kBf16, kM, kEven>(s, a, [&] { return smem; }, channel, a.y.plane, share.tile0, share.own, lane, bias);
+    }
+    s.smem += a.round_channels * a.canvas_bytes;
+  }
+  __syncthreads();
+  move_pixels<true>(smem, a.y, a.n, a.c, channel0, channels, image0, kImages);
+}
+
+template <bool kBf16, int kM, bool kEven, bool kLast, int kWarps>
+__global__ void __launch_bounds__(kWarps * 32, 1) small_fwd_kernel(const __grid_constant__ SmallFwdArgs a) {
+  DYN_SMEM(smem);
+  if constexpr (kLast) small_fwd_last<kBf16, kM, kEven>(a, smem);
+  else small_fwd_runs<kBf16, kM, kEven>(a, smem);
 }
 
 }  // namespace replknet_ext::cuda

@@ -13,6 +13,8 @@ namespace replknet_ext::cuda {
 namespace {
 
 constexpr int kMostPixels = 512;      // of a plane
+constexpr int kSectorChannels = 16;   // that fill the 32 bytes of a sector in channels_last
+constexpr double kTurned = 1.5;       // instructions an element that is turned from pixels to channels or back
 constexpr double kTurnCycles = 800;  // a canvas and four barriers of a block that goes on
 
 int ceil_div(int a, int b) { return (a + b - 1) / b; }
@@ -22,7 +24,6 @@ int pitch_of(int words) { return words + ((12 - words % 8) % 8); }
 const char* refuse(const Problem& p) {
   if (p.algorithm == Algorithm::fft) return "computes directly, not by FFT";
   if (p.dtype != DType::f16 && p.dtype != DType::bf16) return "only float16 and bfloat16";
-  if (p.channels_last && p.c > 1) return "the variant is not for channels_last tensors";
   if (p.h * p.w > kMostPixels || p.ho * p.wo > kMostPixels) return "planes have more than 512 pixels";
   return nullptr;
 }
@@ -71,19 +72,30 @@ bool plan_fwd(const Problem& p, const DeviceLimits& limits, int variant, SmallPl
   const int full = least == kSmallTiles ? a.channel_warps : least == kSmallTiles - 1 ? more : 0;
   const int multiplied = a.channel_warps * (kSmallTiles - 1) + full;
   bool found = false;
-  for (int channels = 1; channels * a.channel_warps <= v.warps; channels *= 2) {
+  const int at_once = v.warps / a.channel_warps;  // channels
+  for (int channels = 1; channels <= (v.last ? kSectorChannels : at_once) && at_once > 0; channels *= 2) {
     if (channels > 1 && channels >= 2 * p.c) break;
-    const int warps = channels * a.channel_warps;
+    int round = channels;
+    while (round > at_once) round /= 2;
+    const int warps = round * a.channel_warps;
     int words = 0;
     double work = 0, products = 0;
     for (int j = 0; j < channels; ++j) {
-      const int skipped = (j * a.x.pixels) & 1;
+      const int skipped = v.last ? 0 : (j * a.x.pixels) & 1;
       const Steps s = steps_of(a.x.pixels + skipped);
       words = std::max(words, (j * a.x.pixels - skipped) / 2 + 8 * s.whole + 4 * s.half);
       work += s.work(), products += s.whole + s.half;
     }
     a.channels = channels, a.image_tiles = static_cast<int>(image_tiles);
     a.x.pitch = pitch_of(words), a.y.pitch = pitch_of(ceil_div(channels * a.y.pixels, 2));
+    a.round_channels = round;
+    if (v.last) {
+      // an input plane with all of its steps; an odd number of pairs of words, so that channels are in different banks
+      const Steps s = steps_of(a.x.pixels);
+      const int plane = std::max(8 * s.whole + 4 * s.half, ceil_div(a.y.pixels, 2));
+      a.x.plane = a.y.plane = 2 * (plane + (6 - plane % 4) % 4);
+      a.x.pitch = a.y.pitch = pitch_of(channels * a.x.plane / 2);
+    }
     a.buffer_bytes = images * 4 * std::max(a.x.pitch, a.y.pitch);
     const int64_t units = ceil_div(a.c, channels) * image_tiles;
     if (units > 0x7fffffff) continue;
@@ -91,22 +103,26 @@ bool plan_fwd(const Problem& p, const DeviceLimits& limits, int variant, SmallPl
     const double planes = static_cast<double>(images) * channels;
     const double pixels_in = planes * a.x.pixels, pixels_out = planes * a.y.pixels;
     Costs c{};
-    c.first = 2 * pixels_in / kGlobalBytes, c.last = 2 * pixels_out / kGlobalBytes, c.move = c.first + c.last;
+    // of a sector that a block has a part of, other blocks get theirs from the L2 cache
+    const double sector = static_cast<double>(kSectorChannels) / channels;
+    const double rate = v.last ? std::min(kGlobalBytes, kL2Bytes / sector) : kGlobalBytes;
+    c.first = 2 * pixels_in / rate, c.last = 2 * pixels_out / rate, c.move = c.first + c.last;
     c.tensor = work * multiplied * v.groups / 4 * kMmaCycles;
     const double loads = work * a.channel_warps * (4.0 * v.groups + (v.even ? 2 : 4) * kSmallTiles);
     // a run in pieces of 16, 8, 4 or 2 bytes: one access of a lane each, and again on the way out
     const int in = small_access(p, 0, a.x.pixels, channels), out = small_access(p, 0, a.y.pixels, channels);
     const double pieces = 2 * pixels_in / in + 2 * pixels_out / out;
     c.shared = loads + (2 * pixels_in + 4 * pixels_out) / kSharedBytes;
+    const double turned = v.last ? kTurned * (pixels_in + pixels_out) / 32 : 0;  // pixels and channels change places
     c.issue = (loads * (v.even ? 1.7 : 2.2) + products * multiplied * v.groups + 6 * pieces / 32 +
-               pixels_out / 2 / 32 * 8) / 4;
-    for (a.buffers = 1; a.buffers <= 2; ++a.buffers) {
+               pixels_out / 2 / 32 * 8 + turned) / 4;
+    for (a.buffers = 1; a.buffers <= (v.last ? 1 : 2); ++a.buffers) {
       const int shared = a.buffers * a.buffer_bytes + channels * a.canvas_bytes;
       if (shared > limits.shared_per_block) continue;
       const int resident = resident_blocks(limits, warps, shared, v.warps);
-      const int64_t at_once = int64_t{resident} * limits.sms, blocks = a.buffers == 1 ? units : std::min(units, at_once);
+      const int64_t together = int64_t{resident} * limits.sms, blocks = a.buffers == 1 ? units : std::min(units, together);
       const double cycles = cycles_of(c, units, resident, a.buffers == 2, warps, limits);
-      if ((found && cycles >= best->plan.cycles) || (a.buffers == 2 && units <= at_once)) continue;
+      if ((found && cycles >= best->plan.cycles) || (a.buffers == 2 && units <= together)) continue;
       found = true;
       best->fwd = a;
       LaunchPlan& plan = best->plan;
@@ -211,7 +227,9 @@ bool plan_weight(const Problem& p, const DeviceLimits& limits, int variant, Smal
 
 // Null or why a variant is not for a problem's planes and filter.
 const char* refuse_variant(const Problem& p, int variant) {
-  const bool even = p.w % 2 == 0 && p.wo % 2 == 0;
+  const bool even = p.w % 2 == 0 && p.wo % 2 == 0, last = p.pass == Pass::fwd && kSmallFwd[variant].last;
+  if (p.channels_last && !last) return "the variant is not for channels_last tensors";
+  if (!p.channels_last && last) return "the variant is for channels_last tensors";
   if (p.pass == Pass::fwd) return even || !kSmallFwd[variant].even ? nullptr : "the variant is for planes of an even width";
   const SmallWeightVariant& v = kSmallWeight[variant];
   const int64_t longest = std::max({p.h, p.w, p.ho, p.wo});
@@ -221,8 +239,9 @@ const char* refuse_variant(const Problem& p, int variant) {
   return row_offsets(p) <= kWarps * v.rows ? nullptr : "the variant has too few row offsets";
 }
 
-const char* make_plan(const Problem& p, const DeviceLimits& limits, int variant, SmallPlan* plan) {
+const char* make_plan(Problem p, const DeviceLimits& limits, int variant, SmallPlan* plan) {
   if (const char* why = refuse(p)) return why;
+  if (p.c == 1) p.channels_last = false;  // the same memory
   const bool weight = p.pass == Pass::bwd_weight;
   const char* reason = "the variant needs more shared memory, warps or blocks than there are";
   bool found = false;
@@ -245,7 +264,8 @@ const char* make_plan(const Problem& p, const DeviceLimits& limits, int variant,
 }  // namespace
 
 int small_access(const Problem& p, uint64_t address, int pixels, int channels) {
-  const uint64_t m = address | static_cast<uint64_t>(p.c * pixels * 2) | static_cast<uint64_t>(channels) * pixels * 2 | 16;
+  const int run = p.channels_last && p.c > 1 ? 1 : pixels;  // pixels that lie together
+  const uint64_t m = address | static_cast<uint64_t>(p.c * run * 2) | static_cast<uint64_t>(channels) * run * 2 | 16;
   return static_cast<int>(m & (~m + 1));
 }
 

@@ -6,12 +6,17 @@ namespace replknet_ext::cuda {
 inline constexpr int kSmallTiles = 7;  // of 8 outputs, a warp of the forward
 
 // groups: of 16 images, a block. even: planes (input and output) of an even width. warps: an SM that registers are left for
-//  X(name,           groups, even, warps)
-#define SMALL_FWD_VARIANTS(X)                                         \
-  X("small_g4_even",  4, true,  12) /* 14 K27, 12, 10, 16 wide */     \
-  X("small_g4",       4, false, 12) /* 7 K13, any width */            \
-  X("small_g2_even",  2, true,  16) /* batches up to 32 */            \
-  X("small_g2",       2, false, 16)
+// last: channels_last, with few images of many channels, so that sectors are read whole
+//  X(name,             groups, even, last, warps)
+#define SMALL_FWD_VARIANTS(X)                                                  \
+  X("small_g4_even",    4, true,  false, 12) /* 14 K27, 12, 10, 16 wide */     \
+  X("small_g4",         4, false, false, 12) /* 7 K13, any width */            \
+  X("small_g2_even",    2, true,  false, 16) /* batches up to 32 */            \
+  X("small_g2",         2, false, false, 16)                                   \
+  X("small_g2_even_cl", 2, true,  true,  16)                                   \
+  X("small_g2_cl",      2, false, true,  16)                                   \
+  X("small_g1_even_cl", 1, true,  true,  16)                                   \
+  X("small_g1_cl",      1, false, true,  16)
 
 inline constexpr int kSmallStages = 4;  // groups of 16 images that a block of bwd_weight has in shared memory
 
@@ -26,7 +31,7 @@ inline constexpr int kSmallStages = 4;  // groups of 16 images that a block of b
 struct SmallFwdVariant {
   const char* name;
   int groups;
-  bool even;
+  bool even, last;
   int warps;
 };
 struct SmallWeightVariant {

@@ -56,8 +56,8 @@ __global__ void __launch_bounds__(kStencilThreads, kBlocks) stencil_kernel(const
     const int at = e % kFilterRow, row = e / kFilterRow % kTaps, lane = e / kFilterRow / kTaps;
     const int tap = at / kChannels - a.left, c = channel0 + lane * kChannels + at % kChannels;
     float v = 0;
-    if (row < a.kh && tap >= 0 && tap < a.kw && c < a.c) {
-      const int i = a.flip ? a.kh * a.kw - 1 - (row * a.kw + tap) : row * a.kw + tap;
+    if (row >= a.top && tap >= 0 && tap < a.kw && c < a.c) {
+      const int own_tap = (row - a.top) * a.kw + tap, i = a.flip ? a.kh * a.kw - 1 - own_tap : own_tap;
       v = load_stored<T>(a.filter, static_cast<int64_t>(c) * a.kh * a.kw + i, a.dtype);
     }
     filter[lane * kPitch + row * kFilterRow + at] = v;
@@ -85,7 +85,8 @@ __global__ void __launch_bounds__(kStencilThreads, kBlocks) stencil_kernel(const
   Row row;
   row.load(in, a.in, is_inside(y) ? columns : 0, second);
 #pragma unroll 1
-  for (int step = 0; step < steps; ++step) {
+  for (int step = a.top; step < steps; ++step) {
+    const int met_rows = min(a.tile_rows, step + 1 - a.top);  // none through the rows above a smaller filter
     float x[kIn][kChannels];
     row.kept_floats(x, a.dtype);
     met = met || __ballot_sync(~0u, exists && is_inside(y)) != 0;
@@ -94,7 +95,7 @@ __global__ void __launch_bounds__(kStencilThreads, kBlocks) stencil_kernel(const
     if (met) {
 #pragma unroll
       for (int j = kTaps - 1; j >= 0; --j) {
-        if (static_cast<unsigned>(step - j) >= static_cast<unsigned>(a.tile_rows)) continue;  // not a row of the tile
+        if (static_cast<unsigned>(step - j) >= static_cast<unsigned>(met_rows)) continue;  // not a row of the tile
         float w[kFilterRow];
 #pragma unroll
         for (int i = 0; i < kFilterRow; i += 4) {
@@ -127,25 +128,29 @@ __global__ void __launch_bounds__(kStencilThreads, kBlocks) stencil_kernel(const
   }
 }
 
-template <class T, int kTaps, bool kLast, int kBlocks>
+template <class T, int kTaps, int kRows, bool kLast, int kBlocks>
 __global__ void __launch_bounds__(kStencilThreads, kBlocks)
     stencil_weight_kernel(const __grid_constant__ StencilArgs a) {
   using Row = StencilRow<T, kTaps, kLast>;
   using GradRow = StencilRow<T, 1, kLast>;
   constexpr int kColumns = Row::kColumns, kChannels = Row::kChannels, kIn = Row::kIn;
-  constexpr int kRing = Row::kRing, kPieces = Row::kPieces, kPitch = Row::kSumsPitch;
+  using Shared = StencilWeightShared<kRows, kTaps, kChannels>;
+  constexpr int kRing = Shared::kRing, kPieces = Row::kPieces, kPitch = Shared::kPitch;
   DYN_SMEM(smem);
   uint4* const ring = reinterpret_cast<uint4*>(smem) + threadIdx.x;  // [row][piece][thread]
   const int lanes = 1 << a.channels_log2, own = threadIdx.x & (lanes - 1);
   const int group = blockIdx.x % a.channel_groups, channel0 = group * lanes * kChannels;
-  const int channel = channel0 + own * kChannels, steps = a.tile_rows + kTaps - 1;
+  const int channel = channel0 + own * kChannels;
   const bool second = channel + 1 < a.c;
+  const int place = static_cast<int>(blockIdx.x / a.channel_groups);
+  const int part = kRows < kTaps ? place % a.parts : 0, split = kRows < kTaps ? place / a.parts : place;
+  const int filter_row = part * a.part_rows, rows = min(a.part_rows, a.kh - filter_row);  // of this block
+  const int steps = a.tile_rows + rows - 1;
 
-  float sums[kTaps][kTaps][kChannels] = {}, grad_sum[kChannels] = {};
+  float sums[kRows][kTaps][kChannels] = {}, grad_sum[kChannels] = {};
 #pragma unroll 1
   for (int turn = 0; turn < a.turns; ++turn) {
-    const int round = static_cast<int>(blockIdx.x / a.channel_groups) * a.turns + turn;
-    const int number = round * (kStencilThreads >> a.channels_log2);
+    const int number = (split * a.turns + turn) * (kStencilThreads >> a.channels_log2);
     const StencilItem item = stencil_item<kColumns>(a, number + (static_cast<int>(threadIdx.x) >> a.channels_log2));
     const bool exists = item.exists && channel < a.c;
     const int first = item.x - a.pad_left - Row::kSkip;
@@ -153,7 +158,7 @@ __global__ void __launch_bounds__(kStencilThreads, kBlocks)
     const uint32_t grad_columns = exists ? GradRow::inside(item.x, a.out.w) : 0;
     const auto is_inside = [&](int y) { return static_cast<unsigned>(y) < static_cast<unsigned>(a.in.h); };
     const auto has_grad = [&](int step) { return step < a.tile_rows && item.y + step < a.out.h; };
-    int y = item.y - a.pad_top;
+    int y = item.y - a.pad_top + filter_row;
     const T* in = stencil_row<T>(a.in, item.image, channel, y, first);
     const T* grad = stencil_row<T>(a.out, item.image, channel, item.y, item.x);
     Row row;
@@ -172,6 +177,7 @@ __global__ void __launch_bounds__(kStencilThreads, kBlocks)
           w[k] = 4 * i + k < GradRow::kWords ? grad_row.words[min(4 * i + k, GradRow::kWords - 1)] : 0;
         ptx::store_shared(ring + (step % kRing * kPieces + i) * kStencilThreads, {w[0], w[1], w[2], w[3]});
       }
+      const int lost = max(0, step - rows + 1);  // rows of the tile that are above all of the filter's
       const bool meets = __ballot_sync(~0u, exists && is_inside(y)) != 0;
       ++y, in += a.in.row, grad += a.out.row;
       if (step + 1 < steps) {
@@ -179,9 +185,10 @@ __global__ void __launch_bounds__(kStencilThreads, kBlocks)
         grad_row.load(grad, a.out, has_grad(step + 1) ? grad_columns : 0, second);
       }
 #pragma unroll
-      for (int j = 0; j < kTaps; ++j) {
+      for (int j = 0; j < kRows; ++j) {
         // rows above and below the tile; the bias' gradient needs every row of grad once
-        if (static_cast<unsigned>(step - j) >= static_cast<unsigned>(a.tile_rows) || (j > 0 && !meets)) continue;
+        if (static_cast<unsigned>(step - lost - j) >= static_cast<unsigned>(a.tile_rows - lost) || (j > 0 && !meets))
+          continue;
         GradRow from;
 #pragma unroll
         for (int i = 0; i < kPieces; ++i) {
@@ -208,7 +215,7 @@ __global__ void __launch_bounds__(kStencilThreads, kBlocks)
   // lanes of a channel, then warps
   for (int bit = lanes; bit < 32; bit *= 2) {
 #pragma unroll
-    for (int i = 0; i < kTaps * kTaps * kChannels; ++i)
+    for (int i = 0; i < kRows * kTaps * kChannels; ++i)
       (&sums[0][0][0])[i] += ptx::shuffle_xor((&sums[0][0][0])[i], bit);
 #pragma unroll
     for (int v = 0; v < kChannels; ++v) grad_sum[v] += ptx::shuffle_xor(grad_sum[v], bit);
@@ -219,21 +226,23 @@ __global__ void __launch_bounds__(kStencilThreads, kBlocks)
   if ((threadIdx.x & 31) < static_cast<unsigned>(lanes)) {
     float* const to = all + (warp * lanes + own) * kPitch;
 #pragma unroll
-    for (int i = 0; i < kTaps * kTaps * kChannels; ++i) to[i] = (&sums[0][0][0])[i];
+    for (int i = 0; i < kRows * kTaps * kChannels; ++i) to[i] = (&sums[0][0][0])[i];
 #pragma unroll
-    for (int v = 0; v < kChannels; ++v) to[kTaps * kTaps * kChannels + v] = grad_sum[v];
+    for (int v = 0; v < kChannels; ++v) to[kRows * kTaps * kChannels + v] = grad_sum[v];
   }
   __syncthreads();
-  const int taps = a.kh * a.kw, split = static_cast<int>(blockIdx.x / a.channel_groups);
+  const int taps = rows * a.kw, all_taps = a.kh * a.kw;
   for (int e = threadIdx.x; e < lanes * kChannels * (taps + 1); e += kStencilThreads) {
     const int tap = e % (taps + 1), c = e / (taps + 1);
     if (channel0 + c >= a.c) break;
-    const int place = tap == taps ? kTaps * kTaps : tap / a.kw * kTaps + tap % a.kw + a.left;
+    if (tap == taps && part > 0) continue;  // the bias' gradient is the first part's
+    const int at = tap == taps ? kRows * kTaps : tap / a.kw * kTaps + tap % a.kw + a.left;
+    const int to = tap == taps ? all_taps : filter_row * a.kw + tap;
     float v = 0;
     for (int w = 0; w < kStencilThreads / 32; ++w)
-      v += all[(w * lanes + c / kChannels) * kPitch + place * kChannels + c % kChannels];
-    if (a.partial) a.partial[(static_cast<int64_t>(split) * a.c + channel0 + c) * (taps + 1) + tap] = v;
-    else if (tap < taps) store_result(a.grad, static_cast<int64_t>(channel0 + c) * taps + tap, v, a.dtype);
+      v += all[(w * lanes + c / kChannels) * kPitch + at * kChannels + c % kChannels];
+    if (a.partial) a.partial[(static_cast<int64_t>(split) * a.c + channel0 + c) * (all_taps + 1) + to] = v;
+    else if (tap < taps) store_result(a.grad, static_cast<int64_t>(channel0 + c) * all_taps + to, v, a.dtype);
     else if (a.grad_bias) store_result(a.grad_bias, channel0 + c, v, a.dtype);
   }
 }

@@ -18,8 +18,8 @@ struct StencilArgs {
   void *grad, *grad_bias;     // bwd_weight: gradients of the filter and, or null, of the bias
   float* partial;             // bwd_weight: [split][c][kh * kw + 1] in their place, or null
   int n, c;
-  int kh, kw, left;           // the filter, which starts at column `left` of the kernel's square of taps
-  int pad_top, pad_left;      // of that square
+  int kh, kw, top, left;      // the filter, and its first row (fwd) and column in the kernel's square of taps
+  int pad_top, pad_left;      // above the filter; on the left of that square
   int flip, activation;
   int dtype;                  // as in weight_sum.cuh
   int channels_log2;          // lanes along channels
@@ -27,6 +27,7 @@ struct StencilArgs {
   int strips, tile_rows;      // of an output plane: columns of a thread, rows of a thread
   int items;                  // threads' worth of outputs of a channel: [tile][image][strip]
   int turns;                  // bwd_weight: items of a thread
+  int parts, part_rows;       // bwd_weight: blocks along the filter's rows, rows of each
 };
 
 }  // namespace replknet_ext::cuda

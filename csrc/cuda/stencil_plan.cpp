@@ -43,8 +43,10 @@ class Candidate {
     items_ = p.n * tiles_ * strips_;
     channel_groups_ = ceil_div(ceil_div(p.c, v.channels()), lanes());
     item_blocks_ = ceil_div(items_, int64_t{block_items()} * turns);
-    const int sums = kStencilThreads / 32 * lanes() * stencil_sums_pitch(v.taps, v.channels()) * 4;
-    shared_ = weight_ ? std::max(sums, stencil_ring_bytes(v.taps, v.is_float, v.last))
+    parts_ = weight_ ? ceil_div(p.kh, v.rows) : 1;
+    part_rows_ = weight_ ? static_cast<int>(ceil_div(p.kh, parts_)) : v.taps;
+    const int sums = kStencilThreads / 32 * lanes() * stencil_sums_pitch(v.rows, v.taps, v.channels()) * 4;
+    shared_ = weight_ ? std::max(sums, stencil_ring_bytes(v.rows, v.is_float, v.last))
                       : lanes() * stencil_filter_pitch(v.taps, v.channels()) * 4;
     constexpr int kWarps = kStencilThreads / 32;
     resident_ = resident_blocks(limits, kWarps, shared_, (weight_ ? v.weight_blocks : v.blocks) * kWarps);
@@ -70,24 +72,25 @@ class Candidate {
     out->args = {};
     StencilArgs& a = out->args;
     a.n = static_cast<int>(p_.n), a.c = static_cast<int>(p_.c);
-    a.kh = static_cast<int>(p_.kh), a.kw = static_cast<int>(p_.kw), a.left = left;
+    a.kh = static_cast<int>(p_.kh), a.kw = static_cast<int>(p_.kw), a.top = v_.taps - a.kh, a.left = left;
     a.pad_top = static_cast<int>(p_.pad_top), a.pad_left = pad_left;
     a.flip = p_.flip, a.activation = weight_ ? 0 : static_cast<int>(p_.activation);
     a.dtype = v_.is_float ? 0 : p_.dtype == DType::f16 ? 1 : 2;
     a.channels_log2 = log2_, a.channel_groups = static_cast<int>(channel_groups_);
     a.strips = static_cast<int>(strips_), a.tile_rows = rows_, a.items = static_cast<int>(items_), a.turns = turns_;
+    a.parts = static_cast<int>(parts_), a.part_rows = part_rows_;
     out->splits = weight_ ? static_cast<int>(item_blocks_) : 1;
     out->plan = {variant, weight_ ? v_.weight : v_.fwd, static_cast<int>(tiles_), rows_, v_.columns(), block_items(), 1,
                  kStencilThreads / 32, shared_, resident_, blocks(), 0, cycles(), 0, 0};
     if (weight_) out->plan.spill_rows = out->plan.spill_columns = -1;
-    else out->plan.spill_rows = v_.taps - a.kh, out->plan.spill_columns = v_.taps - a.kw;
+    else out->plan.spill_columns = v_.taps - a.kw;
     if (out->splits > 1) out->plan.workspace_bytes = workspace();
   }
 
  private:
   int lanes() const { return 1 << log2_; }
   int block_items() const { return kStencilThreads >> log2_; }
-  int64_t blocks() const { return channel_groups_ * item_blocks_; }
+  int64_t blocks() const { return channel_groups_ * item_blocks_ * parts_; }
   int64_t workspace() const { return item_blocks_ * p_.c * (p_.kh * p_.kw + 1) * 4; }
   int size() const { return v_.is_float ? 4 : 2; }
   double tensor_bytes() const {
@@ -104,7 +107,7 @@ class Candidate {
   double accesses(int64_t width, int halo) const {
     const int along = v_.columns() + 2 * halo, elements = vec(width);
     if (v_.last) return static_cast<double>(along) * v_.channels() / elements;
-    if (elements >= 4) return static_cast<double>(v_.columns()) / elements + (halo > 0 ? 2 : 0);
+    if (elements >= 4) return static_cast<double>(v_.columns()) / elements + (halo > 4 ? 4 : halo > 0 ? 2 : 0);
     return elements == 2 ? v_.columns() / 2 + (halo + 1) / 2 * 2 : along;
   }
   // Cache lines that a warp's access touches: those of a row's strips, of several rows, of several planes.
@@ -115,7 +118,7 @@ class Candidate {
   }
 
   Work block_work() const {
-    const int taps = v_.taps, halo = taps / 2, steps = rows_ + taps - 1;
+    const int taps = v_.taps, halo = taps / 2, met = weight_ ? part_rows_ : static_cast<int>(p_.kh), steps = rows_ + met - 1;
     // Input rows inside the image and the output rows that they meet, of the average tile.
     const bool alike = p_.n * strips_ >= block_items();  // else warps of several tiles meet rows outside as well
     double meetings = 0, inside = 0;
@@ -125,9 +128,10 @@ class Candidate {
         const int64_t y = tile * rows_ - p_.pad_top + step;
         if (y >= 0 && y < p_.h) inside += times;
         if (alike && (y < 0 || y >= p_.h)) continue;
-        meetings += times * (std::min(rows_ - 1, step) - std::max(0, step - taps + 1) + 1);
+        meetings += times * (std::min(rows_ - 1, step) - std::max(0, step - met + 1) + 1);
       }
     }
+    if (weight_) meetings *= static_cast<double>(p_.kh) / static_cast<double>(parts_ * part_rows_);  // parts have fewer rows
     const double per_row = static_cast<double>(taps) * v_.columns() * v_.channels();
     const double loads = accesses(p_.w, halo), out_accesses = accesses(p_.wo, 0);
     const double halves = v_.is_float ? 0 : 1, warps = kStencilThreads / 32;
@@ -156,7 +160,7 @@ class Candidate {
     w.latency = turns_ * (steps + 1) * kRowLatency;
     const double filter = static_cast<double>(lanes()) * v_.channels() * taps * taps;
     if (weight_) {
-      const double sums = static_cast<double>(taps * taps + 1) * v_.channels();
+      const double sums = static_cast<double>(v_.rows * taps + 1) * v_.channels();
       w.issue += sums * (2. * (5 - log2_) + 1) + sums * lanes() / 32 * 6;
     } else {
       w.issue += filter / kStencilThreads * 30;
@@ -169,14 +173,14 @@ class Candidate {
   const DeviceLimits& limits_;
   const StencilVariant& v_;
   bool weight_;
-  int rows_, log2_, turns_, shared_, resident_;
-  int64_t strips_, tiles_, items_, channel_groups_, item_blocks_;
+  int rows_, log2_, turns_, shared_, resident_, part_rows_;
+  int64_t strips_, tiles_, items_, channel_groups_, item_blocks_, parts_;
 };
 
 const char* refuse(const Problem& p) {
   if (p.algorithm == Algorithm::fft) return "computes directly, not by FFT";
   if (p.dtype == DType::f64) return "float64 does not run in the stencil kernels";
-  if (p.kh > 7 || p.kw > 7) return "the stencil kernels take filters of up to 7 x 7";
+  if (p.kh > 11 || p.kw > 11) return "the stencil kernels take filters of up to 11 x 11";
   return nullptr;
 }
 
@@ -185,6 +189,7 @@ const char* refuse_variant(const Problem& p, const StencilVariant& v) {
   if (v.last && !p.channels_last) return "the variant is for channels_last tensors";
   if (!v.last && p.channels_last) return "the variant is not for channels_last tensors";
   if (p.kh > v.taps || p.kw > v.taps) return "the variant is for smaller filters";
+  if (v.taps > 7 && std::max(p.kh, p.kw) <= v.taps - 4) return "the variant is for larger filters";
   // NCHW: a thread's accesses are aligned where the square of taps is centred on its column
   const int64_t left = v.taps / 2 - p.pad_left;
   if (!v.last && (left < 0 || left + p.kw > v.taps))

@@ -27,8 +27,7 @@ struct StencilRow {
   // of shared memory: stencil_variants.h
   static constexpr int kFilterRow = stencil_filter_row(kTaps, kChannels);
   static constexpr int kFilterPitch = stencil_filter_pitch(kTaps, kChannels);
-  static constexpr int kRing = stencil_ring_rows(kTaps), kPieces = stencil_ring_pieces(!kHalf, kLast);
-  static constexpr int kSumsPitch = stencil_sums_pitch(kTaps, kChannels);
+  static constexpr int kPieces = stencil_ring_pieces(!kHalf, kLast);
   uint32_t words[kWords];
 
   // Bit i: column first + i is inside a row of that width.
@@ -45,7 +44,7 @@ struct StencilRow {
   __device__ __forceinline__ void piece(const T* row, uint32_t mask) {
     constexpr int kPiece = sizeof(Piece) / sizeof(T), kPieceWords = sizeof(Piece) / 4;
     constexpr int kWord = kAt * static_cast<int>(sizeof(T)) / 4;
-    static_assert(kAt % kPiece == 0 || kAt + kPiece <= kLoaded);
+    static_assert(kAt + kPiece <= kLoaded);
     Piece v{};
     if (mask >> kAt & 1) v = ptx::load_global(reinterpret_cast<const Piece*>(row + kAt));
     const uint32_t* const from = reinterpret_cast<const uint32_t*>(&v);
@@ -59,10 +58,14 @@ struct StencilRow {
       pieces<Piece, kAt + static_cast<int>(sizeof(Piece) / sizeof(T)), kEnd>(row, mask);
     }
   }
-  // The halo, in one access a side, around own columns in pieces.
+  // The halo, in an access or two a side, around own columns in pieces.
   template <class Own>
   __device__ __forceinline__ void wide(const T* row, uint32_t mask) {
-    if constexpr (kHalo > 0) {
+    if constexpr (kHalo == 6) {
+      static_assert(!kHalf);
+      piece<uint2, 0>(row, mask), piece<uint4, 2>(row, mask);
+      piece<uint4, kHalo + kColumns>(row, mask), piece<uint2, kHalo + kColumns + 4>(row, mask);
+    } else if constexpr (kHalo > 0) {
       using Small = typename std::conditional<kHalo * sizeof(T) == 8, uint2, uint32_t>::type;
       using Side = typename std::conditional<kHalo * sizeof(T) == 16, uint4, Small>::type;
       piece<Side, 0>(row, mask);
@@ -137,6 +140,11 @@ struct StencilRow {
 #pragma unroll
     for (int i = 0; i < kIn * kChannels && kHalf; ++i) ptx::opaque((&x[0][0])[i]);
   }
+};
+
+template <int kRows, int kTaps, int kChannels>
+struct StencilWeightShared {
+  static constexpr int kRing = stencil_ring_rows(kRows), kPitch = stencil_sums_pitch(kRows, kTaps, kChannels);
 };
 
 // Stores a thread's row of outputs; columns: how many of them exist.

@@ -1,9 +1,10 @@
 """Measured choices of kernels. They are only read here; `replknet_ext.tuning` measures and writes.
 
 A choice is the backend and the name of the variant for one pass of one problem on one device. Two places hold them: the
-user's cache, one file for each device and set of versions, and the files by GPU name that the package ships. Nothing in
-them is trusted: a file that is damaged or of another device or version is left out with one warning, and so is a
-variant, silently, that this build does not have or that does not run the problem.
+user's cache, one file for each device and set of versions, and behind it the files that the package ships, one for each
+model of GPU, or of CPU with instruction set and threads. Nothing in them is trusted: a file that is damaged or of
+another device or version is left out with one warning, and so is a variant, silently, that this build does not have or
+that does not run the problem.
 """
 
 from __future__ import annotations
@@ -32,16 +33,21 @@ __all__ = [
     "Choice",
     "Entry",
     "cpu_name",
+    "document",
     "entries",
     "entry",
     "forget",
     "identity",
     "key_of",
     "lookup",
+    "parse",
     "path_of",
     "read",
     "remember",
+    "shipped",
     "shipped_devices",
+    "stem_of",
+    "tuned",
     "warn_once",
 ]
 
@@ -86,10 +92,6 @@ class Entry(NamedTuple):
         return cls(rows, None if untuned is None else float(untuned))
 
 
-class _UnusableError(ValueError):
-    """Why a file of choices can't be used."""
-
-
 #: Called when choices change: what has looked them up must look again.
 on_change: list[Callable[[], None]] = []
 
@@ -106,7 +108,7 @@ def key_of(problem: Problem, backend: str = "auto") -> str:
     n, c, h, w = problem.input_shape
     kh, kw = problem.weight_shape[2:]
     extra = [problem.activation] if problem.pass_ == "fwd" else []
-    extra += ["bias"] if problem.has_bias and problem.pass_ != "bwd_input" else []
+    extra += ["bias"] if problem.has_bias and _in_pass(problem) else []
     extra += [f"backend={backend}"] if backend != "auto" else []
     padding = ",".join(map(str, problem.geometry.padding))
     layout = "channels_last" if problem.channels_last else "nchw"
@@ -114,6 +116,11 @@ def key_of(problem: Problem, backend: str = "auto") -> str:
         [problem.pass_, problem.dtype_name, f"{n}x{c}x{h}x{w}", f"k{kh}x{kw}", f"p{padding}", layout,
          problem.precision, problem.algorithm, *extra]
     )  # fmt: skip
+
+
+def _in_pass(problem: Problem) -> bool:
+    """Whether a bias is the kernel's affair: of the backward passes the GPU's bwd_weight sums its gradient."""
+    return problem.pass_ == "fwd" or (problem.pass_ == "bwd_weight" and problem.device_type == "cuda")
 
 
 # ---- devices ----
@@ -176,6 +183,17 @@ def _slug(name: str) -> str:
     return re.sub(r"\W+", "-", name).strip("-").lower()
 
 
+def stem_of(who: Mapping[str, str]) -> str:
+    """The name of the file for all devices of one kind: a GPU's model ("h200", "a100-sxm4-80gb"), or a CPU's with
+    instruction set and threads."""
+    name = _slug(who["device"])
+    return f"{name}_{who['isa']}_{who['threads']}t" if "isa" in who else re.sub("^nvidia-(?=.)", "", name)
+
+
+#: What of an `identity` a file for all devices of one kind must share; the rest (driver, torch, ...) may differ.
+_OF_A_KIND = ("device", "isa", "threads", "replknet_ext")
+
+
 def path_of(who: Mapping[str, str]) -> Path:
     """The file in the user's cache for an `identity`."""
     return _files.cache_dir() / "tuned" / f"{_slug(who['device'])}-{_digest(dict(who))}.json"
@@ -184,32 +202,52 @@ def path_of(who: Mapping[str, str]) -> Path:
 # ---- tables ----
 
 
-def read(path: Path, who: Mapping[str, str] | None) -> dict[str, Entry]:
-    """The choices in a file; {} if there is none or, with one warning, if it can't be used.
+def document(who: Mapping[str, str], found: Mapping[str, Entry]) -> dict[str, Any]:
+    """What a file of choices holds."""
+    choices = {key: entry.as_json() for key, entry in sorted(found.items())}
+    return {"format": FORMAT, "identity": dict(who), "choices": choices}
+
+
+def read(path: Path, who: Mapping[str, str], *, alike: bool = False) -> dict[str, Entry]:
+    """The choices in a file; {} if there is none or, with one warning, if it can't be used. Arguments as in `parse`."""
+    found, why = parse(path, who, alike=alike)
+    if why is not None:
+        _left_out(path, why)
+    return found
+
+
+def parse(path: Path, who: Mapping[str, str], *, alike: bool = False) -> tuple[dict[str, Entry], str | None]:
+    """The choices in a file, {} if there is none, and why it can't be used.
 
     Args:
         path: the file.
-        who: what it must be for, None for a shipped one.
+        who: what it must be for.
+        alike: whether it is for all devices of one kind, as shipped ones are.
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        return {}
+        return {}, None
     except (OSError, ValueError) as error:
-        return _left_out(path, f"cannot be read ({error})")
+        return {}, f"cannot be read ({error})"
     try:
         if content["format"] != FORMAT:
-            return _left_out(path, f"has format {content['format']!r}, not {FORMAT}")
-        if who is not None and content["identity"] != dict(who):
-            return _left_out(path, f"is of another device or version ({_difference(content['identity'], who)})")
-        return {str(key): Entry.from_json(value) for key, value in content["choices"].items()}
+            return {}, f"has format {content['format']!r}, not {FORMAT}"
+        theirs = content["identity"]
+        if alike:
+            who = {key: who[key] for key in _OF_A_KIND if key in who}
+            theirs = {key: theirs[key] for key in who}
+            if stem_of(theirs) == stem_of(who):
+                theirs["device"] = who["device"]  # as good as the same name
+        if theirs != dict(who):
+            return {}, f"is of another device or version ({_difference(theirs, who)})"
+        return {str(key): Entry.from_json(value) for key, value in content["choices"].items()}, None
     except (AttributeError, KeyError, TypeError, ValueError):
-        return _left_out(path, "is damaged")
+        return {}, "is damaged"
 
 
-def _left_out(path: Path, why: str) -> dict[str, Entry]:
+def _left_out(path: Path, why: str) -> None:
     warn_once(f"measured choices in {path} are not used: the file {why}; {COMMAND}")
-    return {}
 
 
 def warn_once(message: str) -> None:
@@ -249,13 +287,18 @@ def entries(device: torch.device) -> Mapping[str, Entry]:
     return table
 
 
-@functools.cache
-def _shipped(folder: Path, name: str) -> Mapping[str, Entry]:
-    return read(folder / f"{_slug(name)}.json", None)
+def shipped(device: torch.device) -> Mapping[str, Entry]:
+    """What the package ships for a device; do not change it."""
+    who = identity(device)
+    path = SHIPPED / f"{stem_of(who)}.json"
+    table = _tables.get(path)
+    if table is None:
+        table = _tables[path] = read(path, who, alike=True)
+    return table
 
 
 def shipped_devices() -> list[str]:
-    """Names of the devices that the package ships choices for."""
+    """Names of the devices that the package ships choices for, see `stem_of`."""
     return sorted(path.stem for path in SHIPPED.glob("*.json"))
 
 
@@ -271,7 +314,6 @@ def forget() -> None:
     """Read all files anew when they are next asked for."""
     with _lock:
         _tables.clear()
-        _shipped.cache_clear()
     _changed()
 
 
@@ -284,10 +326,7 @@ def _found(problem: Problem, backend: str, device: torch.device) -> Iterator[tup
     """The entries for a problem and where they are from: those to prefer come first."""
     if device.type not in ("cpu", "cuda") or (device.type == "cuda" and not torch.cuda.is_available()):
         return
-    tables = [("tuned", entries(device))]
-    if device.type == "cuda":
-        tables.append(("shipped", _shipped(SHIPPED, identity(device)["device"])))
-    for source, table in tables:
+    for source, table in (("tuned", entries(device)), ("shipped", shipped(device))):
         if table:
             entry = table.get(key_of(problem, backend)) or table.get(key_of(problem))
             if entry is not None:
@@ -297,6 +336,12 @@ def _found(problem: Problem, backend: str, device: torch.device) -> Iterator[tup
 def entry(problem: Problem, backend: str, device: torch.device) -> Entry | None:
     """What was measured of one pass of a problem, whether or not it can be used here."""
     return next((entry for _, entry in _found(problem, backend, device)), None)
+
+
+def tuned(problem: Problem, backend: str, device: torch.device) -> bool:
+    """Whether there is a choice that was measured here: shipped ones are no reason not to measure."""
+    found = lookup(problem, backend, device)
+    return found is not None and found.source == "tuned"
 
 
 def lookup(problem: Problem, backend: str, device: torch.device) -> Choice | None:

@@ -339,7 +339,15 @@ def tune(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="A name that `models` lists.")] = "replknet_31b",
     input_size: Annotated[
         int | None,
-        typer.Option("--size", "-s", metavar="N", min=1, show_default=False, help="Side of the pictures."),
+        typer.Option(
+            "--input-size",
+            "--size",
+            "-s",
+            metavar="N",
+            min=1,
+            show_default=False,
+            help="Side of the pictures, when not the model's own.",
+        ),
     ] = None,
     batch_size: Annotated[
         int | None,
@@ -370,6 +378,15 @@ def tune(
         typer.Option("--most", metavar="N", min=1, help="Candidates of a backend.", show_default=False),
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Measure again what was measured.")] = False,
+    save_config: Annotated[
+        Path | None,
+        typer.Option(
+            "--save-config",
+            metavar="FILE",
+            show_default=False,
+            help="Add the choices to a file, for other devices of this kind.",
+        ),
+    ] = None,
     as_json: options.AsJson = False,
 ) -> None:
     """Measure which kernel is fastest for each depthwise layer, and remember it.
@@ -380,6 +397,7 @@ def tune(
     """
     from ..tools import loading
     from ..tools import tune as tool
+    from ..tools.errors import UsageError
 
     backend, chosen = tool.checked_backend(backend), tool.passes_of(passes)
     where = "cuda" if limits else str(loading.device_of(device))
@@ -390,6 +408,8 @@ def tune(
         channels_last=channels_last, precision=precision.value, deploy=deploy,
     )  # fmt: skip
     if dry_run or limits:
+        if save_config is not None:
+            raise UsageError("--save-config writes what was measured, so not with --dry-run or --device-limits")
         name, rows = tool.predict(found, chosen, backend, limits.value if limits else None)
         if as_json:
             print(json.dumps({"predictions for": name, "rows": [row.as_dict() for row in rows]}, indent=1))
@@ -397,12 +417,14 @@ def tune(
             tool.render_predictions(name, rows, most or tool.SHOWN, Console())
         return
     report = tool.measure(
-        found, where, chosen, backend=backend, most=most or tool.MOST, force=force, hidden=as_json,
+        found, where, chosen, backend=backend, most=most or tool.MOST, force=force, hidden=as_json, config=save_config,
     )  # fmt: skip
     if as_json:
         print(json.dumps(report.as_dict(), indent=1))
     else:
         tool.render_report(report, Console())
+        if save_config is not None:
+            say("wrote ", "dim", f"{save_config}, to be shipped as {tool.shipped_name(report)}")
 
 
 @app.command()

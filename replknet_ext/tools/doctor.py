@@ -147,8 +147,11 @@ def _choices() -> dict[str, Any]:
         device = torch.device(name)
         who = configs.identity(device)
         files.append(
-            {"device": who["device"], "path": str(configs.path_of(who)), "entries": len(configs.entries(device))}
-        )
+            {
+                "device": who["device"], "path": str(configs.path_of(who)), "entries": len(configs.entries(device)),
+                "shipped_as": configs.stem_of(who), "shipped_entries": len(configs.shipped(device)),
+            }
+        )  # fmt: skip
     return {"files": files, "shipped": configs.shipped_devices()}
 
 
@@ -248,10 +251,12 @@ def render(report: dict[str, Any], console: Console) -> None:
         console.print(result)
 
     found = report["choices"]
-    kept = [(row["device"], f"{row['entries']} in {row['path']}") for row in found["files"]]
-    pairs(
-        "Measured choices (`replknet-ext tune`)", [*kept, ("shipped for", ", ".join(found["shipped"]) or "no GPU yet")]
-    )
+    kept = [
+        (row["device"], f"{row['entries']} in {row['path']}, {row['shipped_entries']} shipped for {row['shipped_as']}")
+        for row in found["files"]
+    ]
+    shipped = ", ".join(found["shipped"]) or "no device yet"
+    pairs("Measured choices (`replknet-ext tune`)", [*kept, ("shipped for", shipped)])
 
     pairs("Settings", ((key.replace("_", " "), value) for key, value in report["settings"].items()))
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
+import os
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -13,7 +16,7 @@ from .. import checks
 from ..backends import NAMES, PASSES, Candidate, Problem, candidates, configs
 from ..backends.cuda import DEVICES
 from ..models import MODELS, get_model
-from ..tuning import TuneReport, api, problems
+from ..tuning import TuneReport, api, problems, store
 from ..tuning.report import layer_of, us
 from ..tuning.search import MOST
 from . import show
@@ -106,13 +109,32 @@ def predict(
 
 def measure(
     found: Counter[Problem], device: str, passes: Sequence[str], *, backend: str, most: int, force: bool, hidden: bool,
-    on_start: Callable[[str], object] = lambda label: None,
+    on_start: Callable[[str], object] = lambda label: None, config: Path | None = None,
 ) -> TuneReport:  # fmt: skip
-    """See `replknet_ext.tune`."""
-    return api.run(
-        found, device_of(device), passes, backend=backend, most=most, force=force, progress=not hidden,
-        on_start=on_start,
-    )  # fmt: skip
+    """See `replknet_ext.tune`; the choices also go to the file `config`, see `tuning.store.save_config`.
+
+    Raises:
+        UsageError: `config` can't be written, which is known before anything is measured.
+    """
+    where = device_of(device)
+    if config is not None:
+        try:
+            store.config_at(config, configs.identity(where))
+        except ValueError as error:
+            raise UsageError(str(error)) from None
+        if not os.access(config if config.exists() else config.parent, os.W_OK):
+            raise UsageError(f"cannot write {config}: no such folder, or not yours")
+    report = api.run(
+        found, where, passes, backend=backend, most=most, force=force, progress=not hidden, on_start=on_start
+    )
+    if config is not None:
+        report.save_config(config)
+    return report
+
+
+def shipped_name(report: TuneReport) -> str:
+    """Where a package has to hold the choices of a report."""
+    return f"replknet_ext/backends/configs/{configs.stem_of(report.device)}.json"
 
 
 def checked_backend(name: str) -> str:
@@ -140,6 +162,7 @@ def render_predictions(device: str, rows: Sequence[Prediction], most: int, conso
             rest = len(row.candidates) - len(shown)
             table.add_row("" if shown else row.problem.pass_, f"and {rest} more" if shown else "none", "", "")
         console.print(table)
+    console.print(_totals(rows), highlight=False)
     console.print(
         f"PREDICTIONS of the cost models for: {device}. Nothing was measured. The first of a pass is what runs "
         "untuned; CPU times are for one thread.",
@@ -147,32 +170,47 @@ def render_predictions(device: str, rows: Sequence[Prediction], most: int, conso
     )
 
 
+def _totals(rows: Sequence[Prediction]) -> str:
+    """What all layers take by the first choices, pass by pass."""
+    sums: dict[str, float] = {}
+    for row in rows:
+        time = row.candidates[0].predicted_us if row.candidates else None
+        sums[row.problem.pass_] = sums.get(row.problem.pass_, 0.0) + row.count * (math.nan if time is None else time)
+    layers = sum(row.count for row in rows if row.problem.pass_ == rows[0].problem.pass_)
+    times = (f"{pass_} {'-' if math.isnan(total) else f'{total / 1e3:.3g} ms'}" for pass_, total in sums.items())
+    return f"all {layers} layers, predicted: {', '.join(times)}"
+
+
 def _takes(candidate: Candidate) -> str:
     takes = dict(candidate.resources)
     parts = []
     if "warps" in takes:
-        parts.append(f"{takes['warps']} warps")
+        parts.append(f"{takes['warps']} warp{'s' if takes['warps'] > 1 else ''}")
     if takes.get("shared_bytes"):
-        parts.append(f"{takes['shared_bytes'] / 1024:.0f} KB x {takes['blocks_per_sm']} an SM")
+        parts.append(f"{_bytes(takes['shared_bytes'])} x {takes['blocks_per_sm']} an SM")
     if takes.get("workspace_bytes"):
-        parts.append(f"workspace {takes['workspace_bytes'] / 1e6:.1f} MB")
+        parts.append(f"workspace {_bytes(takes['workspace_bytes'])}")
     if takes.get("scratch_bytes"):
-        parts.append(f"scratch {takes['scratch_bytes'] / 1e6:.2f} MB a thread")
+        parts.append(f"scratch {_bytes(takes['scratch_bytes'])} a thread")
     return ", ".join(parts)
+
+
+def _bytes(count: int) -> str:
+    if count < 1024:
+        return f"{count} B"
+    return f"{count / 1024:.0f} KB" if count < 1 << 20 else f"{count / (1 << 20):.1f} MB"
 
 
 def render_report(report: TuneReport, console: Console) -> None:
     """Print what was measured; made for 80 columns and more."""
     heading, cells = report.table()
-    title = ", ".join(f"{report.device[key]}" for key in ("device", "isa") if key in report.device)
+    about = [report.device["device"], report.device.get("isa"), report.kind]
+    title = ", ".join(filter(None, about))
     table = show.table(title, *heading, numbers="lrllrrr")
     for texts in cells:
         table.add_row(*texts)
     console.print(table)
-    for row in report:
-        for m in row.measured:
-            if m.failed is not None:
-                what = f"{row.problem.pass_} {layer_of(row.problem)}: {m.candidate.label}"
-                console.print(f"left out: {what}: {m.failed}", style="dim", markup=False)
+    for note in report.notes():
+        console.print(note, style="dim", markup=False)
     if report.path is not None:
         console.print(f"kept in {report.path}", style="dim", soft_wrap=True)

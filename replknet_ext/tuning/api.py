@@ -48,8 +48,8 @@ def tune(
     in later ones. A choice belongs to everything that was measured: shapes (the batch size too), dtype, memory format,
     padding, precision, algorithm, bias and activation; GPU and driver, or CPU, instruction set and threads; versions of
     torch, triton and this package. All kernels are deterministic and a choice stays as it is, so results are the same
-    on every run, also under `torch.use_deterministic_algorithms`; two kernels may differ in the last bits. Compiled and
-    exported code and derivatives of derivatives leave the choice to the cost model.
+    on every run, also under `torch.use_deterministic_algorithms`; two kernels may differ in the last bits. Choices are
+    looked up when an operator runs, so compiled and exported code has them without being compiled again.
 
     Candidates are timed in turn, round after round, and their medians compared; on a GPU by replays of CUDA graphs over
     more operands than the L2 cache holds. Each must give the untuned kernel's result before it counts. Does not run
@@ -117,7 +117,7 @@ def run(
         for problem, count in jobs:
             begin(f"{problem.pass_:<10} {layer_of(problem)}")
             key = configs.key_of(problem, backend)
-            if not force and configs.lookup(problem, backend, device) is not None:
+            if not force and configs.tuned(problem, backend, device):
                 rows.append(Row(problem, count, configs.entry(problem, backend, device)))
                 continue
             on_start(f"{problem.pass_} {layer_of(problem)}")
@@ -132,4 +132,4 @@ def run(
                 path = store.save(device, kept, replace=True) and path
             else:
                 configs.remember(device, kept)
-    return TuneReport(tuple(rows), dict(configs.identity(device)), path)
+    return TuneReport(tuple(rows), dict(configs.identity(device)), path, backend)

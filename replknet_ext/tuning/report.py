@@ -3,25 +3,39 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ..backends import Problem, configs
 from ..backends.configs import Entry
+from . import store
 from .measure import Measured
 
-__all__ = ["Row", "TuneReport", "layer_of"]
+__all__ = ["Row", "TuneReport", "kind_of", "layer_of", "shape_of"]
+
+#: The median over the smallest of samples that were taken beside other work.
+DISTURBED = 1.5
+
+
+def shape_of(problem: Problem) -> str:
+    """Shapes in short."""
+    kh, kw = problem.weight_shape[2:]
+    kernel = f"{kh}" if kh == kw else f"{kh}x{kw}"
+    return f"{'x'.join(map(str, problem.input_shape))} K{kernel}"
+
+
+def kind_of(problem: Problem) -> str:
+    """Dtype, precision and memory format in short."""
+    layout = " channels_last" if problem.channels_last else ""
+    precision = f" {problem.precision}" if problem.precision != "ieee" else ""
+    return f"{problem.dtype_name}{precision}{layout}"
 
 
 def layer_of(problem: Problem) -> str:
     """Shapes and dtype in short."""
-    kh, kw = problem.weight_shape[2:]
-    kernel = f"{kh}" if kh == kw else f"{kh}x{kw}"
-    layout = " channels_last" if problem.channels_last else ""
-    precision = f" {problem.precision}" if problem.precision != "ieee" else ""
-    return f"{'x'.join(map(str, problem.input_shape))} K{kernel} {problem.dtype_name}{precision}{layout}"
+    return f"{shape_of(problem)} {kind_of(problem)}"
 
 
 @dataclass(frozen=True)
@@ -39,6 +53,12 @@ class Row:
     count: int
     entry: Entry | None
     measured: tuple[Measured, ...] = ()
+
+    @property
+    def disturbed(self) -> bool:
+        """Whether the untuned kernel's times scatter so much that something else must have run beside."""
+        first = self.measured[0] if self.measured else None
+        return first is not None and first.failed is None and first.us > DISTURBED * first.least_us
 
     @property
     def gain(self) -> float | None:
@@ -64,11 +84,13 @@ class TuneReport:
         rows: one for each pass of each problem.
         device: for what it holds, see `configs.identity`.
         path: the file that keeps the choices; None if they were not written.
+        backend: "auto", or the one whose kernels alone were tried.
     """
 
     rows: tuple[Row, ...]
     device: Mapping[str, str]
     path: Path | None
+    backend: str = "auto"
 
     def __iter__(self) -> Iterator[Row]:
         return iter(self.rows)
@@ -87,21 +109,49 @@ class TuneReport:
                 sums[row.problem.pass_] = untuned + more[0], tuned + more[1]
         return sums
 
+    @property
+    def kind(self) -> str:
+        """`kind_of` all rows; empty if they differ."""
+        kinds = {kind_of(row.problem) for row in self.rows}
+        return kinds.pop() if len(kinds) == 1 else ""
+
     def as_dict(self) -> dict[str, Any]:
         """As JSON knows it."""
         path = None if self.path is None else str(self.path)
         return {"device": dict(self.device), "path": path, "rows": [row.as_dict() for row in self.rows]}
 
+    def save_config(self, path: str | Path) -> Path:
+        """Writes the choices to a file of one's own, from which a package can ship them; see `store.save_config`."""
+        found = {configs.key_of(row.problem, self.backend): row.entry for row in self.rows if row.entry is not None}
+        return store.save_config(path, self.device, found)
+
     def table(self) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
-        """Headings and cells: layer, layers, pass, kernel, untuned and tuned microseconds, gain."""
-        cells = [_cells(row) for row in self.rows]
+        """Headings and cells: layer, layers, pass, kernel, untuned and tuned microseconds, gain.
+
+        Layers are without what `kind` says of all of them.
+        """
+        cells = [_cells(row, shape_of if self.kind else layer_of) for row in self.rows]
         for pass_, (untuned, tuned) in self.totals.items():
             cells.append(("all layers", "", pass_, "", us(untuned), us(tuned), f"{untuned / tuned:.2f}x"))
         return ("layer", "n", "pass", "kernel", "untuned us", "tuned us", "gain"), cells
 
+    def notes(self) -> Iterator[str]:
+        """What the reader should know beside the table: what failed, and whether to trust the times."""
+        for row in self:
+            for m in row.measured:
+                if m.failed is not None:
+                    yield f"left out: {row.problem.pass_} {layer_of(row.problem)}: {m.candidate.label}: {m.failed}"
+        disturbed = sum(row.disturbed for row in self)
+        if disturbed:
+            yield (
+                f"{disturbed} of {len(self)} measurements scatter: something else seems to have run. "
+                "Measure again on an idle device (--force, force=True)."
+            )
+
     def __str__(self) -> str:
         heading, cells = self.table()
-        return aligned([heading, *cells])
+        title = [self.kind] if self.kind else []
+        return "\n".join([*title, aligned([heading, *cells]), *self.notes()])
 
 
 def us(value: float | None) -> str:
@@ -111,8 +161,8 @@ def us(value: float | None) -> str:
     return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
-def _cells(row: Row) -> tuple[str, ...]:
-    start = (layer_of(row.problem), str(row.count), row.problem.pass_)
+def _cells(row: Row, name_of: Callable[[Problem], str]) -> tuple[str, ...]:
+    start = (name_of(row.problem), str(row.count), row.problem.pass_)
     if row.entry is None:
         why = row.measured[0].failed if row.measured else "no kernel runs it"
         return *start, f"none: {why}", "-", "-", ""

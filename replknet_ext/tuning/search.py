@@ -76,7 +76,7 @@ def first_use(problem: Problem, passes: Sequence[str], backend: str, device: tor
     for pass_ in passes:
         one = replace(problem, pass_=pass_)
         key = configs.key_of(one, backend)
-        if key in _given_up or configs.lookup(one, backend, device) is not None:
+        if key in _given_up or configs.tuned(one, backend, device):
             continue
         _given_up.add(key)  # if it comes to nothing, once is enough
         listed = shortlist(one, backend)

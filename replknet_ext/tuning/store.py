@@ -12,10 +12,46 @@ from .. import _files
 from ..backends import configs
 from ..backends.configs import Entry
 
-__all__ = ["save"]
+__all__ = ["config_at", "save", "save_config"]
 
 #: Seconds to wait for another process that writes the same file, which takes it milliseconds.
 PATIENCE = 20.0
+
+
+def _write(path: Path, who: Mapping[str, str], found: Mapping[str, Entry]) -> None:
+    with _files.replacing(path) as temporary:
+        temporary.write_text(json.dumps(configs.document(who, found), indent=1) + "\n")
+
+
+def save_config(path: str | Path, who: Mapping[str, str], found: Mapping[str, Entry]) -> Path:
+    """Adds choices to a file such as the package ships, for all devices of the kind that they were measured on.
+
+    Args:
+        path: the file; it is made if it is not there.
+        who: what they were measured on, see `configs.identity`.
+        found: the choices, which take the place of those in the file for the same problems.
+
+    Raises:
+        ValueError: there are no choices, or `path` is something else, or for another device or version.
+        OSError: `path` cannot be written.
+    """
+    if not found:
+        raise ValueError(f"nothing to write to {path}: there are no measured choices")
+    before = config_at(path, who)
+    _write(Path(path), who, {**before, **found})
+    return Path(path)
+
+
+def config_at(path: str | Path, who: Mapping[str, str]) -> dict[str, Entry]:
+    """What `save_config` would add to; {} if nothing is there yet.
+
+    Raises:
+        ValueError: something else is there, or the choices of another device or version.
+    """
+    found, why = configs.parse(Path(path), who, alike=True)
+    if why is not None:
+        raise ValueError(f"{path} {why}: name another file, or remove it")
+    return found
 
 
 def save(device: torch.device, found: Mapping[str, Entry], *, replace: bool) -> Path | None:
@@ -38,11 +74,7 @@ def save(device: torch.device, found: Mapping[str, Entry], *, replace: bool) -> 
         with _files.locked(path, PATIENCE):
             theirs = configs.read(path, who)
             merged = {**theirs, **found} if replace else {**found, **theirs}
-            choices = {key: entry.as_json() for key, entry in sorted(merged.items())}
-            with _files.replacing(path) as temporary:
-                temporary.write_text(
-                    json.dumps({"format": configs.FORMAT, "identity": who, "choices": choices}, indent=1)
-                )
+            _write(path, who, merged)
     except OSError as error:
         configs.warn_once(f"measured choices can't be kept in {path.parent} ({error}) and hold for this process only; "
                           "REPLKNET_EXT_CACHE names another folder")  # fmt: skip

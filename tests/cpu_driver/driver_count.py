@@ -25,6 +25,7 @@ PROBLEMS: tuple[tuple[str, int, int, tuple[int, int], tuple[int, int], str, str]
     ("56-K7", 1, 8, (56, 56), (7, 7), "float32", "nchw"),
     ("56-K7", 1, 8, (56, 56), (7, 7), "float32", "nhwc"),
     ("28-K5", 1, 8, (28, 28), (5, 5), "float32", "nchw"),
+    ("14-K3", 1, 32, (14, 14), (3, 3), "float32", "nchw"),
     ("14-K3", 1, 32, (14, 14), (3, 3), "float32", "nhwc"),
     ("56-K51x5", 1, 8, (56, 56), (51, 5), "float32", "nchw"),
     ("29-K29-C13", 1, 13, (29, 29), (29, 29), "float32", "nchw"),

@@ -24,7 +24,13 @@ VARIANT_CASES = {
     "small_g4": Case(67, 5, 7, 7, 13),
     "small_g2_even": Case(35, 3, 10, 12, 13),
     "small_g2": Case(35, 5, 7, 9, (8, 13)),
+    "small_g2_even_cl": Case(35, 21, 14, 14, 27, channels_last=True),
+    "small_g2_cl": Case(35, 21, 7, 7, 13, channels_last=True),
+    "small_g1_even_cl": Case(19, 21, 10, 12, 13, channels_last=True),
+    "small_g1_cl": Case(19, 21, 7, 9, (8, 13), channels_last=True),
 }
+RUNS = [name for name in VARIANT_CASES if not name.endswith("_cl")]
+FORMATS = pytest.mark.parametrize("channels_last", [False, True], ids=["nchw", "nhwc"])
 IN_TABLE = [case for case in table.CASES if max(case.h * case.w, case.output[2] * case.output[3]) <= 512]
 
 
@@ -36,18 +42,21 @@ def test_every_variant_has_a_case(plain: ModuleType) -> None:
     assert list(VARIANT_CASES) == [name for name in plain.variants() if name.startswith("small_")]
 
 
+@FORMATS
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("case", IN_TABLE, ids=lambda case: case.name)
-def test_forward_is_exact_on_the_table(plain: ModuleType, case: table.Case, dtype: str) -> None:
-    harness.check_exact(plain, harness.from_table(case, dtype=dtype, bias=True))
+def test_forward_is_exact_on_the_table(plain: ModuleType, case: table.Case, dtype: str, channels_last: bool) -> None:
+    harness.check_exact(plain, harness.from_table(case, dtype=dtype, bias=True, channels_last=channels_last))
 
 
+@FORMATS
 @pytest.mark.parametrize("case", IN_TABLE, ids=lambda case: case.name)
-def test_bwd_input_is_exact_on_the_table(plain: ModuleType, case: table.Case) -> None:
+def test_bwd_input_is_exact_on_the_table(plain: ModuleType, case: table.Case, channels_last: bool) -> None:
     _, _, ho, wo = case.output
     top, bottom, left, right = case.padding
     kh, kw = case.kh - 1, case.kw - 1
-    launch = Case(case.n, case.c, ho, wo, (case.kh, case.kw), (kh - top, kh - bottom, kw - left, kw - right), flip=True)
+    launch = Case(case.n, case.c, ho, wo, (case.kh, case.kw), (kh - top, kh - bottom, kw - left, kw - right), flip=True,
+                  channels_last=channels_last)  # fmt: skip
     inputs = harness.exact_inputs(launch)
     want = oracle.bwd_input(inputs["x"], inputs["w"][:, None], case.padding)
     assert torch.equal(harness.run(plain, launch, inputs)["out"].double(), want)
@@ -61,18 +70,20 @@ def test_every_variant_is_exact(plain: ModuleType, name: str, dtype: str) -> Non
     assert plan["name"] == name and plan["family"] == "small"
     harness.check_exact(plain, case.but(bias=True, activation="relu"))
     assert plain.take_counters()["mma"] == plan["mmas"]
-    harness.check_exact(plain, case.but(n=1, c=1))
+    harness.check_exact(plain, case.but(n=1, c=2 if case.channels_last else 1))
     harness.check_exact(plain, case.but(n=3, flip=True), seed=1)
 
 
+@FORMATS
 @pytest.mark.parametrize("size", [1, 2, 3, 5, 8, 9, 11, 13, 16, 20, 22])
-def test_every_number_of_tiles_and_steps(plain: ModuleType, size: int) -> None:
+def test_every_number_of_tiles_and_steps(plain: ModuleType, size: int, channels_last: bool) -> None:
     """Planes whose last step has 1 to 16 pixels, and whose last warp has as many tiles as the first, or one less."""
     for h in (size, size + 1):
-        harness.check_exact(plain, Case(2, 3, h, size, (2 * h - 1, 2 * size - 1)))
+        case = Case(2, 3, h, size, (2 * h - 1, 2 * size - 1), channels_last=channels_last)
+        harness.check_exact(plain, case)
 
 
-@pytest.mark.parametrize("variant", VARIANT_CASES)
+@pytest.mark.parametrize("variant", RUNS)
 def test_blocks_that_go_on_to_further_images_and_channels(plain: ModuleType, variant: str) -> None:
     case = variant_case(plain, variant).but(limits=ONE_SM, n=330 if "even" in variant else 1500, c=3, bias=True)
     plan = plain.plan(case.problem(), case.limits, case.variant)
@@ -91,10 +102,26 @@ def test_channels_of_a_block_share_runs(plain: ModuleType, sizes: tuple[int, int
     harness.check_exact(plain, case)
 
 
+@pytest.mark.parametrize("shift", [0, 1, 2, 4, 8])
+@pytest.mark.parametrize("c", [2, 3, 4, 8, 12, 16, 17, 24, 32, 40])
+def test_channels_of_any_number_and_alignment(plain: ModuleType, c: int, shift: int) -> None:
+    """Accesses of 2 to 16 bytes; blocks with fewer channels than others, in one round of a canvas each or several."""
+    rounds = set()
+    for name, sizes in (("small_g1_even_cl", (5, 14)), ("small_g2_cl", (7, 7)), ("small_g2_even_cl", (14, 14))):
+        case = Case(17, c, *sizes, 5, limits=ONE_SM, bias=True, shift=shift, channels_last=True)
+        case = case.but(variant=plain.variants().index(name))
+        plan = plain.plan(case.problem(), case.limits, case.variant)
+        channels = -(-case.c // (plan["blocks"] // -(-case.n // (16 * int(name[7])))))
+        rounds.add(channels * -(-sizes[0] * sizes[1] // 56) > plan["warps"])
+        harness.check_exact(plain, case)
+    assert rounds == {True, False} or c < 8
+
+
 @pytest.mark.parametrize("schedule", [("reversed", 0), ("lockstep", 0), ("random", 1), ("random", 2)], ids=str)
-@pytest.mark.parametrize("name", ["small_g4_even", "small_g4"])
+@pytest.mark.parametrize("name", ["small_g4_even", "small_g4", "small_g2_even_cl", "small_g1_cl"])
 def test_results_do_not_depend_on_the_schedule(plain: ModuleType, name: str, schedule: tuple[str, int]) -> None:
-    case = variant_case(plain, name).but(bias=True, n=200, c=2, limits=ONE_SM)
+    case = variant_case(plain, name).but(bias=True, limits=ONE_SM)
+    case = case if case.channels_last else case.but(n=200, c=2)
     inputs = harness.random_inputs(case)
     want = harness.run(plain, case, inputs)["out"]
     plain.set_options(*schedule)
@@ -122,7 +149,8 @@ def test_any_shape(plain_build: ModuleType, data: st.DataObject) -> None:
     bottom, right = max(bottom, kh - h - top), max(right, kw - w - left)  # at least one output
     case = Case(n, c, h, w, (kh, kw), (top, bottom, left, right), dtype=data.draw(st.sampled_from(DTYPES)),
                 flip=data.draw(st.booleans()), bias=data.draw(st.booleans()), shift=data.draw(size(0, 2)),
-                limits=data.draw(st.sampled_from([H200, A100, RTX4090, SMALLEST])))  # fmt: skip
+                limits=data.draw(st.sampled_from([H200, A100, RTX4090, SMALLEST])),
+                channels_last=data.draw(st.booleans()))  # fmt: skip
     if case.out[0] * case.out[1] > 512:
         assert "512" in plain_build.supports(case.problem(), H200, plain_build.variants().index("small_g4"))
         return
@@ -136,7 +164,7 @@ def test_any_shape(plain_build: ModuleType, data: st.DataObject) -> None:
 
 @pytest.mark.parametrize("activation", table.ACTIVATIONS)
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("name", ["small_g4_even", "small_g4"])
+@pytest.mark.parametrize("name", ["small_g4_even", "small_g4", "small_g1_even_cl"])
 def test_random_data_is_within_the_table_of_tolerances(
     plain: ModuleType, name: str, dtype: str, activation: str
 ) -> None:
@@ -206,6 +234,7 @@ def test_refusals_say_why(plain: ModuleType) -> None:
     number, odd = plain.variants().index("small_g4_even"), plain.variants().index("small_g4")
     assert plain.supports(problem, H200, number) is None
     assert "channels_last" in plain.supports({**problem, "channels_last": True}, H200, number)
+    assert "channels_last" in plain.supports(problem, H200, plain.variants().index("small_g2_even_cl"))
     assert "float16 and bfloat16" in plain.supports({**problem, "dtype": "float32"}, H200, number)
     assert "FFT" in plain.supports({**problem, "algorithm": "fft"}, H200, number)
     assert "even width" in plain.supports(Case(2, 2, 7, 7, 3).problem(), H200, number)
@@ -218,15 +247,19 @@ def test_plans_fit_every_device(plain: ModuleType, limits: tuple[int, int, int, 
     for n in (1, 16, 64, 300):
         for c in (1, 3, 512):
             for size in (1, 4, 7, 10, 14, 16, 20):
-                plan = plain.plan(Case(n, c, size, size, 13).problem(), limits, -1)
-                assert plan["shared_bytes"] <= limits[2] and 1 <= plan["warps"] <= 16
-                assert plan["blocks_per_sm"] * plan["shared_bytes"] <= limits[3]
+                for channels_last in (False, True):
+                    case = Case(n, c, size, size, 13, channels_last=channels_last)
+                    plan = plain.plan(case.problem(), limits, -1)
+                    assert plan["shared_bytes"] <= limits[2] and 1 <= plan["warps"] <= 16
+                    assert plan["blocks_per_sm"] * plan["shared_bytes"] <= limits[3]
 
 
 @pytest.mark.parametrize(
     ("case", "name", "us"),
     [(Case(64, 512, 14, 14, 27), "small_g4_even", 8.8), (Case(64, 1024, 7, 7, 13), "small_g2", 5.0),
-     (Case(64, 512, 12, 12, 13), "small_g2_even", 6.8), (Case(64, 512, 10, 10, 13), "small_g2_even", 5.1)],
+     (Case(64, 512, 12, 12, 13), "small_g2_even", 6.8), (Case(64, 512, 10, 10, 13), "small_g2_even", 5.1),
+     (Case(64, 512, 14, 14, 27, channels_last=True), "small_g2_even_cl", 17.4),
+     (Case(64, 1024, 7, 7, 13, channels_last=True), "small_g2_cl", 6.8)],
     ids=lambda v: v if isinstance(v, str) else "",
 )  # fmt: skip
 def test_small_layers_of_the_papers_get_these_kernels(plain: ModuleType, case: Case, name: str, us: float) -> None:
