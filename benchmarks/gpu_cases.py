@@ -95,6 +95,7 @@ def check(
     if every_variant:
         form: dict[str, Any] = {"channels_last": nhwc, "precision": what.precision}
         plans = supported(layer, pass_, what.dtype, device_limits(), **form)
+        plans = {number: plan for number, plan in plans.items() if not plan.copied}
         keys = {number: f"{pass_} {numbers} {nhwc} {plan.name}" for number, plan in plans.items()}
         variants |= {number: plan.name for number, plan in plans.items() if known is None or keys[number] not in known}
         if known is not None:

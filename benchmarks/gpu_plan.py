@@ -12,6 +12,7 @@ import os
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
@@ -25,6 +26,7 @@ CSRC = ROOT / "csrc"
 
 SHIM = r"""
 #include "cuda/dwconv2d_cuda.h"
+#include "cuda/model.h"
 
 using namespace replknet_ext;
 
@@ -35,17 +37,28 @@ extern "C" const char* variant_name(int bwd_weight, int i) { return cuda::varian
 // s: n c h w kh kw ho wo pad_top pad_left; how: dtype, channels_last, flip, bwd_weight, precision, algorithm, as in the
 // enums; l: the four numbers of DeviceLimits. Null, or why there is no plan.
 extern "C" const char* plan(const int64_t* s, const int* how, const int* l, int variant, int64_t* out, double* cost) {
-  const Problem p{s[0], s[1], s[2], s[3], s[4], s[5], s[6], s[7], s[8], s[9],
+  Problem p{s[0], s[1], s[2], s[3], s[4], s[5], s[6], s[7], s[8], s[9],
                   static_cast<DType>(how[0]), how[1] != 0, how[2] != 0, Activation::none, pass_of(how[3]),
                   static_cast<Precision>(how[4]), static_cast<Algorithm>(how[5])};
   cuda::LaunchPlan q{};
-  if (const char* why = cuda::plan(p, {l[0], l[1], l[2], l[3]}, variant, &q)) return why;
+  if (const char* why = cuda::plan_route(&p, {l[0], l[1], l[2], l[3]}, variant, &q)) return why;
   const int64_t numbers[] = {q.variant, q.row_groups, q.block_pairs, q.block_chunks, q.block_groups, q.passes,
-                             q.warps, q.shared_bytes, q.blocks_per_sm, q.blocks, q.workspace_bytes};
+                             q.warps, q.shared_bytes, q.blocks_per_sm, q.blocks, q.workspace_bytes,
+                             how[1] != 0 && !p.channels_last};
   for (int64_t v : numbers) *out++ = v;
   cost[0] = q.mmas;
   cost[1] = q.cycles;
   return nullptr;
+}
+
+// The rules of cuda/model.h that all planners share.
+extern "C" int resident_blocks(const int* l, int warps, int64_t shared, int register_warps) {
+  return cuda::resident_blocks({l[0], l[1], l[2], l[3]}, warps, shared, register_warps);
+}
+// block: load, later, move, end; work: of 1, 2, ... blocks side by side
+extern "C" double sm_cycles(int64_t blocks, int resident, int sms, const double* block, const double* work) {
+  return cuda::sm_cycles(cuda::Waves(blocks, resident, sms), {block[0], block[1], block[2], block[3]},
+                         [&](int n) { return work[n - 1]; });
 }
 """
 
@@ -92,6 +105,7 @@ class Plan:
     blocks_per_sm: int
     blocks: int
     workspace_bytes: int
+    copied: int  # 1: channels_last tensors go through NCHW copies
     name: str
     mmas: float
     cycles: float
@@ -125,7 +139,31 @@ def _library() -> ctypes.CDLL:
             os.replace(built, target)
     library = ctypes.CDLL(str(target))
     library.variant_name.restype = library.plan.restype = ctypes.c_char_p
+    library.sm_cycles.restype = ctypes.c_double
     return library
+
+
+def _device(limits: Limits) -> ctypes.Array[ctypes.c_int]:
+    return (ctypes.c_int * 4)(limits.capability, limits.sms, limits.shared_per_block, limits.shared_per_sm)
+
+
+def resident_blocks(limits: Limits, warps: int, shared_bytes: int, register_warps: int) -> int:
+    """Blocks that an SM holds at once, by the rule of all planners; ``register_warps`` as in csrc/cuda/model.h."""
+    shared = ctypes.c_int64(shared_bytes)
+    return int(_library().resident_blocks(_device(limits), warps, shared, register_warps))
+
+
+def sm_cycles(blocks: int, resident: int, sms: int, block: Sequence[float], work: Sequence[float]) -> float:
+    """The busiest SM's cycles, by the rule of all planners.
+
+    Args:
+        blocks, resident: of the launch, of an SM at once.
+        sms: of the GPU.
+        block: cycles (load, later, move, end), see BlockCycles in csrc/cuda/model.h.
+        work: cycles of 1, 2, ... ``resident`` blocks side by side.
+    """
+    costs, works = (ctypes.c_double * 4)(*block), (ctypes.c_double * len(work))(*work)
+    return float(_library().sm_cycles(ctypes.c_int64(blocks), resident, sms, costs, works))
 
 
 @lru_cache(maxsize=2)
@@ -168,9 +206,8 @@ def plan(
     sizes = (layer.n, layer.c, layer.h, layer.w, layer.kh, layer.kw, layer.h, layer.w, pad_top, pad_left)
     how = (DTYPES.index(dtype), int(channels_last), int(pass_ == "bwd_input"), int(pass_ == "bwd_weight"),
            PRECISIONS.index(precision), ALGORITHMS.index(algorithm))  # fmt: skip
-    numbers, cost = (ctypes.c_int64 * 11)(), (ctypes.c_double * 2)()
-    device = (ctypes.c_int * 4)(limits.capability, limits.sms, limits.shared_per_block, limits.shared_per_sm)
-    why = library.plan((ctypes.c_int64 * 10)(*sizes), (ctypes.c_int * 6)(*how), device, variant, numbers, cost)
+    numbers, cost = (ctypes.c_int64 * 12)(), (ctypes.c_double * 2)()
+    why = library.plan((ctypes.c_int64 * 10)(*sizes), (ctypes.c_int * 6)(*how), _device(limits), variant, numbers, cost)
     if why is not None:
         raise PlanError(why.decode())
     fields: list[Any] = [*numbers, variants(pass_)[numbers[0]], *cost]

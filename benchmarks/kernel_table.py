@@ -39,6 +39,7 @@ doctor` prints it for the RepLKNet-31B layers. The planner takes the variant wit
 
 `precision` (an argument, or `replknet_ext.set_float32_precision`) is a permission: with `"tf32"` an exact kernel that
 is predicted to be faster still runs. `algorithm="direct"` leaves the `fft` family out, `algorithm="fft"` all others.
+"on copies": channels_last tensors are copied to contiguous ones and back, because that is predicted to be faster.
 Every kernel gives the same bits on every run. Stride, dilation and channel multipliers other than 1 go to torch.
 """
 
@@ -52,7 +53,8 @@ def cell(layer: Layer, pass_: str, dtype: str, **form: Any) -> str:
         found = plan(layer, pass_, dtype, **form)
     except PlanError as error:
         return f"torch: {error}"
-    return f"`{found.name}` {cycles_us(found.cycles):g}"
+    copied = " on copies" if found.copied else ""
+    return f"`{found.name}`{copied} {cycles_us(found.cycles):g}"
 
 
 def row(first: Sequence[str], layer: Layer, dtype: str, **form: Any) -> str:

@@ -131,6 +131,7 @@ def predict(
         "taps_us": microseconds(flop / rate),
         "mma_us": microseconds(mmas * MMA_FLOP / CEILINGS["mma_sync_flop_per_s"]) if mmas else None,
         "variant": plan.name,
+        "copied": bool(plan.copied),
         "row_groups": plan.row_groups,
         "warps": plan.warps,
         "shared_bytes": plan.shared_bytes,

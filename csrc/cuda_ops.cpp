@@ -44,7 +44,7 @@ const cuda::DeviceLimits& limits_of(int32_t device) {
   return found->second;
 }
 
-// A problem as the kernels run it on a device: its own memory format, else NCHW with copies around it, else not at all.
+// A problem as the kernels run it on a device: in its own memory format, in NCHW with copies around it, or not at all.
 struct Route {
   bool covered;
   Problem p;
@@ -57,12 +57,7 @@ Route route(Problem p, int32_t device, const Chosen& choice) {
   Route r{false, p, {}};
   if (choice.triton) return r;
   const int variant = static_cast<int>(choice.variant);
-  const cuda::DeviceLimits& limits = limits_of(device);
-  const char* why = cuda::plan(p, limits, variant, &r.plan);
-  if (why != nullptr && p.channels_last) {
-    r.p.channels_last = false;
-    if (cuda::plan(r.p, limits, variant, &r.plan) == nullptr) why = nullptr;
-  }
+  const char* why = cuda::plan_route(&r.p, limits_of(device), variant, &r.plan);
   r.covered = why == nullptr;
   STD_TORCH_CHECK(r.covered || variant == kPlanned, "variant ", variant, " can't run this: ", why);
   STD_TORCH_CHECK(r.covered || p.algorithm != Algorithm::fft, "algorithm 'fft' can't run this: ", why);

@@ -135,7 +135,8 @@ def cuda_plan(
         channels_last: memory format of input, output and gradient.
 
     Returns:
-        The plan, or {"unsupported": reason}.
+        The plan, or {"unsupported": reason}. ``copied``: channels_last operands go through contiguous copies, because
+        the variant needs them or the model says that this is faster; ``cycles`` has their time.
     """
     numbers = [limits[key] for key in ("capability", "multiprocessors", "shared_per_block", "shared_per_sm")]
     name = str(dtype).removeprefix("torch.")

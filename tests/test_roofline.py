@@ -2,16 +2,33 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import json
 import shutil
 
+import cuda_budgets
 import pytest
 import torch
 import torch.nn.functional as F
 
-from benchmarks import gpu_plan, kernel_table, roofline
-from benchmarks.shapes import GOALS_US, GROUPS, K7, K14, K28, K56, LARGE, MAIN, Layer, all_layers, clipped_flop, taps
+from benchmarks import gpu_cases, gpu_plan, kernel_table, roofline
+from benchmarks.shapes import (
+    GOALS_US,
+    GROUPS,
+    K7,
+    K14,
+    K28,
+    K56,
+    LARGE,
+    MAIN,
+    NUMBERS,
+    PASSES,
+    Layer,
+    all_layers,
+    clipped_flop,
+    taps,
+)
 
 needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="the launch planner needs g++")
 SIZES = [(size, kernel) for size in (1, 2, 5, 7, 8, 9, 14, 23) for kernel in (1, 3, 7, 13, 31)]
@@ -82,13 +99,92 @@ def test_reasons_of_the_planner() -> None:
         gpu_plan.plan(K28, dtype="float64", algorithm="fft")
 
 
+@needs_compiler
+@pytest.mark.parametrize(
+    ("capability", "warps", "shared", "register_warps", "blocks"),
+    [
+        (90, 8, 103 << 10, 16, 2),  # 228 KB / (103 + 1) = 2.2; registers for two
+        (90, 8, 103 << 10, 8, 1),
+        (90, 4, 10_000, 64, 16),  # 64 warps; shared memory would do for 20
+        (86, 4, 100, 64, 12),  # 48 warps
+        (86, 1, 100, 48, 16),  # 16 blocks
+        (90, 1, 100, 64, 32),  # 32 blocks
+        (120, 1, 100, 64, 24),
+        (90, 1, 32_640, 64, 6),  # 255 units of 128 bytes and 1 KB for itself: 6.9
+        (90, 1, 32_641, 64, 6),
+        (90, 1, 37_888, 64, 6),  # 6 times 38912 is all there is
+        (90, 1, 37_889, 64, 5),  # a unit more each
+        (90, 16, 227 << 10, 16, 1),
+    ],
+)
+def test_blocks_of_an_sm_by_hand(capability: int, warps: int, shared: int, register_warps: int, blocks: int) -> None:
+    limits = gpu_plan.Limits(capability, 132, 227 << 10, 228 << 10)
+    assert gpu_plan.resident_blocks(limits, warps, shared, register_warps) == blocks
+
+
+@needs_compiler
+@pytest.mark.parametrize(
+    ("blocks", "resident", "block", "work", "cycles"),
+    [
+        (10, 1, (100, 600, 0, 50), (1000,), 2500 + 100 + 1000 + 50),  # one block an SM, all at once
+        (11, 1, (100, 600, 0, 50), (1000,), 2500 + 100 + 2 * 1000 + 600 + 50),  # the tail: a second one, alone
+        (11, 2, (100, 600, 0, 50), (1000, 1500), 2500 + 100 + 1500 + 0.3 * 100 + 50),  # beside the first
+        # 5 rounds of 2: two full waves, then one alone; 3 of 5 take another's place
+        (41, 2, (100, 600, 0, 50), (1000, 1500), 2500 + 100 + 2 * 1500 + 1000 + 0.3 * (100 + 3 * 600) + 50),
+        # 4 rounds: the last two end half a block apart, which is (1000 - 1500 / 2) / 2 more
+        (40, 2, (100, 600, 0, 50), (1000, 1500), 2500 + 100 + 2 * 1500 + 125 + 0.3 * (100 + 2 * 600) + 50),
+        (40, 2, (100, 600, 2000, 50), (1000, 1500), 2500 + 4 * 2000 + 50),  # memory is the limit
+    ],
+)
+def test_waves_by_hand(
+    blocks: int, resident: int, block: tuple[float, ...], work: tuple[float, ...], cycles: float
+) -> None:
+    assert gpu_plan.sm_cycles(blocks, resident, 10, block, work) == pytest.approx(cycles)
+
+
+#: The GPUs whose architectures the budgets are of: data sheets' shared memory.
+DEVICES = {
+    "80": gpu_plan.Limits(80, 108, 163 << 10, 164 << 10),
+    "86": gpu_plan.Limits(86, 84, 99 << 10, 100 << 10),
+    "89": gpu_plan.Limits(89, 128, 99 << 10, 100 << 10),
+    "90a": gpu_plan.H200,
+    "100": gpu_plan.Limits(100, 148, 227 << 10, 228 << 10),
+    "120": gpu_plan.Limits(120, 170, 99 << 10, 100 << 10),
+}
+
+
+@needs_compiler
+@pytest.mark.parametrize("arch", DEVICES)
+def test_registers_leave_room_for_the_blocks_of_every_plan(arch: str) -> None:
+    """Registers as compiled, which are given to warps in units of 256, from 16384 of each of four schedulers."""
+    assert tuple(DEVICES) == cuda_budgets.ARCHS
+    budgets = {name: budget for family in cuda_budgets.families().values() for name, budget in family.budgets.items()}
+    limits, seen = DEVICES[arch], set()
+    layers = [*gpu_cases.CASES, Layer(3, 2, 9, 9, 3, 3)] + ([*MAIN, LARGE] if arch == "90a" else [])
+    forms = [(n.dtype, n.precision, last) for n in NUMBERS.values() for last in (False, True)]
+    for layer, pass_, (dtype, precision, last) in itertools.product(layers, ("fwd", "bwd_weight"), forms):
+        for plan in gpu_plan.supported(layer, pass_, dtype, limits, channels_last=last, precision=precision).values():
+            name = f"{plan.name} {pass_.removeprefix('bwd_')}" if plan.name.startswith("fft_") else plan.name
+            registers = budgets[name].registers[cuda_budgets.ARCHS.index(arch)]
+            most = 4 * (16384 // (32 * (registers + 7 & ~7))) // plan.warps
+            assert 1 <= plan.blocks_per_sm <= most, (layer.name, name, plan)
+            seen.add(name)
+    assert len(seen) > 0.9 * len(budgets), set(budgets) - seen
+
+
 LARGE_MAPS = [(128, 96, 96), (64, 128, 128), (64, 128, 512), (64, 256, 256)]
-#: (layer at batch 1, pass, dtype) beyond the rule below. rt_weight splits a batch by images and groups of rows of one:
-#: too few blocks for small filters. 64 channels of one 128 x 128 image are 64 windows of the FFT, for 132 SMs.
+#: (layer, pass, dtype) beyond the rule below; csrc/cuda/README.md ("Small batches") has the arithmetic.
 EXPENSIVE_ALONE = {
-    ("N1 C64 128x128 K13", "bwd_weight", "bfloat16"),
-    ("N1 C64 128x512 K13", "bwd_weight", "bfloat16"),
-    ("N1 C64 256x256 K13", "bwd_weight", "bfloat16"),
+    # one channel an SM: too few warps for its tensor cores, and a table of weight fragments for one image
+    ("N1 C128 56x56 K31", "fwd", "bfloat16"),
+    ("N1 C128 56x56 K31", "bwd_input", "bfloat16"),
+    ("N1 C256 28x28 K29", "fwd", "bfloat16"),
+    ("N1 C256 28x28 K29", "bwd_input", "bfloat16"),
+    # summing 729 taps of 4 channels and copying rows for 16 slots take as long as the launch
+    ("N1 C512 14x14 K27", "bwd_weight", "bfloat16"),
+    ("N2 C512 14x14 K27", "bwd_weight", "bfloat16"),
+    ("N4 C512 14x14 K27", "bwd_weight", "bfloat16"),
+    # 64 channels of one image are 64 windows of the longest transform, for 132 SMs; shorter ones need more work
     ("N1 C64 128x128 K31", "fwd", "float32"),
     ("N1 C64 128x128 K31", "bwd_weight", "float32"),
     ("N1 C64 128x128 K51", "fwd", "bfloat16"),
@@ -96,16 +192,39 @@ EXPENSIVE_ALONE = {
 }
 
 
+def beyond_a_share_of_64(layer: Layer, pass_: str, dtype: str) -> bool:
+    us = [
+        roofline.cycles_us(gpu_plan.plan(one, pass_, dtype).cycles) for one in (layer, dataclasses.replace(layer, n=64))
+    ]
+    return us[0] > 2 * us[1] * layer.n / 64 + 3
+
+
 @needs_compiler
-def test_one_large_map_costs_twice_its_share_of_a_batch_and_a_launch() -> None:
-    found = set()
-    for (c, h, w), k, pass_ in itertools.product(LARGE_MAPS, (13, 31, 51), ("fwd", "bwd_weight")):
-        for dtype in ("bfloat16", "float32"):
-            one, many = (Layer(n, c, h, w, k, k) for n in (1, 64))
-            us = [roofline.cycles_us(gpu_plan.plan(layer, pass_, dtype).cycles) for layer in (one, many)]
-            if us[0] > 2 * us[1] / 64 + 3:
-                found.add((one.name, pass_, dtype))
+def test_small_batches_cost_twice_their_share_of_64_images_and_a_launch() -> None:
+    large = [Layer(1, c, h, w, k, k) for (c, h, w), k in itertools.product(LARGE_MAPS, (13, 31, 51))]
+    tried = itertools.product(large, ("fwd", "bwd_weight"), ("bfloat16", "float32"))
+    small = [dataclasses.replace(layer, n=n) for layer in MAIN for n in (1, 2, 4, 7)]
+    both = [*tried, *itertools.product(small, PASSES, ("bfloat16",))]
+    found = {(layer.name, pass_, dtype) for layer, pass_, dtype in both if beyond_a_share_of_64(layer, pass_, dtype)}
     assert found == EXPENSIVE_ALONE
+
+
+@needs_compiler
+def test_channels_last_runs_in_its_own_format_or_on_copies_whatever_is_faster() -> None:
+    copied = {}
+    for layer in (*MAIN, LARGE, Layer(8, 64, 160, 160, 31, 31)):
+        plans = gpu_plan.supported(layer, "fwd", "bfloat16", channels_last=True).values()
+        chosen = gpu_plan.plan(layer, channels_last=True)
+        assert chosen.cycles == min(plan.cycles for plan in plans)
+        copied[layer.name] = bool(chosen.copied)
+        contiguous = gpu_plan.plan(layer)
+        # copies: two launches, and both tensors read and written at 0.6 of the bandwidth
+        moved = 2 * 2 * 2 * layer.n * layer.c * layer.h * layer.w
+        on_copies = contiguous.cycles + 2 * 3500 + moved / (0.6 * 18 * 132)
+        assert chosen.cycles <= on_copies * (1 + 1e-9)
+        assert not chosen.copied or chosen.cycles == pytest.approx(on_copies)
+    assert set(copied.values()) == {False, True}, copied
+    assert not copied[K56.name], "copies are predicted at 186 us, the kernel for channels_last at 159"
 
 
 @needs_compiler

@@ -3,6 +3,7 @@
 #include <initializer_list>
 
 #include "family.h"
+#include "model.h"
 #include "plan_cache.h"
 
 namespace replknet_ext::cuda {
@@ -90,6 +91,18 @@ const char* plan(const Problem& p, const DeviceLimits& limits, int variant, Laun
   const char* why = choose(p, limits, variant, &choice);
   if (!why) *out = choice.plan;
   return why;
+}
+
+const char* plan_route(Problem* p, const DeviceLimits& limits, int variant, LaunchPlan* out) {
+  const char* why = plan(*p, limits, variant, out);
+  if (!p->channels_last) return why;
+  Problem copied = *p;
+  copied.channels_last = false;
+  LaunchPlan other;
+  if (plan(copied, limits, variant, &other)) return why;
+  other.cycles += copy_cycles(*p, limits);
+  if (why || other.cycles < out->cycles) *out = other, *p = copied;
+  return nullptr;
 }
 
 }  // namespace replknet_ext::cuda

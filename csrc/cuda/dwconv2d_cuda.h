@@ -46,6 +46,10 @@ const char* supports(const Problem& p, const DeviceLimits& limits, int variant);
 // The plan for a problem with 16-byte aligned tensors; variant -1: the fastest by the model. Null or the reason why not.
 const char* plan(const Problem& p, const DeviceLimits& limits, int variant, LaunchPlan* plan);
 
+// The same for tensors that the caller may copy into NCHW and back: of a channels_last problem, the plan in its own format
+// or that on copies, which the model's time includes, whichever is faster. p becomes the problem that runs.
+const char* plan_route(Problem* p, const DeviceLimits& limits, int variant, LaunchPlan* plan);
+
 // Device memory of the current device, dense in the problem's memory format, filters and their gradients [c][kh][kw].
 struct Tensors {
   const void* x;                  // input

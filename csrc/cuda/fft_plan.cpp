@@ -14,7 +14,6 @@ namespace {
 constexpr double kBlockCycles = 2000;   // tables and the first load of a block
 constexpr double kOverhead = 2.4;       // instructions beside the arithmetic for every number loaded or stored (SASS)
 constexpr double kCopyOverhead = 6;     // instructions for every element of a plane that is copied in or out (SASS)
-constexpr double kReduceCycles = 3500;  // the second launch of bwd_weight in splits
 // Share of the fullest of the pipes that a number of blocks on an SM fills: one alone waits at its barriers.
 double filled(int64_t blocks, int warps) { return std::min(blocks == 1 ? 0.65 : 0.8, 0.045 * blocks * warps); }
 
@@ -82,7 +81,7 @@ class Candidate {
     shared_ = fft_tables_bytes(v.q, v.p) + columns_ * v.s * 8 + static_cast<int>(raw);
     items_ = p.n * y.tiles * static_cast<int64_t>(x.tiles);
     warps_ = v.threads / 32;
-    resident_ = std::max(1, std::min(limits.shared_per_sm / (shared_ + 1024), v.blocks));
+    resident_ = resident_blocks(limits, warps_, shared_, v.blocks * warps_);
   }
 
   bool runs() const { return shared_ <= limits_.shared_per_block && p_.c <= 0x7fffffff; }
@@ -107,11 +106,10 @@ class Candidate {
     // a spectrum in memory is read for every item, a gradient's is also written
     const double kept = v_.memory ? (weight_ ? 16 : 8) * fft_spectrum(v_.q, v_.p, v_.threads) / kL2Bytes : 0;
     const double each = std::max(pipes, kept);
-    const int64_t per_sm = ceil_div(p_.c * splits, limits_.sms), at_once = std::min<int64_t>(per_sm, resident_);
-    const double share = filled(at_once, warps_);
-    const double work = per_sm * (once + ceil_div(items_, splits) * each) / share;
-    const double reduce = splits > 1 && weight_ ? kReduceCycles : 0;
-    return kStartCycles + kBlockCycles * ceil_div(per_sm, resident_) + work + reduce;
+    const double block = once + ceil_div(items_, splits) * each;
+    const double all = sm_cycles(Waves(p_.c * splits, resident_, limits_.sms), {0, kBlockCycles, 0, kBlockCycles},
+                                 [&](int n) { return n * block / filled(n, warps_); });
+    return all + (splits > 1 && weight_ ? second_launch_cycles(limits_, partial_bytes(splits)) : 0);
   }
 
   void fill(int variant, FftPlan* out) const {
@@ -142,7 +140,7 @@ class Candidate {
     for (FftWindow* w : {&a.from[0], &a.from[1], &a.to}) pair_rows(w), w->pitch = pitch(w->columns);
 
     const double predicted = predict(splits);
-    int64_t workspace = weight_ && splits > 1 ? (splits * p_.c * (p_.kh * p_.kw + 1) * 4 + 7) / 8 * 8 : 0;
+    int64_t workspace = weight_ && splits > 1 ? (partial_bytes(splits) + 7) / 8 * 8 : 0;
     const int64_t jobs = p_.c * splits;
     // blocks that keep a spectrum in memory are as many as run at once
     const int64_t blocks = v_.memory && !weight_ ? std::min<int64_t>(jobs, int64_t{limits_.sms} * resident_) : jobs;
@@ -152,6 +150,7 @@ class Candidate {
   }
 
  private:
+  int64_t partial_bytes(int64_t splits) const { return splits * p_.c * (p_.kh * p_.kw + 1) * 4; }
   // Bytes of a row in shared memory: an element more for copies that start one early, an odd number of words.
   int pitch(int columns) const { return (element_ == 4 ? columns | 1 : (columns + 2) / 2 | 1) * 4; }
   double rows_arithmetic() const {

@@ -118,27 +118,15 @@ class Candidate {
     const double outputs = 4. * t_.rows * v_.rows * t_.columns * t_.channels * (weight_ ? 1 : t_.images);
     const double load = 4. * s_.elements * loaded * sectors / kGlobalBytes;
     const double stores = 4. * s_.elements * outputs * (weight_ ? 1. : sectors) / kGlobalBytes;
-    const double rounds_of_sm = static_cast<double>((blocks + limits_.sms - 1) / limits_.sms);
-    const int together = warps_ * static_cast<int>(std::min<double>(resident(), rounds_of_sm));
-    const double waves = waves_ * image_rounds;
-    const double alone = std::max({issue / busy(warps_), longest_ * image_rounds / kWarpRate, waves});
-    const double start = kStartCycles + kRoundCycles * (rounds - 1) + load;
-    const double overlapped = std::max(std::max(issue / busy(together), waves) + kExposed * start, load + stores);
-    const double block = alone + start + kExposed * stores;
-    double all = rounds_of_sm * std::max(block, load + stores);
-    if (resident() >= 2) all = (rounds_of_sm - 1) * overlapped + block;
-    if (weight_) {  // long blocks of many rounds: those that an SM holds run side by side
-      const auto side_by_side = [&](double n) {
-        const double work = std::max(issue / busy(warps_ * static_cast<int>(n)), waves) * n;
-        const double exposed = (n >= 2 ? kExposed : 1) * (start - kStartCycles);
-        return n == 0 ? 0 : kStartCycles + std::max({work, alone, n * (load + stores)}) + exposed;
-      };
-      const double all_at_once = resident(), turns = std::floor(rounds_of_sm / all_at_once);
-      all = turns * side_by_side(all_at_once) + side_by_side(rounds_of_sm - turns * all_at_once);
-    }
-    if (weight_ && groups > 1)
-      all += kStartCycles + 8. * s_.elements * static_cast<double>(count() * groups) / (kGlobalBytes * limits_.sms);
-    return all;
+    const double waves = waves_ * image_rounds, longest = longest_ * image_rounds / kWarpRate;
+    const double first = load / rounds, others = (rounds - 1) * (kRoundCycles + first);  // loads that the block waits for
+    const auto side_by_side = [&](int n) {
+      return std::max({n * issue / busy(n * warps_), n * waves, longest}) + (n > 1 ? kExposed : 1) * others;
+    };
+    const BlockCycles block{first, kStartCycles + first, load + stores, kExposed * stores};
+    const double all = sm_cycles(Waves(blocks, resident(), limits_.sms), block, side_by_side);
+    const bool in_splits = weight_ && groups > 1;
+    return all + (in_splits ? second_launch_cycles(limits_, 4. * s_.elements * static_cast<double>(count() * groups)) : 0);
   }
 
   void fill(int variant, int64_t images, FmaPlan* out) {
@@ -172,10 +160,7 @@ class Candidate {
   }
 
  private:
-  int resident() const {
-    const int by_shared = static_cast<int>(limits_.shared_per_sm / (shared_ + 1024));
-    return std::max(1, std::min({by_shared, v_.warps * v_.blocks / warps_, 32}));
-  }
+  int resident() const { return resident_blocks(limits_, warps_, shared_, v_.warps * v_.blocks); }
   int64_t blocks_of(int64_t groups) const {
     return (p_.c + t_.channels - 1) / t_.channels * row_tiles_ * column_tiles_ * groups;
   }

@@ -8,10 +8,10 @@ int floor_div(int a, int b) { return a >= 0 ? a / b : -((-a + b - 1) / b); }
 bool meet_rows(const Problem& p, int split_log2, Rows* best) {
   const int slots = 1 << split_log2, h = static_cast<int>(p.h), kh = static_cast<int>(p.kh), pad = static_cast<int>(p.pad_top);
   const int all_pairs = ceil_div(static_cast<int>(p.ho), 2), pairs = ceil_div(all_pairs, slots);
-  if (split_log2 && (slots - 1) * pairs >= all_pairs) return false;
+  if (split_log2 && (slots / 2) * pairs >= all_pairs) return false;  // half as many groups would do
   best->steps = -1;
   for (int offset = 0; offset < 2; ++offset) {
-    Rows r{split_log2, 2 * pairs, pairs, offset, -(slots - 1) * pairs, ceil_div(h + offset, 2), 0, 0, 0, 0};
+    Rows r{split_log2, 2 * pairs, pairs, offset, -(ceil_div(all_pairs, pairs) - 1) * pairs, ceil_div(h + offset, 2), 0, 0, 0, 0};
     r.ky0 = (pad - offset) & 1 ? -1 : 0;
     r.shift = (pad - offset - r.ky0) / 2;
     const int rows = (kh - r.ky0) / 2 + 1;

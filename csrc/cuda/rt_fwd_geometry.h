@@ -13,7 +13,7 @@ struct Rows {  // how row pairs meet, see RtArgs
   int64_t steps;  // (output pair, input pair) meetings of one slot
 };
 
-// Slots are images (split_log2 0) or row groups. False if a row group would have no rows.
+// Slots are images (split_log2 0) or row groups. False if half as many row groups would do.
 bool meet_rows(const Problem& p, int split_log2, Rows* best);
 
 struct Columns {

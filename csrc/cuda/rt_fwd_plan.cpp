@@ -61,8 +61,8 @@ class Candidate {
   }
 
   void fill(int variant, RtPlan* out) const {
-    const int by_registers = (limits_.capability == 90 ? v_.blocks : v_.blocks_elsewhere) * v_.warps / warps_;
-    const int resident = std::min({std::max(1, static_cast<int>(limits_.shared_per_sm / (shared_ + 1024))), by_registers, 16});
+    const int register_warps = (limits_.capability == 90 ? v_.blocks : v_.blocks_elsewhere) * v_.warps;
+    const int resident = resident_blocks(limits_, warps_, shared_, register_warps);
     const int64_t slots = p_.n << r_.split_log2, groups = (slots + 7) / 8;
     const int pair_tiles = ceil_div(r_.pairs, t_.pairs), chunk_tiles = v_.whole ? 1 : ceil_div(c_.out, t_.chunks);
     const int64_t block_groups = static_cast<int64_t>(t_.groups) * t_.turns;
@@ -81,27 +81,28 @@ class Candidate {
     const double reads = steps / (v_.pairs * v_.groups) * columns_ * t_.groups * passes_along_ *
                          (v_.offsets * halves() * (v_.rotate ? 512.0 : 512.0 * v_.pairs) +
                           unit_bytes() * v_.groups * (v_.whole ? v_.chunks : v_.chunks + v_.offsets - 1));
-    const double rounds = static_cast<double>((blocks + limits_.sms - 1) / limits_.sms);
     const double tensor = mmas / 4 * kMmaCycles, shared = reads / kSharedBytes;
-    // the last block of an SM, and the only one, runs on its own warps
-    const double alone = std::max(tensor / busy(warps_), shared);
-    const double together = std::max(tensor / busy(warps_ * std::min<int>(resident, static_cast<int>(rounds))), shared);
     const int passes = passes_down_ * passes_along_;
     const double tiles = t_.groups * static_cast<double>(t_.channels);
-    const double bytes = tiles * in_pairs_ * in_chunks_ * unit_bytes() * (t_.load_once ? 1 : passes) +
-                         tiles * unit_bytes() * t_.pairs * columns_ * v_.chunks;
-    const double start = kStartCycles * (t_.load_once ? 1 : passes) +
-                         kChannelCycles * (t_.load_once ? t_.channels * passes - 1 : 0) +
-                         kTableCycles * r_.table_rows * v_.offsets * halves() * passes_along_ * t_.channels;
-    const double move = std::max(bytes / kGlobalBytes, bytes * sector_waste() / kL2Bytes);
-    const double fill = start + move;
-    const double overlapped = std::max(together + kExposed * fill, move);
-    double cycles = resident >= 2 ? (rounds - 1) * overlapped + alone + fill : rounds * (alone + fill);
-    // Further turns of a block need no new fragments, and their NCHW input has come to the L2 cache meanwhile. A resident
-    // neighbour hides their loads as it hides a start.
-    const double again = bytes * sector_waste() / kL2Bytes;
-    const double turn = resident >= 2 ? std::max(together + kExposed * again, move) : alone + (p_.channels_last ? move : again);
-    cycles += rounds * (t_.turns - 1) * turn;
+    const double in_bytes = tiles * in_pairs_ * in_chunks_ * unit_bytes() * (t_.load_once ? 1 : passes);
+    const double out_bytes = tiles * unit_bytes() * t_.pairs * columns_ * v_.chunks;
+    // Slots without an image or a row group are not loaded. What row groups, tiles and parts of a filter load again comes
+    // from L2.
+    const double used = static_cast<double>(slots) / (static_cast<double>(group_tiles) * block_groups * 8);
+    const auto moved = [&](double bytes, int64_t rows, int64_t columns) {
+      const double unique = static_cast<double>(p_.n * p_.c * rows * columns) * (is_float_ ? 4 : 2) / static_cast<double>(blocks * t_.turns);
+      return std::max(unique / kGlobalBytes, bytes * used * sector_waste() / kL2Bytes);
+    };
+    const double filter = kStartCycles * (t_.load_once ? 0 : passes - 1) +
+                          kChannelCycles * (t_.load_once ? t_.channels * passes - 1 : 0) +
+                          kTableCycles * r_.table_rows * v_.offsets * halves() * passes_along_ * t_.channels;
+    const double loads = moved(in_bytes, p_.h, p_.w), stores = moved(out_bytes, p_.ho, p_.wo), load = filter + loads;
+    const Waves waves(blocks, resident, limits_.sms);
+    const BlockCycles block{load, kStartCycles + load, t_.turns * (loads + stores), stores / rounds_};
+    double cycles = sm_cycles(waves, block, [&](int n) { return t_.turns * n * std::max(tensor / busy(n * warps_), shared); });
+    // Further turns of a block need no new fragments, and their NCHW input has come to the L2 cache meanwhile.
+    const double again = (in_bytes + out_bytes) * used * sector_waste() / kL2Bytes, turns = static_cast<double>(waves.rounds) * (t_.turns - 1);
+    cycles += turns * (waves.beside > 1 ? kExposed * again : p_.channels_last ? loads + stores : again);
 
     out->args = {};
     RtArgs& a = out->args;

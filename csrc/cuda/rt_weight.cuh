@@ -152,72 +152,48 @@ __device__ __forceinline__ void store_sum(const RtwArgs& a, int64_t channel, int
   store_result(to, i, v, a.dtype);
 }
 
-__host__ __device__ constexpr int sum_columns(int offsets) { return 8 * offsets + 7; }  // taps of a diagonal's ends
-__host__ __device__ constexpr int tile_floats(int offsets) { return 2 * 8 * 8 * offsets; }
-
 // Diagonals: half h (output row h of the pair) of the tiles of row offset dy holds taps of ky = dy - h, and
-// kx = 8 (chunk offset) + (x column) - (grad column) + pad_left. tile: this warp's; sums: [2][row offset][kx] of a channel.
+// kx = 8 (chunk offset) + (x column) - (grad column) + pad_left. A warp's shared memory holds a half as 8 rows, one a grad
+// column, each shifted by one more, so that a diagonal stands upright; zeros where a row has none of it. A lane adds up 4
+// neighbouring diagonals, 16 bytes at a time.
+// tile: this warp's; sums: [2][row offset][diagonal] of a channel.
 template <int kOffsets, int kRows>
 __device__ __forceinline__ void sum_diagonals(const RtwArgs& a, const float (&acc)[kRows][kOffsets][4], float* tile,
                                               float* sums, int own, int offsets) {
-  constexpr int kWidth = 8 * kOffsets, kColumns = sum_columns(kOffsets);
-  const int lane = threadIdx.x & 31;
-#pragma unroll
-  for (int j = 0; j < kRows; ++j) {
-    const int dy = own + a.row_warps * j;
-    if (dy < offsets) {
-#pragma unroll
-      for (int d = 0; d < kOffsets; ++d)
-#pragma unroll
-        for (int h = 0; h < 2; ++h)
-          *reinterpret_cast<float2*>(tile + (h * 8 + (lane >> 2)) * kWidth + 8 * d + (lane & 3) * 2) =
-              make_float2(acc[j][d][2 * h], acc[j][d][2 * h + 1]);
-      __syncwarp();
-      for (int i = lane; i < kColumns; i += 32)  // the diagonal x column - grad column = i - 7
-#pragma unroll
-        for (int h = 0; h < 2; ++h) {
-          float v = 0.f;
-#pragma unroll
-          for (int m = 0; m < 8; ++m) {
-            const int q = i - 7 + m;
-            if (q >= 0 && q < kWidth) v += tile[(h * 8 + m) * kWidth + q];
-          }
-          sums[(h * offsets + dy) * kColumns + i] = v;
-        }
-      __syncwarp();
-    }
-  }
-}
-
-// The same for one chunk offset, of every row offset of a warp at once: a lane for each diagonal of both halves. A half
-// takes 8 floats more than its tile, so that both lie in different banks.
-__host__ __device__ constexpr int half_floats() { return 8 * 8 + 8; }
-template <int kRows>
-__device__ __forceinline__ void sum_short_diagonals(const RtwArgs& a, const float (&acc)[kRows][1][4], float* tile,
-                                                    float* sums, int own, int offsets) {
-  const int lane = threadIdx.x & 31, h = lane >> 4, i = lane & 15;
-#pragma unroll
-  for (int j = 0; j < kRows; ++j)
-#pragma unroll
-    for (int half = 0; half < 2; ++half)
-      *reinterpret_cast<float2*>(tile + (2 * j + half) * half_floats() + 2 * lane) =
-          make_float2(acc[j][0][2 * half], acc[j][0][2 * half + 1]);
+  constexpr int kColumns = sum_columns(kOffsets), kPitch = kColumns + 4, kHalf = half_floats(kOffsets);
+  constexpr int kQuads = kColumns / 4, kAtOnce = rows_at_once(kOffsets), kTile = tile_floats(kOffsets);
+  const int lane = threadIdx.x & 31, m = lane >> 2;
+  for (int i = lane; i < kTile / 4; i += 32)
+    reinterpret_cast<float4*>(tile)[i] = {0.f, 0.f, 0.f, 0.f};
   __syncwarp();
+  float* const to = tile + m * (kPitch - 1) + 7 + (lane & 3) * 2;
+  const int row = lane / (2 * kQuads), h = lane / kQuads % 2, quad = lane % kQuads;
+  const float* const from = tile + (2 * row + h) * kHalf + 4 * quad;
 #pragma unroll
-  for (int j = 0; j < kRows; ++j) {
-    float v = 0.f;
+  for (int j = 0; j < kRows; j += kAtOnce) {
 #pragma unroll
-    for (int m = 0; m < 8; ++m) {  // the diagonal x column - grad column = i - 7
-      const int q = i - 7 + m;
-      if (q >= 0 && q < 8) v += tile[(2 * j + h) * half_floats() + m * 8 + q];
+    for (int i = 0; i < kAtOnce; ++i)
+#pragma unroll
+      for (int d = 0; d < (j + i < kRows ? kOffsets : 0); ++d)
+#pragma unroll
+        for (int k = 0; k < 4; ++k) to[(2 * i + k / 2) * kHalf + 8 * d + k % 2] = acc[j + i][d][k];
+    __syncwarp();
+    const int dy = own + a.row_warps * (j + row);
+    if (row < kAtOnce && j + row < kRows && dy < offsets) {
+      float4 v = *reinterpret_cast<const float4*>(from);
+#pragma unroll
+      for (int k = 1; k < 8; ++k) {
+        const float4 next = *reinterpret_cast<const float4*>(from + k * kPitch);
+        v.x += next.x, v.y += next.y, v.z += next.z, v.w += next.w;
+      }
+      *reinterpret_cast<float4*>(sums + (h * offsets + dy) * kColumns + 4 * quad) = v;
     }
-    const int dy = own + a.row_warps * j;
-    if (dy < offsets && i < sum_columns(1)) sums[(h * offsets + dy) * sum_columns(1) + i] = v;
+    __syncwarp();
   }
 }
 
-// The block's sums, from its warps' tiles; kAtOnce: by sum_short_diagonals. All is found again, so that the products need not keep it in registers.
-template <RtwKernelMath kMath, int kOffsets, int kRows, bool kWhole, bool kAtOnce = false>
+// The block's sums, from its warps' tiles. All is found again, so that the products need not keep it in registers.
+template <RtwKernelMath kMath, int kOffsets, int kRows, bool kWhole>
 __device__ __forceinline__ void finish(const RtwArgs& a, const float (&acc)[kRows][kOffsets][4], unsigned char* smem) {
   using L = RtwLayout<kMath>;
   int thread = threadIdx.x;
@@ -229,11 +205,10 @@ __device__ __forceinline__ void finish(const RtwArgs& a, const float (&acc)[kRow
   constexpr int kColumns = sum_columns(kOffsets);
   const int offsets = p.dy_end - p.dy0, warps = blockDim.x >> 5;
   float* tiles = reinterpret_cast<float*>(smem);
-  constexpr int kTile = kAtOnce ? 2 * kRows * half_floats() : tile_floats(kOffsets);
+  constexpr int kTile = tile_floats(kOffsets);
   float* sums = tiles + warps * kTile;
   float* const warp_sums = sums + in_block * 2 * offsets * kColumns;
-  if constexpr (kAtOnce) sum_short_diagonals<kRows>(a, acc, tiles + warp * kTile, warp_sums, own, offsets);
-  else sum_diagonals<kOffsets, kRows>(a, acc, tiles + warp * kTile, warp_sums, own, offsets);
+  sum_diagonals<kOffsets, kRows>(a, acc, tiles + warp * kTile, warp_sums, own, offsets);
   if (sums_bias) {  // lanes hold pixels (and, in tf32, slots): add them in a fixed order
     float v = *bias;
     if (kMath == RtwKernelMath::tf32) v += __shfl_xor_sync(~0u, v, 1), v += __shfl_xor_sync(~0u, v, 2);
@@ -279,7 +254,14 @@ __global__ void __launch_bounds__(kWarps * 32, 1) rt_weight_kernel(const __grid_
   unsigned char* const grad = smem + a.x_bytes;
 
   // ---- fetching runs ahead of the products by a.ahead stages
-  int next_group = blockIdx.y, next_tile = 0, next_stage = 0, x_place = 0, grad_place = 0;
+  const int first_group = static_cast<int>(blockIdx.y) / a.tiles, first_tile = static_cast<int>(blockIdx.y) - first_group * a.tiles;
+  int next_group = first_group, next_tile = first_tile, next_stage = 0, x_place = 0, grad_place = 0;
+  const auto advance_tile = [&](int& tile) {  // to that of the block's next job; whether it is in a group further
+    tile += a.split_tiles;
+    if (tile < a.tiles) return false;
+    tile -= a.tiles;
+    return true;
+  };
   const int grad_stages = a.ahead + 1;
   const bool sums_bias = a.grad_bias && p.first;
   float* const bias = reinterpret_cast<float*>(smem + a.plane_bytes * L::kHalves);  // of every lane, its share
@@ -287,8 +269,8 @@ __global__ void __launch_bounds__(kWarps * 32, 1) rt_weight_kernel(const __grid_
   // rows [start, end_row(pair)) of a job are fetched for its first pairs; input_row(pair) is the first that a pair needs
   const auto end_row = [&](int pair) { return min(max(2 * pair + p.dy_end - a.pad_top, start), a.row_end); };
   const auto input_row = [&](int pair) { return min(max(2 * pair + row_base, start), a.row_end); };
-  const auto fetch = [&] {
-    if (next_group < a.groups) {
+  const auto fetch = [&](bool more) {
+    if (more) {
       const int pair = next_stage * a.stage_pairs, pairs = min(a.stage_pairs, a.pairs - pair);
       const int begin = pair == 0 ? start : end_row(pair - 1), end = end_row(pair + pairs - 1);
 #pragma unroll 1
@@ -304,7 +286,7 @@ __global__ void __launch_bounds__(kWarps * 32, 1) rt_weight_kernel(const __grid_
       if (x_place >= a.x_ring) x_place -= a.x_ring;
       if (++next_stage == a.stages) {
         next_stage = 0;
-        if (++next_tile == a.tiles) next_tile = 0, next_group += a.splits;
+        next_group += a.split_groups + advance_tile(next_tile);
       }
     }
     if (++grad_place == grad_stages) grad_place = 0;
@@ -316,12 +298,12 @@ __global__ void __launch_bounds__(kWarps * 32, 1) rt_weight_kernel(const __grid_
   int lane_b = Warp::lane_b(lane) + in_block * Warp::kIn * L::kChunk;
   if (kChunks * kOffsets < 30) ptx::opaque(lane_a), ptx::opaque(lane_b);  // else computed again for every row, to save registers
   // of the stage whose products are due; place: of input_row(pair) in its ring
-  int tile = 0, pair = 0, place = 0;
+  int tile = first_tile, pair = 0, place = 0;
   const auto advance = [&](int rows) {
     place += rows;
     if (place >= a.x_ring) place -= a.x_ring;
   };
-  const int stages = (a.groups - static_cast<int>(blockIdx.y) + a.splits - 1) / a.splits * a.tiles * a.stages;
+  const int stages = (a.jobs - static_cast<int>(blockIdx.y) + a.splits - 1) / a.splits * a.stages;
 #pragma unroll 1
   for (int stage = -a.ahead; stage < stages; ++stage) {
     if (stage >= 0) {
@@ -329,7 +311,7 @@ __global__ void __launch_bounds__(kWarps * 32, 1) rt_weight_kernel(const __grid_
       else ptx::cp_async_wait<1>();
       __syncthreads();  // the stage's rows have arrived, those before it are free
     }
-    fetch();
+    fetch(stage + a.ahead < stages);
     if (stage < 0) continue;
     const int first = -(tile * kChunks + p.d_first);  // of the tile's input chunks, the first inside the image
     const int last = min((a.tensor[0].w + 7) / 8 + first, (a.tensor[1].w + 7) / 8 - tile * kChunks + kOffsets - 1);
@@ -353,10 +335,10 @@ __global__ void __launch_bounds__(kWarps * 32, 1) rt_weight_kernel(const __grid_
           t.multiply(j, smem + at * x_row + lane_b, first, last, a.plane_bytes);
         }
     }
-    if (pair == a.pairs) {  // on to the next tile or group
+    if (pair == a.pairs) {  // on to the next job
       advance(end_row(a.pairs - 1) - input_row(a.pairs - 1));
       pair = 0;
-      if (++tile == a.tiles) tile = 0;
+      advance_tile(tile);
     }
   }
   ptx::cp_async_wait<0>();

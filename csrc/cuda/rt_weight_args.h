@@ -26,7 +26,9 @@ struct RtwArgs {
   int channels_last;
   int split_log2;         // every image stands in 1 << split_log2 slots of the contraction, as row groups
   int split_rows;         // output rows of a row group (even); row group g starts at row g * split_rows
-  int groups, splits;     // groups of slots; split s takes the groups s, s + splits, ...
+  // A job is a group of slots and a column tile; split s takes the jobs s, s + splits, ..., which are split_groups groups
+  // and split_tiles tiles further each.
+  int jobs, splits, split_groups, split_tiles;
   int pairs, stage_pairs, stages, ahead;  // output row pairs of a slot, pairs of a stage, stages, stages fetched ahead
   int tiles;              // column tiles
   int row_first, row_end; // input rows that exist for some slot, counted from its row group's first output row
@@ -39,5 +41,19 @@ struct RtwArgs {
   int item_rows;          // rows that a thread copies in turn
   FastDivisor by_burst, by_steady;  // such groups of rows: of x in a job's first stage, of a stage
 };
+
+// The end of a block: floats of shared memory. sum_diagonals says what they hold.
+#ifdef __CUDACC__
+#define REPLKNET_EXT_BOTH __host__ __device__
+#else
+#define REPLKNET_EXT_BOTH
+#endif
+REPLKNET_EXT_BOTH constexpr int sum_columns(int offsets) { return 8 * offsets + 8; }  // diagonals of a row offset, the last one empty
+REPLKNET_EXT_BOTH constexpr int half_floats(int offsets) { return 8 * (sum_columns(offsets) + 4); }
+REPLKNET_EXT_BOTH constexpr int rows_at_once(int offsets) { return 16 / (sum_columns(offsets) / 4); }
+REPLKNET_EXT_BOTH constexpr int tile_floats(int offsets) {  // of a warp
+  return rows_at_once(offsets) * 2 * half_floats(offsets);
+}
+#undef REPLKNET_EXT_BOTH
 
 }  // namespace replknet_ext::cuda

@@ -32,10 +32,9 @@ int in_chunks_of(const RtwVariant& v) { return v.whole ? v.chunks : v.chunks + v
 
 // Model constants, in cycles of one SM; predictions, used only to compare candidates.
 constexpr double kStageCycles = 150;   // barrier and first fragments of a stage, for a block alone on its SM
-constexpr double kReduceCycles = 4000; // a second launch
 // Instructions, counted in the kernels: of finding what a thread copies, of a chunk's copy and its parts, of a gathered
-// chunk, of a row offset beside its products, of a pair beside its fragments, of a row offset's diagonals (a lane sums one column at a time).
-constexpr double kFind = 75, kCopy = 16, kPart = 7, kGather = 50, kRow = 8, kPair = 60, kDiagonals = 70;
+// chunk, of a row offset beside its products, of a pair beside its fragments.
+constexpr double kFind = 75, kCopy = 16, kPart = 7, kGather = 50, kRow = 8, kPair = 60;
 
 const char* refuse(const Problem& p) {
   if (p.pass != Pass::bwd_weight) return "only bwd_weight";
@@ -99,7 +98,8 @@ class Candidate {
     count_products();
   }
 
-  int groups() const { return groups_; }
+  // of all blocks: groups of slots, column tile by column tile
+  int64_t all_jobs() const { return static_cast<int64_t>(groups_) * tiles_; }
   int row_offsets() const { return r_.dy_end - r_.dy_first; }
 
   // Products of a channel and a group of slots, all parts, and the share lost where warps of a stage differ.
@@ -139,7 +139,7 @@ class Candidate {
   // Rows that the rings must hold: from the first that a stage needs to the last that is fetched meanwhile.
   void size_rings(const Shape& s) {
     const int offsets = s.row_warps * v_.rows, stages = ceil_div(r_.pairs, s.stage_pairs);
-    const bool again = groups_ > s.splits || tiles_ > 1;  // a block has more than one job
+    const bool again = all_jobs() > s.splits;  // a block has more than one job
     ring_ = burst_ = 1;
     for (int down = 0; down < s.parts_down; ++down) {
       const int dy0 = r_.dy_first + down * (offsets - 1), dy_end = std::min(dy0 + offsets, r_.dy_end);
@@ -172,38 +172,35 @@ class Candidate {
     x_bytes_ = ring_ * in * chunk;
     grad_bytes_ = static_cast<int64_t>(s.ahead + 1) * 2 * s.stage_pairs * v_.chunks * chunk;
     const int64_t offsets = static_cast<int64_t>(s.row_warps) * v_.rows;
-    const int64_t end = 4 * (warps_ * 128 * v_.offsets + s.channels * 2 * offsets * (8 * v_.offsets + 7));
+    const int64_t end = 4 * (warps_ * tile_floats(v_.offsets) + s.channels * 2 * offsets * sum_columns(v_.offsets));
     plane_bytes_ = std::max(x_bytes_ + grad_bytes_, (end / l_.halves + 127) / 128 * 128);
     shared_ = plane_bytes_ * l_.halves + 128 * warps_;  // and the lanes' shares of the bias gradient
     blocks_x_ = (p_.c + s.channels - 1) / s.channels * s.parts_down * parts_along_;
-    return shared_ <= limits_.shared_per_block && blocks_x_ <= 0x7fffffff;
+    return shared_ <= limits_.shared_per_block && blocks_x_ <= 0x7fffffff && all_jobs() <= 1 << 30 && s.splits <= 65535;
   }
 
   void fill(int variant, RtwPlan* out) const {
     const Shape& s = s_;
-    // 64 K registers, of which the variant's bound leaves a thread a share
-    const int by_registers = std::max(1, v_.warps / warps_), by_threads = limits_.capability == 80 || limits_.capability == 90 ||
-                                                                          limits_.capability == 100 ? 64 / warps_ : 48 / warps_;
-    const int resident = clamp(static_cast<int>(limits_.shared_per_sm / (shared_ + 1024)), 1,
-                               std::min({by_registers, std::max(1, by_threads), 16}));
+    const int resident = resident_blocks(limits_, warps_, shared_, v_.warps);
     const int64_t blocks = blocks_x_ * s.splits;
     const int parts = s.parts_down * parts_along_;
-    // of a block: jobs are groups of slots
-    const double jobs = std::ceil(static_cast<double>(groups_) / s.splits);
+    const double jobs = std::ceil(static_cast<double>(all_jobs()) / s.splits);  // of a block
     const double overlap = 1 + (s.parts_down - 1.0) / std::max(1, row_offsets());
-    const double rows = steps_ * overlap / s.parts_down * jobs * s.channels * tiles_;
+    const double rows = steps_ * overlap / s.parts_down * jobs * s.channels;
     const double mmas = rows / tiles_ * per_row_ / parts_along_ * l_.products;
-    const double pairs = static_cast<double>(r_.pairs) * jobs * tiles_;  // row pairs that a block's warps go through
-    const double stages = std::ceil(static_cast<double>(r_.pairs) / s.stage_pairs) * jobs * tiles_;
-    const double in_rows = std::min<double>(r_.row_end - r_.row_first, 2.0 * (r_.pairs - 1) + s.row_warps * v_.rows) * jobs * tiles_;
+    const double pairs = static_cast<double>(r_.pairs) * jobs;  // row pairs that a block's warps go through
+    const double stages = std::ceil(static_cast<double>(r_.pairs) / s.stage_pairs) * jobs;
+    const double in_rows = std::min<double>(r_.row_end - r_.row_first, 2.0 * (r_.pairs - 1) + s.row_warps * v_.rows) * jobs;
     const double pieces = (in_rows * in_chunks_of(v_) + 2 * pairs * v_.chunks) * l_.slots * s.channels;  // 8 columns
     const double columns_in = v_.whole ? p_.w : std::min<double>(p_.w, 8 * in_chunks_of(v_));
     const double columns_out = static_cast<double>(p_.wo) / tiles_;
-    const double bytes = (in_rows * columns_in + 2 * pairs * columns_out) * l_.slots * s.channels * l_.element;
+    const double slots = static_cast<double>(p_.n << r_.split_log2) / groups_;  // with an image or a group of rows
+    const double bytes = (in_rows * columns_in + 2 * pairs * columns_out) * slots * s.channels * l_.element;
     const int64_t row = p_.w * l_.element;
     const int copies = p_.channels_last || row % 4 ? 1 : row % 16 == 0 ? l_.element / 2 : row % 8 == 0 ? l_.element : 2 * l_.element;
     const bool gathers = p_.channels_last || row % 4 || v_.math == RtwMath::bf16x3;
-    const int item_rows = s.stage_pairs == 1 ? 2 : 4;
+    // a job of one stage loads all of its rows at once: longer runs of them a thread
+    const int item_rows = s.stage_pairs >= r_.pairs ? 8 : s.stage_pairs == 1 ? 2 : 4;
     const double load = pieces / 32 * (kFind / item_rows + (gathers ? kGather : kCopy + kPart * copies));
     const double fragments = rows * in_chunks_of(v_) * (v_.math == RtwMath::tf32 ? 4.0 : 0.5 * l_.halves) +
                              pairs * warps_ * v_.chunks * (v_.math == RtwMath::tf32 ? 8.0 : l_.halves);
@@ -212,10 +209,11 @@ class Candidate {
     const double shared = (rows * in_chunks_of(v_) * 256 * l_.halves + pairs * warps_ * v_.chunks * 512 * l_.halves + 2 * bytes) / kSharedBytes;
     // channels_last: a pixel's sector of 32 bytes serves as many blocks as it has groups of channels
     const double spread = p_.channels_last ? std::max(1.0, 32.0 / (s.channels * l_.element)) : 1.0;
-    const double global = std::max(bytes / kGlobalBytes, bytes * spread / kL2Bytes);
-    const double edges = kStartCycles + warps_ * v_.rows * (2 * v_.offsets + 15 + kDiagonals * ceil_div(8 * v_.offsets + 7, 32)) / 4 + 600 +
-                         static_cast<double>(p_.kh * p_.kw) / parts * s.channels / (32 * warps_) * 40;
-    const double rounds = static_cast<double>((blocks + limits_.sms - 1) / limits_.sms);
+    // what parts, row groups and tiles read again comes from L2
+    const double unique = static_cast<double>(p_.n * p_.c * (p_.h * p_.w + p_.ho * p_.wo)) * l_.element / static_cast<double>(blocks);
+    const double global = std::max(unique / kGlobalBytes, bytes * spread / kL2Bytes);
+    const double diagonals = warps_ * diagonal_instructions(v_.offsets, v_.rows) / 4;
+    const double stores = 600 + static_cast<double>(p_.kh * p_.kw) / parts * s.channels / (32 * warps_) * 40;
     // warps of a stage that have a row offset less wait for the others
     const double even = std::max(1.0, s.stage_pairs * steps_ / r_.pairs / s.parts_down / s.row_warps);
     // the largest of what a block asks of its SM bounds it, the others cost a little
@@ -224,14 +222,12 @@ class Candidate {
       return most + 0.05 * (products + instructions + shared + memory - most);
     };
     const double alone = bound(tensor / busy(warps_) * (1 + 0.3 / even), issue, global) + stages * kStageCycles;
-    const double together =
-        resident < 2 || rounds < 2 ? alone
-                                   : bound(tensor / busy(warps_ * std::min<int>(resident, static_cast<int>(rounds))), issue / 0.8, global);
-    // blocks that start when others end, and the last ones, which run with fewer beside them
-    const double later = std::max(0.0, rounds - resident);
-    double cycles = rounds * together + edges + later * edges * (resident > 1 ? kExposed : 1) + (later > 0 ? 0.5 * (alone - together) : 0);
-    const double taps = static_cast<double>(p_.kh * p_.kw + 1);
-    if (s.splits > 1) cycles += kReduceCycles + (s.splits + 1) * p_.c * taps * 4 / (kGlobalBytes * limits_.sms);
+    const auto work = [&](int n) {
+      const double together = n * bound(tensor / busy(n * warps_), issue / 0.8, global);
+      return n * diagonals + (n > 1 ? std::max(alone, together) : alone);
+    };
+    double cycles = sm_cycles(Waves(blocks, resident, limits_.sms), {0, kStartCycles + stores, 0, stores}, work);
+    if (s.splits > 1) cycles += second_launch_cycles(limits_, 4.0 * s.splits * p_.c * (p_.kh * p_.kw + 1));
 
     out->args = {};
     RtwArgs& a = out->args;
@@ -242,7 +238,8 @@ class Candidate {
     a.pad_top = static_cast<int>(p_.pad_top), a.pad_left = static_cast<int>(p_.pad_left);
     a.dtype = p_.dtype == DType::f32 ? 0 : p_.dtype == DType::f16 ? 1 : 2;
     a.channels_last = p_.channels_last;
-    a.split_log2 = r_.split_log2, a.split_rows = r_.split_rows, a.groups = groups_, a.splits = s.splits;
+    a.split_log2 = r_.split_log2, a.split_rows = r_.split_rows, a.jobs = static_cast<int>(all_jobs()), a.splits = s.splits;
+    a.split_groups = s.splits / tiles_, a.split_tiles = s.splits % tiles_;
     a.pairs = r_.pairs, a.stage_pairs = s.stage_pairs, a.stages = ceil_div(r_.pairs, s.stage_pairs), a.ahead = s.ahead;
     a.tiles = tiles_, a.row_first = r_.row_first, a.row_end = r_.row_end, a.dy_first = r_.dy_first, a.dy_end = r_.dy_end;
     a.d_first = v_.whole ? -(v_.offsets / 2) : c_.d_first;
@@ -294,8 +291,8 @@ bool plan_variant(const Problem& p, const DeviceLimits& limits, int variant, con
       for (int stage : {1, 2, 4, r.pairs}) {
         if (stage > r.pairs || (stage == r.pairs && stage > 8 && stage != 1)) continue;
         int last_splits = 0;
-        for (int jobs = candidate.groups();; jobs = ceil_div(jobs, 2)) {  // of a block
-          const int splits = ceil_div(candidate.groups(), jobs);
+        for (int64_t jobs = candidate.all_jobs();; jobs = (jobs + 1) / 2) {  // of a block
+          const int splits = static_cast<int>((candidate.all_jobs() + jobs - 1) / jobs);
           if (splits != last_splits && candidate.choose({warps, down, channels, stage, stage == 1 ? 2 : 1, splits})) {
             RtwPlan plan;
             candidate.fill(variant, &plan);

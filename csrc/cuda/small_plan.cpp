@@ -6,6 +6,7 @@
 #include "family.h"
 #include "model.h"
 #include "plan_cache.h"
+#include "rt_weight_plan.h"
 #include "small_variants.h"
 
 namespace replknet_ext::cuda {
@@ -37,11 +38,6 @@ Steps steps_of(int pixels) {
   return {pixels / 16 + (rest > 8), rest > 0 && rest <= 8};
 }
 
-int blocks_of(int warps_an_sm, int warps, int shared, const DeviceLimits& limits) {
-  const int by_shared = static_cast<int>(limits.shared_per_sm / (shared + 1024));
-  return std::max(1, std::min({by_shared, warps_an_sm / warps, 16}));
-}
-
 // Cycles of the busiest SM. An SM has units of work: they are loaded, computed and stored while others overlap.
 struct Costs {
   double first, last;            // cycles that nothing hides: of the first loads of a unit, of the last stores
@@ -49,15 +45,10 @@ struct Costs {
   double tensor, shared, issue;  // cycles of a unit: of its SM's tensor cores, shared memory and issue slots
 };
 double cycles_of(const Costs& c, int64_t units, int resident, bool fetched_ahead, int warps, const DeviceLimits& limits) {
-  const double rounds = std::max(1.0, static_cast<double>((units + limits.sms - 1) / limits.sms));
-  const double beside = std::min<double>(resident, rounds), later = rounds - beside;
-  const auto sums = [&](double w) { return std::max({c.tensor / busy(static_cast<int>(w)), c.shared, c.issue / 0.8}); };
-  const double alone = sums(warps), together = sums(warps * beside);
-  // Blocks that start together wait for each other's loads, a block that starts later for its own, one that goes on for
-  // the next canvas: as far as products beside it do not hide that.
-  const double waits =
-      kExposed * ((beside - 1) * c.first + later * (fetched_ahead ? kTurnCycles : kStartCycles + c.first));
-  return kStartCycles + c.first + waits + std::max((rounds - 1) * together + alone, (rounds - 1) * c.move) + c.last;
+  // a block that goes on waits for the next canvas alone
+  const BlockCycles block{c.first, fetched_ahead ? kTurnCycles : kStartCycles + c.first, c.move, c.last};
+  return sm_cycles(Waves(units, resident, limits.sms), block,
+                   [&](int n) { return n * std::max({c.tensor / busy(n * warps), c.shared, c.issue / 0.8}); });
 }
 
 bool plan_fwd(const Problem& p, const DeviceLimits& limits, int variant, SmallPlan* best) {
@@ -128,7 +119,7 @@ bool plan_fwd(const Problem& p, const DeviceLimits& limits, int variant, SmallPl
     for (a.buffers = 1; a.buffers <= (v.last ? 1 : 2); ++a.buffers) {
       const int shared = a.buffers * a.buffer_bytes + channels * a.canvas_bytes;
       if (shared > limits.shared_per_block) continue;
-      const int resident = blocks_of(v.warps, warps, shared, limits);
+      const int resident = resident_blocks(limits, warps, shared, v.warps);
       const int64_t together = int64_t{resident} * limits.sms, blocks = a.buffers == 1 ? units : std::min(units, together);
       const double cycles = cycles_of(c, units, resident, a.buffers == 2, warps, limits);
       if ((found && cycles >= best->plan.cycles) || (a.buffers == 2 && units <= together)) continue;
@@ -180,7 +171,7 @@ bool plan_weight(const Problem& p, const DeviceLimits& limits, int variant, Smal
   rt.dtype = p.dtype == DType::f16 ? 1 : 2;
   rt.tensor[0].h = static_cast<int>(p.h), rt.tensor[0].w = static_cast<int>(p.w);
   rt.tensor[1].h = static_cast<int>(p.ho), rt.tensor[1].w = static_cast<int>(p.wo);
-  rt.groups = ceil_div(rt.n, 16), rt.splits = 1, rt.pairs = ceil_div(rt.tensor[1].h, 2);
+  rt.jobs = ceil_div(rt.n, 16), rt.splits = 1, rt.pairs = ceil_div(rt.tensor[1].h, 2);
   rt.d_first = -(v.chunks - 1), rt.parts_down = rt.parts_along = 1;
   rt.block_channels = in_runs ? kWarps : 1, rt.row_warps = kWarps / rt.block_channels;
   rt.dy_first = in_runs ? rt.pad_top - 6 : first_offset(p);
@@ -194,18 +185,18 @@ bool plan_weight(const Problem& p, const DeviceLimits& limits, int variant, Smal
   }
   a.stage_bytes = 16 * (a.pitch[0] + a.pitch[1]);
   const int chunk_offsets = 2 * v.chunks - 1, offsets = rt.dy_end - rt.dy_first;
-  const int tile_floats = in_runs ? 2 * v.rows * (8 * 8 + 8) : 2 * 8 * 8 * chunk_offsets;  // of a warp
-  const int end_bytes = 4 * (kWarps * tile_floats + rt.block_channels * 2 * offsets * (8 * chunk_offsets + 7));
+  const int sums = rt.block_channels * 2 * offsets * sum_columns(chunk_offsets);
+  const int end_bytes = 4 * (kWarps * tile_floats(chunk_offsets) + sums);
   rt.plane_bytes = ceil_div(std::max(kSmallStages * a.stage_bytes, end_bytes), 128) * 128;
   const int shared = rt.plane_bytes + kWarps * 128;
   const int64_t blocks = (p.c + rt.block_channels - 1) / rt.block_channels;
   if (shared > limits.shared_per_block || blocks > 0x7fffffff) return false;
-  const int resident = blocks_of(v.warps, kWarps, shared, limits);
-  const double pixels = 16.0 * (p.h * p.w + p.ho * p.wo) * rt.block_channels, groups = rt.groups;  // of a group of images
-  // Instructions of a warp: a plane's or run's copy, besides its meetings, a fragment gathered from 4 half words, a row
-  // offset's diagonals, a tap of the filter.
-  constexpr double kPlane = 24, kRun = 34, kMeeting = 3, kGathered = 9, kDiagonals = 91, kShortDiagonals = 34, kTap = 40;
-  const double ending = kWarps * v.rows * (in_runs ? kShortDiagonals : kDiagonals) / 4 +
+  const int resident = resident_blocks(limits, kWarps, shared, v.warps);
+  const double pixels = 16.0 * (p.h * p.w + p.ho * p.wo) * rt.block_channels, groups = rt.jobs;  // of a group of images
+  // Instructions of a warp: a plane's or run's copy, besides its meetings, a fragment gathered from 4 half words, a tap
+  // of the filter.
+  constexpr double kPlane = 24, kRun = 34, kMeeting = 3, kGathered = 9, kTap = 40;
+  const double ending = kWarps * diagonal_instructions(chunk_offsets, v.rows) / 4 +
                         rt.block_channels * std::ceil(rt.kh * rt.kw / (32.0 * kWarps)) * kTap;
   double products, instructions, reads;  // of a group of images
   if (in_runs) {
@@ -226,7 +217,7 @@ bool plan_weight(const Problem& p, const DeviceLimits& limits, int variant, Smal
   LaunchPlan& plan = best->plan;
   plan = {};
   plan.variant = variant, plan.name = v.name, plan.row_groups = 1, plan.passes = 1;
-  plan.block_pairs = rt.pairs, plan.block_chunks = v.chunks, plan.block_groups = rt.groups;
+  plan.block_pairs = rt.pairs, plan.block_chunks = v.chunks, plan.block_groups = rt.jobs;
   plan.warps = kWarps, plan.shared_bytes = shared, plan.blocks_per_sm = resident, plan.blocks = blocks;
   plan.mmas = products / rt.block_channels * groups * static_cast<double>(p.c);
   plan.cycles = cycles_of(c, blocks, resident, false, kWarps, limits);

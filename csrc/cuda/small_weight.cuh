@@ -94,12 +94,12 @@ __device__ __forceinline__ void sum_planes(const SmallWeightArgs& a, unsigned ch
   const int lane_grad = 16 * a.pitch[0] + ((lane >> 4) * 8 + (lane & 7)) * a.pitch[1] + (lane >> 3 & 1) * 32;
   const int lane_x = (lane & 15) * a.pitch[0] + (lane >> 4) * 16;
 #pragma unroll 1
-  for (int group = -kAhead; group < a.rt.groups; ++group) {
+  for (int group = -kAhead; group < a.rt.jobs; ++group) {
     if (group >= 0) {
       ptx::cp_async_wait<kAhead - 1>();
       __syncthreads();  // the group has arrived, and the place of the one before is free
     }
-    if (const int next = group + kAhead; next < a.rt.groups)
+    if (const int next = group + kAhead; next < a.rt.jobs)
 #pragma unroll 1
       for (int tensor = 0; tensor < 2; ++tensor)
         load_planes(smem + next % kSmallStages * a.stage_bytes + tensor * 16 * a.pitch[0], a, tensor, next * 16);
@@ -167,12 +167,12 @@ __device__ __forceinline__ void sum_runs(const SmallWeightArgs& a, unsigned char
   for (int i = 0; i < kRows * 4; ++i) (&acc[0][0][0])[i] = 0.f;
   const int pitch[2] = {4 * a.run[0].pitch, 4 * a.run[1].pitch}, grad_at = 16 * pitch[0];
 #pragma unroll 1
-  for (int group = -kAhead; group < a.rt.groups; ++group) {
+  for (int group = -kAhead; group < a.rt.jobs; ++group) {
     if (group >= 0) {
       ptx::cp_async_wait<kAhead - 1>();
       __syncthreads();  // the group's runs have arrived, and the place of the group before is free
     }
-    if (const int next = group + kAhead; next < a.rt.groups)
+    if (const int next = group + kAhead; next < a.rt.jobs)
 #pragma unroll 1
       for (int tensor = 0; tensor < 2; ++tensor)
         load_runs(smem + next % kSmallStages * a.stage_bytes + tensor * grad_at, a.run[tensor], a.rt.n, a.rt.c, channel0,
@@ -204,7 +204,7 @@ __device__ __forceinline__ void sum_runs(const SmallWeightArgs& a, unsigned char
   ptx::cp_async_wait<0>();
   __syncthreads();  // shared memory now holds tiles and sums
   reinterpret_cast<float*>(smem + a.rt.plane_bytes)[threadIdx.x] = bias[0] + bias[2];
-  finish<kSmallMath<kBf16>, 1, kRows, true, true>(a.rt, acc, smem);
+  finish<kSmallMath<kBf16>, 1, kRows, true>(a.rt, acc, smem);
 }
 
 // kChunks: 8-column chunks of a row.

@@ -48,8 +48,8 @@ class Candidate {
     const int sums = kStencilThreads / 32 * lanes() * stencil_sums_pitch(v.rows, v.taps, v.channels()) * 4;
     shared_ = weight_ ? std::max(sums, stencil_ring_bytes(v.rows, v.is_float, v.last))
                       : lanes() * stencil_filter_pitch(v.taps, v.channels()) * 4;
-    const int by_shared = limits.shared_per_sm / (shared_ + 1024);
-    resident_ = std::max(1, std::min(by_shared, weight_ ? v.weight_blocks : v.blocks));
+    constexpr int kWarps = kStencilThreads / 32;
+    resident_ = resident_blocks(limits, kWarps, shared_, (weight_ ? v.weight_blocks : v.blocks) * kWarps);
   }
 
   bool runs() const {
@@ -57,19 +57,15 @@ class Candidate {
   }
 
   double cycles() const {
-    const double rounds = static_cast<double>(ceil_div(blocks(), limits_.sms));  // blocks of the busiest SM
-    const double side_by_side = std::min<double>(rounds, resident_);
-    const int warps = kStencilThreads / 32 * static_cast<int>(side_by_side);
-    const double share = rounds / static_cast<double>(blocks());  // of the whole launch that is this SM's
     const Work block = block_work();
-    Work w;
-    w.issue = block.issue * rounds / busy(warps), w.l1 = block.l1 * rounds, w.l2 = block.l2 * rounds;
-    w.memory = share * tensor_bytes() / kGlobalBytes;
-    w.latency = block.latency * static_cast<double>(ceil_div(static_cast<int64_t>(rounds), resident_));
-    double all = kStartCycles + w.cycles();
-    if (weight_ && item_blocks_ > 1)
-      all += kStartCycles + 2. * static_cast<double>(workspace()) / (kGlobalBytes * limits_.sms);
-    return all;
+    const double memory = tensor_bytes() / static_cast<double>(blocks()) / kGlobalBytes;
+    const auto side_by_side = [&](int n) {
+      const double issue = block.issue / busy(kStencilThreads / 32 * n);
+      return Work{n * issue, n * block.l1, n * block.l2, n * memory, block.latency}.cycles();
+    };
+    const double all = sm_cycles(Waves(blocks(), resident_, limits_.sms), {0, kRowLatency, 0, 0}, side_by_side);
+    const bool in_splits = weight_ && item_blocks_ > 1;
+    return all + (in_splits ? second_launch_cycles(limits_, static_cast<double>(workspace())) : 0);
   }
 
   void fill(int variant, int left, int pad_left, StencilPlan* out) const {

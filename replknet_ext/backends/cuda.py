@@ -11,7 +11,6 @@ from torch import Tensor
 from .. import _ext
 from ..checks import Geometry
 from .base import CYCLES_PER_US, OP_OF_PASS, Candidate, Problem, ordered, outside_raw_ops, sizes_of
-from .triton_kernels.configs import copy_cycles
 
 #: Limits of GPUs that predictions can be asked for, as `_ext.cuda_devices` gives those of a GPU at hand.
 DEVICES = {
@@ -85,11 +84,8 @@ def variant_names(pass_: str) -> list[str]:
 
 
 def _candidate(problem: Problem, plan: dict[str, Any]) -> Candidate:
-    cycles = plan["cycles"]
-    if plan["copied"]:
-        cycles += copy_cycles(sizes_of(problem), problem.dtype.itemsize)
     return Candidate(
-        "cuda", plan["name"], plan["variant"], plan["family"], cycles / CYCLES_PER_US,
+        "cuda", plan["name"], plan["variant"], plan["family"], plan["cycles"] / CYCLES_PER_US,
         {key: plan[key] for key in _RESOURCES}, "on contiguous copies" if plan["copied"] else "",
     )  # fmt: skip
 
@@ -146,13 +142,8 @@ def plan_on(problem: Problem, limits: Mapping[str, int], variant: int = -1) -> d
     """How the CUDA kernels run a problem with stride and dilation 1 on a device with ``limits``; needs no GPU.
 
     Returns:
-        `_ext.cuda_plan`'s answer, with ``copied`` True if channels_last operands go through contiguous copies.
+        `_ext.cuda_plan`'s answer.
     """
     sizes = sizes_of(problem)
     how = (problem.dtype, problem.pass_, problem.precision, problem.algorithm, limits, variant)
-    plan = _ext.cuda_plan(sizes, *how, channels_last=problem.channels_last)
-    if "unsupported" in plan and problem.channels_last:
-        contiguous = _ext.cuda_plan(sizes, *how)
-        if "unsupported" not in contiguous:
-            return {**contiguous, "copied": True}
-    return {**plan, "copied": False}
+    return _ext.cuda_plan(sizes, *how, channels_last=problem.channels_last)

@@ -31,15 +31,35 @@ BUGS = {
     ),
     "no __syncwarp before the diagonals": (
         "rt_weight.cuh",
-        "make_float2(acc[j][d][2 * h], acc[j][d][2 * h + 1]);\n      __syncwarp();\n",
-        "make_float2(acc[j][d][2 * h], acc[j][d][2 * h + 1]);\n",
+        "= acc[j + i][d][k];\n    __syncwarp();\n",
+        "= acc[j + i][d][k];\n",
     ),
     "no __syncwarp after the diagonals": (
         "rt_weight.cuh",
-        "        }\n      __syncwarp();\n    }\n  }\n}",
-        "        }\n    }\n  }\n}",
+        "    }\n    __syncwarp();\n  }\n}",
+        "    }\n  }\n}",
     ),
-    "half of a diagonal lost": ("rt_weight.cuh", "for (int m = 0; m < 8; ++m)", "for (int m = 0; m < 7; ++m)"),
+    "no zeros beside the diagonals": (
+        "rt_weight.cuh",
+        "reinterpret_cast<float4*>(tile)[i] = {0.f, 0.f, 0.f, 0.f};",
+        "(void)i;",
+    ),
+    "no __syncwarp after the zeros": (
+        "rt_weight.cuh",
+        "= {0.f, 0.f, 0.f, 0.f};\n  __syncwarp();\n",
+        "= {0.f, 0.f, 0.f, 0.f};\n",
+    ),
+    "next job in the wrong group": (
+        "rt_weight.cuh",
+        "a.split_groups + advance_tile(next_tile)",
+        "advance_tile(next_tile)",
+    ),
+    "products of the next tile": (
+        "rt_weight.cuh",
+        "      advance_tile(tile);\n",
+        "      if (++tile == a.tiles) tile = 0;\n",
+    ),
+    "half of a diagonal lost": ("rt_weight.cuh", "for (int k = 1; k < 8; ++k)", "for (int k = 1; k < 7; ++k)"),
     "ring a row short": (
         "rt_weight_plan.cpp",
         "std::min<int64_t>(high - low, 1 << 24)",
@@ -92,6 +112,7 @@ BUGS = {
     ),
 }
 
+TWO = (90, 2, 227 << 10, 228 << 10)  # few SMs: fewer splits than column tiles times groups
 WEIGHT = Case(33, 1, 13, 14, 9, bias=True, pass_="bwd_weight", dtype="bfloat16")
 CASES = [
     WEIGHT,
@@ -102,6 +123,8 @@ CASES = [
     WEIGHT.but(n=5, dtype="float32", precision="bf16x3"),
     WEIGHT.but(n=17, c=8, channels_last=True),
     WEIGHT.but(n=72, h=15, w=16, k=15),  # in splits
+    WEIGHT.but(n=3, c=1, h=24, w=150, k=5),  # splits take column tiles
+    WEIGHT.but(n=100, c=1, h=8, w=100, k=5, limits=TWO),  # 4 tiles and 7 groups in turn by 7 splits
 ]
 
 MUTANTS = Mutants("rt_weight", BUGS, CASES, keep_lines("rt_weight_variants.h", "RT_WEIGHT_VARIANTS", KEPT))

@@ -168,7 +168,7 @@ BUGS = {
     ),
 }
 
-ONE_SM = (90, 1, 227 << 10, 228 << 10)  # a block has several channels ...
+ONE_SM = (90, 1, 227 << 10, 1000)  # that holds one block, which has several channels ...
 LITTLE = (90, 1, 32 << 10, 33 << 10)  # ... or several units
 FWD = Case(5, 5, 7, 7, 7, bias=True, dtype="bfloat16")
 WEIGHT = Case(83, 1, 5, 14, 9, bias=True, dtype="bfloat16", pass_="bwd_weight")

@@ -267,7 +267,7 @@ def test_no_shape_is_refused(plain: ModuleType) -> None:
 @pytest.mark.parametrize(
     ("kind", "layer", "most"),
     [("f16-nhwc", Case(64, 128, 56, 56, 31), 1.7), ("f16-nhwc", Case(64, 256, 28, 28, 29), 1.45),
-     ("f16-nhwc", Case(64, 512, 14, 14, 27), 2.25), ("tf32-nhwc", Case(64, 128, 56, 56, 31), 1.7),
+     ("f16-nhwc", Case(64, 512, 14, 14, 27), 2.6), ("tf32-nhwc", Case(64, 128, 56, 56, 31), 1.7),
      ("bf16x3-nhwc", Case(64, 128, 56, 56, 31), 1.5)],
     ids=str,
 )  # fmt: skip

@@ -44,8 +44,8 @@ def test_no_race_in_parts_row_groups_and_odd_rows(race: ModuleType, case: Case, 
 def test_bank_conflicts(race: ModuleType, name: str) -> None:
     """None in ldmatrix, none where fragments of tf32 are read.
 
-    Copies into shared memory meet a bank more often: 16 bytes of each slot and chunk. Diagonals are not counted here:
-    their reads are predicated on a GPU, not branches.
+    Copies into shared memory meet a bank more often: 16 bytes of each slot and chunk. Diagonals are not counted here: a
+    store of them meets a bank twice.
     """
     race.set_options(banks=True)
     harness.check_exact(race, small(race, name))
