@@ -38,8 +38,8 @@ BUGS = {
     "filter not flipped along x": ("rt_fwd_tile.cuh", "row[a.flip ? a.kw - 1 - kx : kx]", "row[kx]"),
     "row groups start too low": (
         "rt_fwd_geometry.cpp",
-        "-(slots - 1) * pairs, ceil_div(h",
-        "-(slots - 2) * pairs, ceil_div(h",
+        "-(ceil_div(all_pairs, pairs) - 1) * pairs, ceil_div(h",
+        "-(ceil_div(all_pairs, pairs) - 2) * pairs, ceil_div(h",
     ),
     "rotation off by one": (
         "rt_fwd.cuh",

@@ -178,6 +178,7 @@ CASES = [
     FWD.but(n=200, c=2, h=7, w=8, k=5, limits=LITTLE),
     FWD.but(n=3, c=9, h=7, w=8, k=5, limits=LITTLE),
     FWD.but(n=2, c=14, limits=ONE_SM),
+    FWD.but(n=3, c=9, h=7, w=8, k=5, limits=ONE_SM),
     FWD.but(n=2, c=1, h=14, w=14, k=27),
     FWD.but(n=2, c=3, h=3, w=5, k=3, shift=1),
     FWD.but(n=17, c=21, channels_last=True, activation="relu"),
