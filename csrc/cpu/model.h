@@ -22,7 +22,7 @@ inline double direct_overhead(const Problem& p, int lanes) {
 }
 
 // direct_plane: a plane costs its start, each pass over it and its pixels; vectors of 16-bit results cost more.
-constexpr double kPlaneStart = 0.02, kPlanePass = 0.03, kPlaneWeightPass = 0.05, kPlanePixel = 0.00015, kPlaneHalf = 0.0015;
+constexpr double kPlaneStart = 0.02, kPlanePass = 0.03, kPlaneWeightPass = 0.09, kPlanePixel = 0.00015, kPlaneHalf = 0.0015;
 
 // An FFT of a tile: vector operations come with loads and stores; half spectra pass through the caches.
 constexpr double kFftOperation = 1.3 / kFmaPerMicrosecond, kFftStart = 2;
