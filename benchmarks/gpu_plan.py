@@ -38,8 +38,8 @@ extern "C" const char* variant_name(int bwd_weight, int i) { return cuda::varian
 // enums; l: the four numbers of DeviceLimits. Null, or why there is no plan.
 extern "C" const char* plan(const int64_t* s, const int* how, const int* l, int variant, int64_t* out, double* cost) {
   Problem p{s[0], s[1], s[2], s[3], s[4], s[5], s[6], s[7], s[8], s[9],
-                  static_cast<DType>(how[0]), how[1] != 0, how[2] != 0, Activation::none, pass_of(how[3]),
-                  static_cast<Precision>(how[4]), static_cast<Algorithm>(how[5])};
+            static_cast<DType>(how[0]), how[1] != 0, how[2] != 0, Activation::none, pass_of(how[3]),
+            static_cast<Precision>(how[4]), static_cast<Algorithm>(how[5])};
   cuda::LaunchPlan q{};
   if (const char* why = cuda::plan_route(&p, {l[0], l[1], l[2], l[3]}, variant, &q)) return why;
   const int64_t numbers[] = {q.variant, q.row_groups, q.block_pairs, q.block_chunks, q.block_groups, q.passes,

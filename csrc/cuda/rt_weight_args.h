@@ -54,6 +54,5 @@ REPLKNET_EXT_BOTH constexpr int rows_at_once(int offsets) { return 16 / (sum_col
 REPLKNET_EXT_BOTH constexpr int tile_floats(int offsets) {  // of a warp
   return rows_at_once(offsets) * 2 * half_floats(offsets);
 }
-#undef REPLKNET_EXT_BOTH
 
 }  // namespace replknet_ext::cuda

@@ -40,6 +40,8 @@ struct SmallWeightArgs {
 };
 
 // n / d for n * d < 2^20 as n * reciprocal(d) >> 20
-inline uint32_t reciprocal(int d) { return ((1u << 20) + static_cast<uint32_t>(d) - 1) / static_cast<uint32_t>(d); }
+REPLKNET_EXT_BOTH constexpr uint32_t reciprocal(int d) {
+  return ((1u << 20) + static_cast<uint32_t>(d) - 1) / static_cast<uint32_t>(d);
+}
 
 }  // namespace replknet_ext::cuda

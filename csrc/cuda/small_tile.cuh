@@ -28,10 +28,6 @@ __device__ __forceinline__ int small_divide(int n, uint32_t reciprocal) {
   return static_cast<int>(static_cast<uint32_t>(n) * reciprocal >> 20);
 }
 
-__device__ __forceinline__ uint32_t device_reciprocal(int d) {  // as reciprocal() on the host
-  return ((1u << 20) + static_cast<uint32_t>(d) - 1) / static_cast<uint32_t>(d);
-}
-
 // Bytes of the widest access for a run of so many elements: a block at the end of the channels has a shorter one.
 __device__ __forceinline__ int run_access(int vec, int elements) {
   const int m = vec | elements * 2;
@@ -126,7 +122,7 @@ struct SmallPixels {
                                               int channels, int first_image, int images) {
     const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, warps = blockDim.x >> 5;
     const int pieces = channels / kChannels, all = pieces * (t.plane / 2);
-    const uint32_t by_pieces = device_reciprocal(pieces);
+    const uint32_t by_pieces = reciprocal(pieces);
 #pragma unroll 1
     for (int i = warp; i < images; i += warps) {
       uint32_t* const image = reinterpret_cast<uint32_t*>(to + i * t.pitch * 4);
@@ -162,7 +158,7 @@ struct SmallPixels {
                                                int channel0, int channels, int first_image, int images) {
     const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, warps = blockDim.x >> 5;
     const int pieces = channels / kChannels, all = pieces * ((t.pixels + 1) / 2);
-    const uint32_t by_pieces = device_reciprocal(pieces);
+    const uint32_t by_pieces = reciprocal(pieces);
 #pragma unroll 1
     for (int i = warp; i < images && first_image + i < n; i += warps) {
       const uint32_t* const image = reinterpret_cast<const uint32_t*>(from + i * t.pitch * 4);
