@@ -5,7 +5,7 @@
     python .ci/matrix.py --resolve-only            # no row is installed: pip's question alone, a minute in all
 
 Each row gets a virtual environment that is removed afterwards. uv resolves from PyPI alone: no local folder of wheels,
-no configuration. The rows then run README.md's snippet and `TESTS`, which see the installed wheel and not this checkout.
+no configuration. The rows then run README.md's snippet and `TESTS`, which see the installed wheel, not this checkout.
 The row "oldest" has the lowest version that every direct dependency allows. Prints a table for CONTRIBUTING.md.
 """
 
@@ -86,19 +86,13 @@ def call(*command: str | Path, cwd: Path = ROOT, log: Path) -> str:
     return done.stdout
 
 
-def requirements(row: Row, wheel: Path) -> list[str]:
-    """What a row asks for."""
-    torch = [] if row.torch == "newest" else [f"torch=={row.torch}"]
-    return [f"replknet_ext[test] @ {wheel.as_uri()}", *torch]
-
-
-def resolved(row: Row, wheel: Path, place: Path, log: Path) -> dict[str, str]:
-    """The versions that uv chooses."""
-    asked = place / "requirements.in"
-    asked.write_text("\n".join(requirements(row, wheel)), encoding="utf-8")
+def resolved(row: Row, place: Path, log: Path) -> dict[str, str]:
+    """The versions that uv chooses for the package with its extra test."""
+    torch = place / "torch.in"
+    torch.write_text("torch" if row.torch == "newest" else f"torch=={row.torch}", encoding="utf-8")
     lowest = ["--resolution", "lowest-direct"] if row.oldest else []
-    how = ["--quiet", "--no-header", "--no-annotate", "--python-version", row.python, *lowest]
-    text = call("uv", "pip", "compile", *how, asked, cwd=place, log=log)
+    how = ["--quiet", "--no-header", "--no-annotate", "--python-version", row.python, "--extra", "test", *lowest]
+    text = call("uv", "pip", "compile", *how, ROOT / "pyproject.toml", torch, cwd=place, log=log)
     return dict(re.findall(r"^([\w.-]+)==(\S+)", text, re.MULTILINE))
 
 
@@ -126,9 +120,8 @@ def tried(row: Row, wheel: Path, versions: dict[str, str], place: Path, log: Pat
     call("uv", "venv", "--quiet", "--python", row.python, place / "venv", log=log)
     python = place / "venv/bin/python"
     pinned = place / "requirements.txt"
-    pins = [f"{name}=={version}" for name, version in versions.items() if name != "replknet-ext"]
-    pinned.write_text("\n".join([*pins, f"replknet_ext[test] @ {wheel.as_uri()}"]), encoding="utf-8")
-    call("uv", "pip", "install", "--quiet", "--python", python, "-r", pinned, log=log)
+    pinned.write_text("\n".join(f"{name}=={version}" for name, version in versions.items()), encoding="utf-8")
+    call("uv", "pip", "install", "--quiet", "--python", python, "-r", pinned, wheel, log=log)
     checkout = place / "checkout"
     checkout.mkdir()
     copy_tests(checkout)
@@ -161,7 +154,7 @@ def outcome(row: Row, wheel: Path, resolve_only: bool, logs: Path) -> list[str]:
         place = Path(folder)
         first = [row.python, f"{row.torch}, oldest of all" if row.oldest else row.torch]
         try:
-            versions = resolved(row, wheel, place, log)
+            versions = resolved(row, place, log)
         except subprocess.CalledProcessError:
             return [*first, "does not resolve", "", "", ""]
         found = [f"torch {versions['torch']}, triton {versions['triton']}, numpy {versions['numpy']}"]
