@@ -77,7 +77,8 @@ def environment() -> dict[str, str]:
 def call(*command: str | Path, cwd: Path = ROOT, log: Path) -> str:
     """Output of a command, which also goes to a file; CalledProcessError if it fails."""
     done = subprocess.run(
-        [str(part) for part in command], cwd=cwd, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        [str(part) for part in command], cwd=cwd, env=environment(), stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
         text=True, check=False,
     )  # fmt: skip
     with log.open("a", encoding="utf-8") as file:

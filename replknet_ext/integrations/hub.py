@@ -75,6 +75,8 @@ class HubRepLKNet(
         map_location: str | torch.device = "cpu",
         strict: bool = True,
         config: Mapping[str, Any] | None = None,
+        proxies: object = None,  # this and the next come from huggingface_hub before 1.0
+        resume_download: object = None,
         **overrides: Any,
     ) -> HubRepLKNet:
         model = cls._build(model_id, config or {}, overrides)
