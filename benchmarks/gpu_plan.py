@@ -37,19 +37,20 @@ extern "C" const char* variant_name(int bwd_weight, int i) { return cuda::varian
 // s: n c h w kh kw ho wo pad_top pad_left; how: dtype, channels_last, flip, bwd_weight, precision, algorithm, as in the
 // enums; l: the four numbers of DeviceLimits. Null, or why there is no plan.
 extern "C" const char* plan(const int64_t* s, const int* how, const int* l, int variant, int64_t* out, double* cost) {
-  Problem p{s[0], s[1], s[2], s[3], s[4], s[5], s[6], s[7], s[8], s[9],
+  const Problem p{s[0], s[1], s[2], s[3], s[4], s[5], s[6], s[7], s[8], s[9],
             static_cast<DType>(how[0]), how[1] != 0, how[2] != 0, Activation::none, pass_of(how[3]),
             static_cast<Precision>(how[4]), static_cast<Algorithm>(how[5])};
-  cuda::LaunchPlan q{};
-  if (const char* why = cuda::plan_route(&p, {l[0], l[1], l[2], l[3]}, variant, &q)) return why;
-  const int64_t numbers[] = {q.variant, q.row_groups, q.block_pairs, q.block_chunks, q.block_groups, q.passes,
-                             q.warps, q.shared_bytes, q.blocks_per_sm, q.blocks, q.workspace_bytes,
-                             how[1] != 0 && !p.channels_last};
+  cuda::Route route;
+  if (const char* why = cuda::plan_route(p, {l[0], l[1], l[2], l[3]}, variant, &route)) return why;
+  const cuda::LaunchPlan& q = *route.plan;
+  const int64_t numbers[] = {q.variant, q.parts, q.warps, q.shared_bytes, q.blocks_per_sm, q.blocks,
+                             q.workspace_bytes, route.copied};
   for (int64_t v : numbers) *out++ = v;
   cost[0] = q.mmas;
-  cost[1] = q.cycles;
+  cost[1] = route.cycles;
   return nullptr;
 }
+extern "C" int64_t plans_made() { return cuda::plans_made(); }
 
 // The rules of cuda/model.h that all planners share.
 extern "C" int resident_blocks(const int* l, int warps, int64_t shared, int register_warps) {
@@ -95,11 +96,7 @@ class Plan:
     """A LaunchPlan: how one launch would go. `cycles` is the model's prediction for the busiest SM."""
 
     variant: int
-    row_groups: int
-    block_pairs: int
-    block_chunks: int
-    block_groups: int
-    passes: int
+    parts: int
     warps: int
     shared_bytes: int
     blocks_per_sm: int
@@ -140,6 +137,7 @@ def _library() -> ctypes.CDLL:
     library = ctypes.CDLL(str(target))
     library.variant_name.restype = library.plan.restype = ctypes.c_char_p
     library.sm_cycles.restype = ctypes.c_double
+    library.plans_made.restype = ctypes.c_int64
     return library
 
 
@@ -206,7 +204,7 @@ def plan(
     sizes = (layer.n, layer.c, layer.h, layer.w, layer.kh, layer.kw, layer.h, layer.w, pad_top, pad_left)
     how = (DTYPES.index(dtype), int(channels_last), int(pass_ == "bwd_input"), int(pass_ == "bwd_weight"),
            PRECISIONS.index(precision), ALGORITHMS.index(algorithm))  # fmt: skip
-    numbers, cost = (ctypes.c_int64 * 12)(), (ctypes.c_double * 2)()
+    numbers, cost = (ctypes.c_int64 * 8)(), (ctypes.c_double * 2)()
     why = library.plan((ctypes.c_int64 * 10)(*sizes), (ctypes.c_int * 6)(*how), _device(limits), variant, numbers, cost)
     if why is not None:
         raise PlanError(why.decode())

@@ -19,9 +19,8 @@ struct Asked {
   int threads;
   bool bias, own;
 };
-bool operator==(const Asked& a, const Asked& b) {
-  return a.generation == b.generation && a.device == b.device && a.threads == b.threads && a.bias == b.bias &&
-         a.own == b.own;
+std::array<int64_t, 5> numbers_of(const Asked& a) {
+  return {static_cast<int64_t>(a.generation), a.device, a.threads, a.bias, a.own};
 }
 
 }  // namespace
@@ -34,7 +33,7 @@ Chosen chosen(const Problem& p, const Call& call, int64_t variant, int32_t devic
   const Asked asked{generation, device, threads, bias, variant == kMeasuredOwn};
   Chosen result{false, kPlanned};
   if (p.n == 0 || asked.generation == 0) return result;
-  cached_plan<Chosen, Asked>(p, asked, static_cast<int>(variant), &result, [&](Chosen* found) -> const char* {
+  cached_plan<Chosen, Asked>(p, numbers_of(asked), static_cast<int>(variant), &result, [&](Chosen* found) -> const char* {
     std::tie(found->triton, found->variant) = call_op<int64_t, int64_t>(
         "replknet_ext::_choice", std::string(call.pass), call.first, call.second, call.bias, call.options.padding,
         call.activation, call.options.precision, call.options.algorithm, asked.own);

@@ -44,35 +44,33 @@ const cuda::DeviceLimits& limits_of(int32_t device) {
   return found->second;
 }
 
-// A problem as the kernels run it on a device: in its own memory format, in NCHW with copies around it, or not at all.
-struct Route {
+// How the kernels run a problem on a device: in its own memory format, or in NCHW with copies around it. `covered` false:
+// not at all. An empty batch is covered, and has no plan.
+struct Route : cuda::Route {
   bool covered;
-  Problem p;
-  cuda::LaunchPlan plan;
 };
 
 // A named variant that can't run the problem, and an FFT that can't, are errors, never something else in its place.
-Route route(Problem p, int32_t device, const Chosen& choice) {
-  if (p.n == 0) return {true, p, {}};
-  Route r{false, p, {}};
-  if (choice.triton) return r;
+Route route(const Problem& p, int32_t device, const Chosen& choice) {
+  Route r{{nullptr, false, 0}, p.n == 0};
+  if (p.n == 0 || choice.triton) return r;
   const int variant = static_cast<int>(choice.variant);
-  const char* why = cuda::plan_route(&r.p, limits_of(device), variant, &r.plan);
+  const char* why = cuda::plan_route(p, limits_of(device), variant, &r);
   r.covered = why == nullptr;
   STD_TORCH_CHECK(r.covered || variant == kPlanned, "variant ", variant, " can't run this: ", why);
   STD_TORCH_CHECK(r.covered || p.algorithm != Algorithm::fft, "algorithm 'fft' can't run this: ", why);
   return r;
 }
 
-void launch(const Route& r, const Tensor& like, cuda::Tensors t) {
+void launch(const cuda::LaunchPlan& plan, const Tensor& like, cuda::Tensors t) {
   const int32_t device = like.get_device_index();
   std::optional<Tensor> workspace;
-  if (r.plan.workspace_bytes > 0) {
-    const std::vector<int64_t> bytes{r.plan.workspace_bytes};
+  if (plan.workspace_bytes > 0) {
+    const std::vector<int64_t> bytes{plan.workspace_bytes};
     workspace = torch::stable::empty(bytes, ScalarType::Byte, std::nullopt, like.device());
     t.workspace = workspace->mutable_data_ptr();
   }
-  const int error = cuda::launch(r.p, t, limits_of(device), r.plan.variant, current_stream(device));
+  const int error = cuda::launch(plan, t, current_stream(device));
   STD_TORCH_CHECK(error == 0, "CUDA launch failed: ", cuda::error_message(error));
 }
 
@@ -80,15 +78,15 @@ Tensor run_fwd(const Problem& p, const Route& r, const Tensor& input, const Tens
                const std::optional<Tensor>& bias) {
   Tensor output = empty_like(input, {p.n, p.c, p.ho, p.wo}, memory_format(p));
   if (p.n == 0) return output;
-  const Tensor x = torch::stable::contiguous(input, memory_format(r.p)), w = torch::stable::contiguous(weight);
+  const auto format = memory_format(r.plan->problem);
+  const Tensor x = torch::stable::contiguous(input, format), w = torch::stable::contiguous(weight);
   std::optional<Tensor> b;
   if (bias.has_value()) b = torch::stable::contiguous(*bias);
-  const bool copy = r.p.channels_last != p.channels_last;
-  Tensor y = copy ? empty_like(input, {p.n, p.c, p.ho, p.wo}, memory_format(r.p)) : output;
+  Tensor y = r.copied ? empty_like(input, {p.n, p.c, p.ho, p.wo}, format) : output;
   cuda::Tensors t{x.const_data_ptr(), w.const_data_ptr(), b.has_value() ? b->const_data_ptr() : nullptr};
   t.out = y.mutable_data_ptr();
-  launch(r, input, t);
-  if (copy) torch::stable::copy_(output, y);
+  launch(*r.plan, input, t);
+  if (r.copied) torch::stable::copy_(output, y);
   return output;
 }
 
@@ -97,13 +95,13 @@ std::tuple<Tensor, Tensor> run_bwd_weight(const Problem& p, const Route& r, cons
   Tensor grad_weight = empty_like(input, {p.c, 1, p.kh, p.kw}, MemoryFormat::Contiguous);
   Tensor grad_bias = with_bias ? empty_like(input, {p.c}, MemoryFormat::Contiguous) : grad_weight;
   if (p.n == 0) return {torch::stable::zero_(grad_weight), torch::stable::zero_(grad_bias)};
-  const Tensor x = torch::stable::contiguous(input, memory_format(r.p));
-  const Tensor g = torch::stable::contiguous(grad_output, memory_format(r.p));
+  const auto format = memory_format(r.plan->problem);
+  const Tensor x = torch::stable::contiguous(input, format), g = torch::stable::contiguous(grad_output, format);
   cuda::Tensors t{x.const_data_ptr()};
   t.grad = g.const_data_ptr();
   t.out = grad_weight.mutable_data_ptr();
   if (with_bias) t.grad_bias = grad_bias.mutable_data_ptr();
-  launch(r, input, t);
+  launch(*r.plan, input, t);
   return {grad_weight, grad_bias};
 }
 

@@ -28,11 +28,4 @@ struct Problem {
   Algorithm algorithm = Algorithm::automatic;
 };
 
-inline bool operator==(const Problem& a, const Problem& b) {
-  return a.n == b.n && a.c == b.c && a.h == b.h && a.w == b.w && a.kh == b.kh && a.kw == b.kw && a.ho == b.ho &&
-         a.wo == b.wo && a.pad_top == b.pad_top && a.pad_left == b.pad_left && a.dtype == b.dtype &&
-         a.channels_last == b.channels_last && a.flip == b.flip && a.activation == b.activation && a.pass == b.pass &&
-         a.precision == b.precision && a.algorithm == b.algorithm;
-}
-
 }  // namespace replknet_ext

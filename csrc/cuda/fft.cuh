@@ -18,6 +18,7 @@
 // bwd_weight: the spectra X conj(G) are summed in registers over the block's images in order, then one inverse.
 // Non-finite values fill their tile of their plane, no other.
 #pragma once
+#include "activation.cuh"
 #include "fft_transform.cuh"
 
 namespace replknet_ext::cuda {
@@ -90,7 +91,7 @@ __global__ void __launch_bounds__(kThreads, kBlocks) fft_fwd_kernel(const __grid
       fft_by_dtype(a.dtype, [&](auto type) {
         const int rows = min(a.to.rows, a.to.height - top), columns = min(a.to.columns, a.to.width - left);
         f.template store<type>(a.to, a.out, out, rows, columns,
-                               [&](float v) { return fft_activate(v + bias, a.activation); });
+                               [&](float v) { return activate(v + bias, a.activation); });
       });
       now.advance(a);
     }

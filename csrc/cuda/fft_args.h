@@ -4,7 +4,7 @@
 
 namespace replknet_ext::cuda {
 
-enum class FftDType { f32, f16, bf16 };
+enum class FftDType { f32, f16, bf16 };  // in the order of weight_sum.cuh's dtype
 #ifdef __CUDACC__
 __host__ __device__
 #endif
@@ -42,14 +42,6 @@ struct FftArgs {
   int activation;
   FftDType dtype, out_dtype;  // of the operands; of what bwd_weight writes: partial sums are float32
   float scale;
-};
-
-struct FftReduceArgs {
-  const float *partial, *partial_bias;
-  void *out, *grad_bias;
-  int64_t elements;  // of a split's partial sums
-  FftDType dtype;    // of the result
-  int splits, channels;
 };
 
 }  // namespace replknet_ext::cuda

@@ -5,9 +5,7 @@
 namespace replknet_ext::cuda {
 
 using FftKernel = void (*)(FftArgs);
-using FftReduceKernel = void (*)(FftReduceArgs);
 FftKernel fft_fwd(int variant);
 FftKernel fft_weight(int variant);
-FftReduceKernel fft_reduce();
 
 }  // namespace replknet_ext::cuda

@@ -4,6 +4,7 @@
 #include "fft_plan.h"
 #include "ptx.cuh"
 #include "fft_variants.h"
+#include "weight_sum.cuh"
 
 namespace replknet_ext::cuda {
 
@@ -15,20 +16,19 @@ void set_unit(const Problem& p, const void* tensor, int64_t width, FftWindow* w)
 }
 }  // namespace
 
-int launch_fft(const Problem& p, const Tensors& t, const DeviceLimits& limits, int variant, void* stream) {
-  FftPlan plan;
-  if (plan_fft(p, limits, variant, &plan)) return kUnsupported;
+int launch_fft(const LaunchPlan& any, const Tensors& t, void* stream) {
+  const FftPlan& plan = static_cast<const FftPlan&>(any);
+  const Problem& p = plan.problem;
   FftArgs a = plan.args;
-  const dim3 block(plan.plan.warps * 32), grid(static_cast<unsigned>(plan.plan.blocks));
+  const dim3 block(plan.warps * 32), grid(static_cast<unsigned>(plan.blocks));
   a.source[1] = t.x;
   a.spectra = static_cast<unsigned char*>(t.workspace) + a.spectra_offset;
   set_unit(p, t.x, p.w, &a.from[1]);
   if (p.pass == Pass::fwd) {
-    if (p.n == 0) return 0;
     a.source[0] = static_cast<const unsigned char*>(t.w) + (p.flip ? (p.kh * p.kw - 1) * fft_bytes(a.dtype) : 0);
     a.bias = t.bias;
     a.out = t.out;
-    return static_cast<int>(launch_kernel(fft_fwd(variant), grid, block, plan.plan.shared_bytes, stream, a));
+    return static_cast<int>(launch_kernel(fft_fwd(plan.family_variant), grid, block, plan.shared_bytes, stream, a));
   }
   const int64_t elements = p.c * p.kh * p.kw;
   float* partial = static_cast<float*>(t.workspace);
@@ -40,12 +40,12 @@ int launch_fft(const Problem& p, const Tensors& t, const DeviceLimits& limits, i
   a.out_dtype = in_splits ? FftDType::f32 : a.dtype;
   float* partial_bias = partial + a.splits * elements;
   a.grad_bias = !t.grad_bias || !in_splits ? t.grad_bias : partial_bias;
-  const auto kernel = fft_weight(variant);
-  if (const auto e = launch_kernel(kernel, grid, block, plan.plan.shared_bytes, stream, a)) return static_cast<int>(e);
+  const auto kernel = fft_weight(plan.family_variant);
+  if (const auto e = launch_kernel(kernel, grid, block, plan.shared_bytes, stream, a)) return static_cast<int>(e);
   if (!in_splits) return 0;
-  FftReduceArgs r{partial, partial_bias, t.out, t.grad_bias, elements, a.dtype, a.splits, a.channels};
-  const dim3 reduce(static_cast<unsigned>((elements + 255) / 256));
-  return static_cast<int>(launch_kernel(fft_reduce(), reduce, dim3(256), 0, stream, r));
+  const int dtype = static_cast<int>(a.dtype);
+  return launch_weight_sum(
+      sums_apart(partial, partial_bias, t.out, t.grad_bias, p.c, p.kh * p.kw, a.splits, dtype), stream);
 }
 
 }  // namespace replknet_ext::cuda

@@ -2,10 +2,10 @@
 
 #include <algorithm>
 
+#include "../integers.h"
 #include "family.h"
 #include "fft_variants.h"
 #include "model.h"
-#include "plan_cache.h"
 
 namespace replknet_ext::cuda {
 namespace {
@@ -17,7 +17,6 @@ constexpr double kCopyOverhead = 6;     // instructions for every element of a p
 // Share of the fullest of the pipes that a number of blocks on an SM fills: one alone waits at its barriers.
 double filled(int64_t blocks, int warps) { return std::min(blocks == 1 ? 0.65 : 0.8, 0.045 * blocks * warps); }
 
-int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 int even(int v) { return (v + 1) / 2 * 2; }
 
 // Arithmetic instructions of fft_codelets.cuh's transforms (an FMA is one)
@@ -59,8 +58,6 @@ bool fit_axis(int64_t in, int64_t out, int64_t k, int64_t pad, int length, int64
         static_cast<int>(ceil_div(out, step)), static_cast<int>(taps), static_cast<int>(tap0), 0};
   return true;
 }
-
-int count(Pass pass) { return pass == Pass::fwd ? kFftFwdCount : kFftWeightCount; }
 
 const char* refuse(const Problem& p) {
   if (p.algorithm == Algorithm::direct) return "computes by FFT, not directly";
@@ -112,7 +109,7 @@ class Candidate {
     return all + (splits > 1 && weight_ ? second_launch_cycles(limits_, partial_bytes(splits)) : 0);
   }
 
-  void fill(int variant, FftPlan* out) const {
+  void fill(FftPlan* out) const {
     int64_t splits = std::max<int64_t>(1, ceil_div(items_, 1 << 30));  // a block counts its items in 32 bits
     for (int64_t s = splits + 1; s <= std::min<int64_t>(items_, 512); s += std::max<int64_t>(1, s / 8))
       if (p_.c * s <= 0x7fffffff && predict(s) < predict(splits)) splits = s;
@@ -146,7 +143,10 @@ class Candidate {
     const int64_t blocks = v_.memory && !weight_ ? std::min<int64_t>(jobs, int64_t{limits_.sms} * resident_) : jobs;
     if (v_.memory) a.spectra_offset = workspace, workspace += blocks * fft_spectrum(v_.q, v_.p, v_.threads) * 8;
     a.jobs = static_cast<unsigned>(jobs);
-    out->plan = {variant, v_.name, 1, 0, 0, 0, 1, warps_, shared_, resident_, blocks, 0, predicted, -1, -1, workspace};
+    out->warps = warps_, out->shared_bytes = shared_, out->blocks_per_sm = resident_, out->blocks = blocks;
+    out->cycles = predicted, out->workspace_bytes = workspace;
+    out->spill_rows = out->spill_columns = -1;
+    out->details = {{{"tiles", int64_t{y_.tiles} * x_.tiles}, {"split_items", per_split}}};
   }
 
  private:
@@ -210,8 +210,7 @@ class Candidate {
 };
 
 // As few tiles as fit, down and along.
-bool plan_variant(const Problem& p, const DeviceLimits& limits, int variant, FftPlan* best) {
-  const FftVariant& v = (p.pass == Pass::fwd ? kFftFwd : kFftWeight)[variant];
+bool plan_variant(const Problem& p, const DeviceLimits& limits, const FftVariant& v, FftPlan* best) {
   const int length = v.q * v.p;
   const auto fewest = [&](int64_t in, int64_t out, int64_t k, int64_t pad, int64_t from, Axis* a) {
     if (fit_axis(in, out, k, pad, length, from, a)) return from;
@@ -226,7 +225,7 @@ bool plan_variant(const Problem& p, const DeviceLimits& limits, int variant, Fft
   for (; tiles; tiles = tiles < p.ho ? fewest(p.h, p.ho, p.kh, p.pad_top, tiles + 1, &y) : 0) {
     const Candidate candidate(p, limits, v, y, x);
     if (candidate.runs()) {
-      candidate.fill(variant, best);
+      candidate.fill(best);
       return true;
     }
     if (tiles > 4 * ceil_div(p.ho, length)) break;  // more tiles no longer make windows smaller
@@ -234,39 +233,31 @@ bool plan_variant(const Problem& p, const DeviceLimits& limits, int variant, Fft
   return false;
 }
 
-const char* make_plan(const Problem& p, const DeviceLimits& limits, int variant, FftPlan* plan) {
-  if (const char* why = refuse(p)) return why;
-  bool found = false;
-  for (int i = 0; i < count(p.pass); ++i) {
-    if (variant >= 0 && i != variant) continue;
-    FftPlan candidate;
-    if (plan_variant(p, limits, i, &candidate) && (!found || candidate.plan.cycles < plan->plan.cycles)) {
-      *plan = candidate;
-      found = true;
-    }
+const FftVariant& variant_of(Pass pass, int variant) { return (pass == Pass::fwd ? kFftFwd : kFftWeight)[variant]; }
+
+class Planner {
+ public:
+  using Plan = FftPlan;
+
+  Planner(const Problem& p, const DeviceLimits& limits) : p_(p), limits_(limits) {}
+
+  static int count(Pass pass) { return pass == Pass::fwd ? kFftFwdCount : kFftWeightCount; }
+  static const char* name(Pass pass, int variant) { return variant_of(pass, variant).name; }
+  const char* refuse() const { return cuda::refuse(p_); }
+  const char* refuse(int) const { return nullptr; }
+  bool plan(int variant, FftPlan* best) const { return plan_variant(p_, limits_, variant_of(p_.pass, variant), best); }
+  const char* none(int variant) const {
+    return variant < 0 ? "the filter is longer than the transforms, or they need more shared memory than a block has"
+                       : "the filter is longer than the transform, or it needs more shared memory than a block has";
   }
-  if (found) return nullptr;
-  return variant < 0 ? "the filter is longer than the transforms, or they need more shared memory than a block has"
-                     : "the filter is longer than the transform, or it needs more shared memory than a block has";
-}
+
+ private:
+  const Problem& p_;
+  const DeviceLimits& limits_;
+};
 
 }  // namespace
 
-const char* plan_fft(const Problem& p, const DeviceLimits& limits, int variant, FftPlan* plan) {
-  return cached_plan<FftPlan, struct FftTag>(p, limits, variant, plan,
-                                             [&](FftPlan* out) { return make_plan(p, limits, variant, out); });
-}
-
-namespace {
-const char* name_of(Pass pass, int variant) { return (pass == Pass::fwd ? kFftFwd : kFftWeight)[variant].name; }
-const char* plan_family(const Problem& p, const DeviceLimits& limits, int variant, LaunchPlan* out) {
-  FftPlan found;
-  const char* why = plan_fft(p, limits, variant, &found);
-  if (!why) *out = found.plan;
-  return why;
-}
-}  // namespace
-
-const Family fft_family{"fft", count, name_of, plan_family};
+const Family fft_family = family_of<Planner>("fft");
 
 }  // namespace replknet_ext::cuda

@@ -5,12 +5,8 @@
 
 namespace replknet_ext::cuda {
 
-struct FftPlan {
+struct FftPlan : LaunchPlan {
   FftArgs args;  // without pointers
-  LaunchPlan plan;
 };
-
-// Null or the reason why not. Plans are kept: plan_cache.h.
-const char* plan_fft(const Problem& p, const DeviceLimits& limits, int variant, FftPlan* plan);
 
 }  // namespace replknet_ext::cuda

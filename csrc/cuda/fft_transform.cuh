@@ -6,12 +6,6 @@
 
 namespace replknet_ext::cuda {
 
-__device__ __forceinline__ float fft_activate(float v, int activation) {
-  if (activation == 1) return v > 0.f || v != v ? v : 0.f;                       // relu keeps NaN, as torch does
-  if (activation == 2) return 0.5f * v * (1.f + erff(v * 0.70710678118654752f));  // gelu by erf
-  return v;
-}
-
 // use(Type<dtype>{}): what follows is compiled for each dtype; all threads take the same way.
 template <FftDType kValue>
 struct FftType {

@@ -2,6 +2,8 @@
 #pragma once
 #include <cstdint>
 
+#include "../integers.h"
+
 // length = q p, coprime, no twiddles between them.
 // Place n of a transform stands at (n mod q) * a + (n mod p) * b, columns are s apart (odd): chosen so that few
 // lanes of half a warp meet a bank twice.
@@ -39,11 +41,6 @@
 
 namespace replknet_ext::cuda {
 
-#ifdef __CUDACC__
-#define REPLKNET_EXT_BOTH __host__ __device__
-#else
-#define REPLKNET_EXT_BOTH
-#endif
 
 struct FftVariant {
   const char* name;

@@ -12,6 +12,7 @@
 // tile, whose sums stay in registers over parts and, in bwd_weight, over images. Where bwd_weight has few tiles, slices
 // of the gradient's rows go to different warps. No atomics: the same bits on every run.
 #pragma once
+#include "activation.cuh"
 #include "fma_tile.cuh"
 #include "fma_variants.h"
 
@@ -140,7 +141,7 @@ __global__ void __launch_bounds__(kWarps * 32, kBlocks) fma_kernel(const __grid_
           const T bias = a.bias && c < a.c ? static_cast<const T*>(a.bias)[c] : T(0);
 #pragma unroll
           for (int i = 0; i < 4 * kRows; ++i)
-            sums.acc[i / 4][i % 4] = fma_activate(sums.acc[i / 4][i % 4] + bias, a.activation);
+            sums.acc[i / 4][i % 4] = activate(sums.acc[i / 4][i % 4] + bias, a.activation);
           store(sums, w, n, n < image_end);
         }
     }
@@ -176,20 +177,6 @@ __global__ void __launch_bounds__(kWarps * 32, kBlocks) fma_kernel(const __grid_
       }
     }
   }
-}
-
-// Sums the splits' partial gradients in their order.
-template <class T>
-__global__ void fma_reduce_kernel(const __grid_constant__ FmaReduceArgs a) {
-  const int64_t i = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
-  const bool is_bias = i >= a.count;
-  if (i >= a.count + (a.grad_bias ? a.c : 0)) return;
-  const int64_t stride = is_bias ? a.c : a.count;
-  const T* from = static_cast<const T*>(a.partial) + (is_bias ? a.splits * a.count + i - a.count : i);
-  T sum = 0;
-  for (int s = 0; s < a.splits; ++s) sum += from[s * stride];
-  if (is_bias) static_cast<T*>(a.grad_bias)[i - a.count] = sum;
-  else static_cast<T*>(a.out)[i] = sum;
 }
 
 }  // namespace replknet_ext::cuda

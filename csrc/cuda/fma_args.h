@@ -34,11 +34,4 @@ struct FmaArgs {
   int image0;                // first image of this launch
 };
 
-struct FmaReduceArgs {
-  const void* partial;  // [split][c][kh][kw], then [split][c] sums of the gradient if grad_bias
-  void *out, *grad_bias;
-  int64_t count;        // c * kh * kw
-  int c, splits;
-};
-
 }  // namespace replknet_ext::cuda

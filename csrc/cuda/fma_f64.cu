@@ -10,6 +10,4 @@ FmaKernel fma_f64(bool weight) {
 #undef FMA_KERNEL
 }
 
-FmaReduce fma_reduce(bool f64) { return f64 ? fma_reduce_kernel<double> : fma_reduce_kernel<float>; }
-
 }  // namespace replknet_ext::cuda

@@ -7,7 +7,5 @@ namespace replknet_ext::cuda {
 using FmaKernel = void (*)(FmaArgs);
 FmaKernel fma_f32(bool weight, int variant);
 FmaKernel fma_f64(bool weight);
-using FmaReduce = void (*)(FmaReduceArgs);
-FmaReduce fma_reduce(bool f64);
 
 }  // namespace replknet_ext::cuda

@@ -3,15 +3,14 @@
 #include <algorithm>
 #include <cmath>
 
+#include "../integers.h"
 #include "family.h"
 #include "fma_variants.h"
 #include "model.h"
-#include "plan_cache.h"
 
 namespace replknet_ext::cuda {
 namespace {
 
-int ceil_div(int a, int b) { return (a + b - 1) / b; }
 int floor4(int v) { return v >= 0 ? v / 4 : -((3 - v) / 4); }
 int log2_of(int v) { return v <= 1 ? 0 : 1 + log2_of(v / 2); }
 
@@ -129,7 +128,7 @@ class Candidate {
     return all + (in_splits ? second_launch_cycles(limits_, 4. * s_.elements * static_cast<double>(count() * groups)) : 0);
   }
 
-  void fill(int variant, int64_t images, FmaPlan* out) {
+  void fill(int64_t images, FmaPlan* out) {
     const int64_t groups = (p_.n + images - 1) / images;
     out->args = {};
     FmaArgs& a = out->args;
@@ -153,10 +152,10 @@ class Candidate {
     a.f_channel_lanes = weight_ ? channel_lanes : 1, a.f_lanes_log2 = lanes(f_pitch_, a.f_channel_lanes);
     a.slices = slices_, a.slice_rows = slice_rows_, a.images_per_split = static_cast<int>(images);
     out->splits = groups;
-    out->plan = {variant, weight_ ? v_.weight : v_.fwd, t_.merge, t_.rows * v_.rows, t_.columns, planes_,
-                 parts_down_ * parts_along_, warps_,
-                 static_cast<int>(shared_), resident(), blocks_of(groups), 0, cycles(images), 0, 0};
-    if (weight_ && groups > 1) out->plan.workspace_bytes = groups * (count() + p_.c) * 4 * s_.elements;
+    out->details = {{{"merge", t_.merge}, {"tile_rows", t_.rows * v_.rows}, {"tile_columns", t_.columns}, {"planes", planes_}}};
+    out->parts = parts_down_ * parts_along_, out->warps = warps_, out->shared_bytes = static_cast<int>(shared_);
+    out->blocks_per_sm = resident(), out->blocks = blocks_of(groups), out->cycles = cycles(images);
+    out->workspace_bytes = weight_ && groups > 1 ? groups * (count() + p_.c) * 4 * s_.elements : 0;
   }
 
  private:
@@ -293,14 +292,13 @@ void each_split(int extent, const Use& use) {
 }
 
 // strict: only tiles that use memory well; not every problem has one.
-bool plan_variant(const Problem& p, const DeviceLimits& limits, int variant, bool strict, FmaPlan* best) {
-  const FmaVariant& v = kFma[variant];
+bool plan_variant(const Problem& p, const DeviceLimits& limits, const FmaVariant& v, bool strict, FmaPlan* best) {
   const Shape s = shape_of(p, v);
   const bool weight = p.pass == Pass::bwd_weight;
   bool found = false;
   const auto keep = [&](Candidate& candidate, int64_t images) {
-    if (found && candidate.cycles(images) >= best->plan.cycles) return;
-    candidate.fill(variant, images, best);
+    if (found && candidate.cycles(images) >= best->cycles) return;
+    candidate.fill(images, best);
     found = true;
   };
   const auto consider = [&](const Tile& t) {
@@ -357,47 +355,37 @@ bool plan_variant(const Problem& p, const DeviceLimits& limits, int variant, boo
   return found;
 }
 
-const char* make_plan(const Problem& p, const DeviceLimits& limits, int variant, FmaPlan* plan) {
-  if (p.algorithm == Algorithm::fft) return "computes directly, not by FFT";
-  if (p.dtype != DType::f32 && p.dtype != DType::f64) return "only float32 and float64 run on the FMA pipe here";
-  if (p.n < 0) return "empty sizes";
-  const bool f64 = p.dtype == DType::f64;
-  if (variant >= 0 && kFma[variant].f64 != f64) return "the variant is for another dtype";
-  Problem some = p;
-  some.n = std::max<int64_t>(1, p.n);
-  bool found = false;
-  for (int i = 0; i < kFmaCount; ++i) {
-    if ((variant >= 0 && i != variant) || kFma[i].f64 != f64) continue;
-    FmaPlan candidate;
-    if (!plan_variant(some, limits, i, true, &candidate) && !plan_variant(some, limits, i, false, &candidate)) continue;
-    if (!found || candidate.plan.cycles < plan->plan.cycles) {
-      *plan = candidate;
-      found = true;
-    }
+class Planner {
+ public:
+  using Plan = FmaPlan;
+
+  Planner(const Problem& p, const DeviceLimits& limits) : p_(p), limits_(limits) {}
+
+  static int count(Pass) { return kFmaCount; }
+  static const char* name(Pass pass, int variant) {
+    return pass == Pass::bwd_weight ? kFma[variant].weight : kFma[variant].fwd;
   }
-  return found ? nullptr : "the grid would have more than 2^31 blocks";
-}
+  const char* refuse() const {
+    if (p_.algorithm == Algorithm::fft) return "computes directly, not by FFT";
+    if (p_.dtype != DType::f32 && p_.dtype != DType::f64) return "only float32 and float64 run on the FMA pipe here";
+    return nullptr;
+  }
+  const char* refuse(int variant) const {
+    return kFma[variant].f64 == (p_.dtype == DType::f64) ? nullptr : "the variant is for another dtype";
+  }
+  bool plan(int variant, FmaPlan* best) const {
+    const FmaVariant& v = kFma[variant];
+    return plan_variant(p_, limits_, v, true, best) || plan_variant(p_, limits_, v, false, best);
+  }
+  const char* none(int) const { return "the grid would have more than 2^31 blocks"; }
+
+ private:
+  const Problem& p_;
+  const DeviceLimits& limits_;
+};
 
 }  // namespace
 
-const char* plan_fma(const Problem& p, const DeviceLimits& limits, int variant, FmaPlan* plan) {
-  return cached_plan<FmaPlan, struct Fma>(p, limits, variant, plan,
-                                          [&](FmaPlan* out) { return make_plan(p, limits, variant, out); });
-}
-
-namespace {
-int count(Pass) { return kFmaCount; }
-const char* name_of(Pass pass, int variant) {
-  return pass == Pass::bwd_weight ? kFma[variant].weight : kFma[variant].fwd;
-}
-const char* plan_family(const Problem& p, const DeviceLimits& limits, int variant, LaunchPlan* out) {
-  FmaPlan found;
-  const char* why = plan_fma(p, limits, variant, &found);
-  if (!why) *out = found.plan;
-  return why;
-}
-}  // namespace
-
-const Family fma_family{"fma", count, name_of, plan_family};
+const Family fma_family = family_of<Planner>("fma");
 
 }  // namespace replknet_ext::cuda

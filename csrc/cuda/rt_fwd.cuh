@@ -134,17 +134,17 @@ __global__ void __launch_bounds__(kWarps * 32, kSm90 ? kBlocks : kBlocksElsewher
   const int rows = ceil_div(pairs, kPairs), items = rows * columns * (a.block_groups / kGroups);
 
   uint4* table = reinterpret_cast<uint4*>(smem);
-  unsigned char* input = smem + table_bytes(a.pass_rows, kOffsets);
+  unsigned char* input = smem + table_bytes(a.part_rows, kOffsets);
   unsigned char* scratch = input + a.block_groups * a.plane;
   const float bias = a.bias ? ptx::to_float<kBf16>(a.bias[channel]) : 0.f;
 
   RtWarp<kBf16, kOffsets, kPairs, kGroups, kChunks, kWhole> t;
   // A filter too large for shared memory goes through in parts; a warp then has one item, whose sums stay in registers.
-  const int passes = kWhole ? 1 : a.passes_down * a.passes_along;
+  const int passes = kWhole ? 1 : a.parts_down * a.parts_along;
 #pragma unroll 1
   for (int pass = 0; pass < passes; ++pass) {
-    const int down = kWhole ? 0 : pass / a.passes_along, along = kWhole ? 0 : pass % a.passes_along;
-    const int k0 = down * a.pass_rows, table_rows = min(a.pass_rows, a.table_rows - k0), shift = a.shift - k0;
+    const int down = kWhole ? 0 : pass / a.parts_along, along = kWhole ? 0 : pass % a.parts_along;
+    const int k0 = down * a.part_rows, table_rows = min(a.part_rows, a.table_rows - k0), shift = a.shift - k0;
     const int d_first = kWhole ? -(kOffsets / 2) : a.d_first + along * kOffsets;
     const int q_low = max(a.q_first, pair0 - shift);
     const int q_high = min(a.q_end - 1, pair0 + pairs - 1 - shift + table_rows - 1);

@@ -1,9 +1,6 @@
 #include "rt_fwd_geometry.h"
 
 namespace replknet_ext::cuda {
-namespace {
-int floor_div(int a, int b) { return a >= 0 ? a / b : -((-a + b - 1) / b); }
-}  // namespace
 
 bool meet_rows(const Problem& p, int split_log2, Rows* best) {
   const int slots = 1 << split_log2, h = static_cast<int>(p.h), kh = static_cast<int>(p.kh), pad = static_cast<int>(p.pad_top);

@@ -3,10 +3,9 @@
 #include <algorithm>
 
 #include "../dwconv.h"
+#include "../integers.h"
 
 namespace replknet_ext::cuda {
-
-inline int ceil_div(int a, int b) { return (a + b - 1) / b; }
 
 struct Rows {  // how row pairs meet, see RtArgs
   int split_log2, split_rows, pairs, row_offset, q_first, q_end, ky0, shift, table_rows;

@@ -27,10 +27,9 @@ RtKernel kernel_of(const Problem& p, const RtVariant& v) {
 }
 }  // namespace
 
-int launch_rt_fwd(const Problem& p, const Tensors& t, const DeviceLimits& limits, int variant, void* stream) {
-  RtPlan plan;
-  if (plan_rt_fwd(p, limits, variant, &plan)) return kUnsupported;
-  if (p.n == 0) return 0;
+int launch_rt_fwd(const LaunchPlan& any, const Tensors& t, void* stream) {
+  const RtPlan& plan = static_cast<const RtPlan&>(any);
+  const Problem& p = plan.problem;
   RtArgs a = plan.args;
   a.x = static_cast<const uint16_t*>(t.x);
   a.w = static_cast<const uint16_t*>(t.w);
@@ -40,13 +39,13 @@ int launch_rt_fwd(const Problem& p, const Tensors& t, const DeviceLimits& limits
   const int64_t bytes = p.dtype == DType::f32 ? 4 : 2, taken = (p.c | a.block_channels) * bytes;
   a.in_vec = access_bytes(t.x, a.channels_last ? taken : p.w * bytes);
   a.out_vec = access_bytes(t.out, a.channels_last ? taken : p.wo * bytes);
-  const auto kernel = kernel_of(p, kRtFwd[variant]);
+  const auto kernel = kernel_of(p, kRtFwd[plan.family_variant]);
   const int64_t columns = static_cast<int64_t>((a.c - 1) / a.block_channels + 1) * a.pair_tiles * a.chunk_tiles;
   const int block_groups = a.block_groups * a.turns;
   int64_t left = (plan.groups + block_groups - 1) / block_groups;
   for (; left > 0; left -= kMostBlocksY, a.group0 += static_cast<int>(kMostBlocksY) * block_groups) {
     const dim3 grid(static_cast<unsigned>(columns), static_cast<unsigned>(left < kMostBlocksY ? left : kMostBlocksY));
-    if (const auto e = launch_kernel(kernel, grid, dim3(plan.plan.warps * 32), plan.plan.shared_bytes, stream, a))
+    if (const auto e = launch_kernel(kernel, grid, dim3(plan.warps * 32), plan.shared_bytes, stream, a))
       return static_cast<int>(e);
   }
   return 0;

@@ -2,7 +2,6 @@
 
 #include "family.h"
 #include "model.h"
-#include "plan_cache.h"
 #include "rt_fwd_geometry.h"
 #include "rt_fwd_variants.h"
 
@@ -23,7 +22,7 @@ int filter_bytes(bool is_float, int table_rows, int offsets) {
 }
 
 struct Tile {
-  int pairs, chunks, groups, pass_rows;
+  int pairs, chunks, groups, part_rows;
   int channels = 1, turns = 1;  // of staged kernels
   bool load_once = false;       // the input serves every part of the filter
 };
@@ -35,18 +34,18 @@ class Candidate {
         is_float_(v.kind == RtKind::tf32 || v.kind == RtKind::bf16x3) {
     columns_ = v.whole ? 1 : ceil_div(t.chunks, v.chunks);
     in_chunks_ = v.whole ? v.chunks : columns_ * v.chunks + v.offsets - 1;
-    passes_down_ = ceil_div(r.table_rows, t.pass_rows);
-    passes_along_ = v.whole ? 1 : ceil_div(c.d_count, v.offsets);
+    parts_down_ = ceil_div(r.table_rows, t.part_rows);
+    parts_along_ = v.whole ? 1 : ceil_div(c.d_count, v.offsets);
     const int items = ceil_div(t.pairs, v.pairs) * columns_ * (t.groups / v.groups);
     rounds_ = ceil_div(items, v.warps);
     warps_ = ceil_div(items, rounds_);
-    in_pairs_ = std::min(r.q_end - r.q_first, t.pairs + (t.load_once ? r.table_rows : t.pass_rows) - 1);
+    in_pairs_ = std::min(r.q_end - r.q_first, t.pairs + (t.load_once ? r.table_rows : t.part_rows) - 1);
     int64_t units = static_cast<int64_t>(in_pairs_) * in_chunks_;
     // outputs take the place of the input
     if (staged_) units = std::max<int64_t>(units, static_cast<int64_t>(t.pairs) * columns_ * v.chunks);
     plane_ = units * unit_bytes();
-    const int filter = filter_bytes(is_float_, t.pass_rows, v.offsets);
-    shared_ = t.pass_rows * fragment_row_bytes() + t.channels * t.groups * plane_ +
+    const int filter = filter_bytes(is_float_, t.part_rows, v.offsets);
+    shared_ = t.part_rows * fragment_row_bytes() + t.channels * t.groups * plane_ +
               (staged_ ? filter : std::max(filter, warps_ * transpose_bytes(v.chunks)));
   }
 
@@ -54,13 +53,13 @@ class Candidate {
     const int64_t tiles = static_cast<int64_t>(ceil_div(r_.pairs, t_.pairs)) * ceil_div(c_.out, t_.chunks);
     if (p_.c * tiles > 0x7fffffff) return false;  // the grid's first axis
     if (shared_ > limits_.shared_per_block || (staged_ && rounds_ > 1)) return false;
-    if (t_.load_once) return passes_along_ == 1;
-    if (passes_down_ * passes_along_ == 1) return true;
+    if (t_.load_once) return parts_along_ == 1;
+    if (parts_down_ * parts_along_ == 1) return true;
     // a filter in parts keeps a warp's sums in registers: one item a warp
     return !v_.whole && rounds_ == 1;
   }
 
-  void fill(int variant, RtPlan* out) const {
+  void fill(RtPlan* out) const {
     const int register_warps = (limits_.capability == 90 ? v_.blocks : v_.blocks_elsewhere) * v_.warps;
     const int resident = resident_blocks(limits_, warps_, shared_, register_warps);
     const int64_t slots = p_.n << r_.split_log2, groups = (slots + 7) / 8;
@@ -70,21 +69,21 @@ class Candidate {
     const int64_t blocks = (p_.c + t_.channels - 1) / t_.channels * group_tiles * pair_tiles * chunk_tiles;
 
     // products of a block's turn, from the meetings of a slot's pairs
-    int per_step = v_.offsets * v_.chunks * columns_ * passes_along_;
+    int per_step = v_.offsets * v_.chunks * columns_ * parts_along_;
     if (v_.whole) {
       per_step = 0;
       for (int d = -(v_.offsets / 2); d <= v_.offsets / 2; ++d) per_step += std::max(0, v_.chunks - std::abs(d));
     }
-    const int parts = v_.kind == RtKind::tf32 ? 2 : v_.kind == RtKind::bf16x3 ? 3 : 1;
+    const int products = v_.kind == RtKind::tf32 ? 2 : v_.kind == RtKind::bf16x3 ? 3 : 1;
     const double steps = static_cast<double>(r_.steps) / pair_tiles * t_.channels;
-    const double mmas = steps * per_step * t_.groups * parts;
-    const double reads = steps / (v_.pairs * v_.groups) * columns_ * t_.groups * passes_along_ *
+    const double mmas = steps * per_step * t_.groups * products;
+    const double reads = steps / (v_.pairs * v_.groups) * columns_ * t_.groups * parts_along_ *
                          (v_.offsets * halves() * (v_.rotate ? 512.0 : 512.0 * v_.pairs) +
                           unit_bytes() * v_.groups * (v_.whole ? v_.chunks : v_.chunks + v_.offsets - 1));
     const double tensor = mmas / 4 * kMmaCycles, shared = reads / kSharedBytes;
-    const int passes = passes_down_ * passes_along_;
+    const int parts = parts_down_ * parts_along_;
     const double tiles = t_.groups * static_cast<double>(t_.channels);
-    const double in_bytes = tiles * in_pairs_ * in_chunks_ * unit_bytes() * (t_.load_once ? 1 : passes);
+    const double in_bytes = tiles * in_pairs_ * in_chunks_ * unit_bytes() * (t_.load_once ? 1 : parts);
     const double out_bytes = tiles * unit_bytes() * t_.pairs * columns_ * v_.chunks;
     // Slots without an image or a row group are not loaded. What row groups, tiles and parts of a filter load again comes
     // from L2.
@@ -93,9 +92,9 @@ class Candidate {
       const double unique = static_cast<double>(p_.n * p_.c * rows * columns) * (is_float_ ? 4 : 2) / static_cast<double>(blocks * t_.turns);
       return std::max(unique / kGlobalBytes, bytes * used * sector_waste() / kL2Bytes);
     };
-    const double filter = kStartCycles * (t_.load_once ? 0 : passes - 1) +
-                          kChannelCycles * (t_.load_once ? t_.channels * passes - 1 : 0) +
-                          kTableCycles * r_.table_rows * v_.offsets * halves() * passes_along_ * t_.channels;
+    const double filter = kStartCycles * (t_.load_once ? 0 : parts - 1) +
+                          kChannelCycles * (t_.load_once ? t_.channels * parts - 1 : 0) +
+                          kTableCycles * r_.table_rows * v_.offsets * halves() * parts_along_ * t_.channels;
     const double loads = moved(in_bytes, p_.h, p_.w), stores = moved(out_bytes, p_.ho, p_.wo), load = filter + loads;
     const Waves waves(blocks, resident, limits_.sms);
     const BlockCycles block{load, kStartCycles + load, t_.turns * (loads + stores), stores / rounds_};
@@ -116,21 +115,24 @@ class Candidate {
     a.d_first = c_.d_first, a.pairs = r_.pairs, a.chunks = c_.out;
     a.block_pairs = t_.pairs, a.block_chunks = v_.whole ? c_.out : t_.chunks, a.block_groups = t_.groups;
     a.pair_tiles = pair_tiles, a.chunk_tiles = chunk_tiles;
-    a.pass_rows = t_.pass_rows, a.passes_down = passes_down_, a.passes_along = passes_along_;
+    a.part_rows = t_.part_rows, a.parts_down = parts_down_, a.parts_along = parts_along_;
     a.in_chunks = in_chunks_, a.plane = static_cast<int>(plane_);
     a.channels_last = p_.channels_last, a.block_channels = t_.channels, a.turns = t_.turns;
     a.load_once = t_.load_once;
     out->groups = groups;
-    out->plan = {variant,   v_.name, 1 << r_.split_log2,       t_.pairs, a.block_chunks,
-                 t_.groups, passes,  warps_,                   static_cast<int>(shared_),
-                 resident,  blocks,  mmas * static_cast<double>(blocks) * t_.turns,
-                 cycles,    0,      0};
+    out->parts = parts, out->warps = warps_, out->shared_bytes = static_cast<int>(shared_);
+    out->blocks_per_sm = resident, out->blocks = blocks;
+    out->mmas = mmas * static_cast<double>(blocks) * t_.turns, out->cycles = cycles;
+    out->details = {{{"row_groups", 1 << r_.split_log2},
+                     {"block_pairs", t_.pairs},
+                     {"block_chunks", a.block_chunks},
+                     {"block_groups", t_.groups}}};
     // taps of the first and last fragments that lie outside the filter
     const int d_low = v_.whole ? -std::min(v_.offsets / 2, v_.chunks - 1) : c_.d_first;
-    const int d_high = v_.whole ? -d_low : c_.d_first + passes_along_ * v_.offsets - 1;
+    const int d_high = v_.whole ? -d_low : c_.d_first + parts_along_ * v_.offsets - 1;
     const int ky_low = r_.ky0 - 1, ky_high = r_.ky0 + 2 * r_.table_rows - 1;
-    out->plan.spill_rows = std::max({0, -ky_low, ky_high - a.kh + 1});
-    out->plan.spill_columns = std::max({0, 7 - 8 * d_low - a.pad_left, 8 * d_high + 7 + a.pad_left - a.kw + 1});
+    out->spill_rows = std::max({0, -ky_low, ky_high - a.kh + 1});
+    out->spill_columns = std::max({0, 7 - 8 * d_low - a.pad_left, 8 * d_high + 7 + a.pad_left - a.kw + 1});
   }
 
  private:
@@ -152,7 +154,7 @@ class Candidate {
   const Columns& c_;
   Tile t_;
   bool staged_, is_float_;
-  int columns_, in_pairs_, in_chunks_, passes_down_, passes_along_, rounds_, warps_;
+  int columns_, in_pairs_, in_chunks_, parts_down_, parts_along_, rounds_, warps_;
   int64_t plane_, shared_;
 };
 
@@ -181,17 +183,15 @@ bool fits_width(const RtVariant& v, const Columns& c) {
   return !v.whole || (c.in == v.chunks && c.out == v.chunks && needed == std::min(v.offsets / 2, v.chunks - 1));
 }
 
-bool plan_variant(const Problem& p, const DeviceLimits& limits, int variant, const Rows* rows, int row_count,
+bool plan_variant(const Problem& p, const DeviceLimits& limits, const RtVariant& v, const Rows* rows, int row_count,
                   const Columns& c, RtPlan* best) {
-  const RtVariant& v = kRtFwd[variant];
-  if (!fits_width(v, c)) return false;
   bool found = false;
   auto consider = [&](const Rows& r, Tile t) {
     const Candidate candidate(p, limits, v, r, c, t);
     if (!candidate.runs()) return false;
     RtPlan plan;
-    candidate.fill(variant, &plan);
-    if (!found || plan.plan.cycles < best->plan.cycles) *best = plan;
+    candidate.fill(&plan);
+    if (!found || plan.cycles < best->cycles) *best = plan;
     return found = true;
   };
   const int most_channels = p.channels_last ? 8 : 1;
@@ -220,49 +220,39 @@ bool plan_variant(const Problem& p, const DeviceLimits& limits, int variant, con
   return found;
 }
 
-const char* make_plan(Problem p, const DeviceLimits& limits, int variant, RtPlan* plan) {
-  if (const char* why = refuse(p)) return why;
-  if (p.c == 1) p.channels_last = false;  // the same memory
-  if (variant >= 0)
-    if (const char* why = refuse_kind(p, kRtFwd[variant].kind)) return why;
-  const Columns columns = meet_columns(p);
-  if (variant >= 0 && !fits_width(kRtFwd[variant], columns)) return "the variant is for planes of another width";
-  Rows rows[4];
-  int row_count = 0;
-  // Row groups waste rows at their seams, images that do not fill a group of 8 waste columns: count both.
-  for (int split = 0; split <= 3; ++split)
-    if (split == 0 || (p.n % 8 != 0 && p.n < 64)) row_count += meet_rows(p, split, &rows[row_count]);
-  bool found = false;
-  for (int i = 0; i < kRtFwdCount; ++i) {
-    if ((variant >= 0 && i != variant) || refuse_kind(p, kRtFwd[i].kind)) continue;
-    RtPlan candidate;
-    if (plan_variant(p, limits, i, rows, row_count, columns, &candidate) &&
-        (!found || candidate.plan.cycles < plan->plan.cycles)) {
-      *plan = candidate;
-      found = true;
-    }
+class Planner {
+ public:
+  using Plan = RtPlan;
+
+  Planner(const Problem& p, const DeviceLimits& limits) : p_(p), limits_(limits), columns_(meet_columns(p)) {
+    if (p.c == 1) p_.channels_last = false;  // the same memory
+    // Row groups waste rows at their seams, images that do not fill a group of 8 waste columns: count both.
+    for (int split = 0; split <= 3; ++split)
+      if (split == 0 || (p.n % 8 != 0 && p.n < 64)) row_count_ += meet_rows(p, split, &rows_[row_count_]);
   }
-  return found ? nullptr : "the variant needs more shared memory than a block of this device has";
-}
+
+  static int count(Pass pass) { return pass == Pass::fwd ? kRtFwdCount : 0; }
+  static const char* name(Pass, int variant) { return kRtFwd[variant].name; }
+  const char* refuse() const { return cuda::refuse(p_); }
+  const char* refuse(int variant) const {
+    if (const char* why = refuse_kind(p_, kRtFwd[variant].kind)) return why;
+    return fits_width(kRtFwd[variant], columns_) ? nullptr : "the variant is for planes of another width";
+  }
+  bool plan(int variant, RtPlan* best) const {
+    return plan_variant(p_, limits_, kRtFwd[variant], rows_, row_count_, columns_, best);
+  }
+  const char* none(int) const { return "the variant needs more shared memory than a block of this device has"; }
+
+ private:
+  Problem p_;
+  const DeviceLimits& limits_;
+  Columns columns_;
+  Rows rows_[4];
+  int row_count_ = 0;
+};
 
 }  // namespace
 
-const char* plan_rt_fwd(const Problem& p, const DeviceLimits& limits, int variant, RtPlan* plan) {
-  return cached_plan<RtPlan, struct RtFwd>(p, limits, variant, plan,
-                                           [&](RtPlan* out) { return make_plan(p, limits, variant, out); });
-}
-
-namespace {
-int count(Pass pass) { return pass == Pass::fwd ? kRtFwdCount : 0; }
-const char* name_of(Pass, int variant) { return kRtFwd[variant].name; }
-const char* plan_family(const Problem& p, const DeviceLimits& limits, int variant, LaunchPlan* out) {
-  RtPlan found;
-  const char* why = plan_rt_fwd(p, limits, variant, &found);
-  if (!why) *out = found.plan;
-  return why;
-}
-}  // namespace
-
-const Family rt_fwd_family{"rt_fwd", count, name_of, plan_family};
+const Family rt_fwd_family = family_of<Planner>("rt_fwd");
 
 }  // namespace replknet_ext::cuda

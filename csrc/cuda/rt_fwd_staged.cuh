@@ -63,7 +63,7 @@ __global__ void __launch_bounds__(kWarps * 32, kSm90 ? kBlocks : kBlocksElsewher
   const int rows = ceil_div(pairs, kPairs);
 
   uint4* table = reinterpret_cast<uint4*>(smem);
-  const int input_at = a.pass_rows * kQuads * 512;  // offsets and not pointers, to save registers
+  const int input_at = a.part_rows * kQuads * 512;  // offsets and not pointers, to save registers
   const int filter_at = input_at + a.block_channels * a.block_groups * a.plane;
 
   // the warp's item
@@ -76,12 +76,12 @@ __global__ void __launch_bounds__(kWarps * 32, kSm90 ? kBlocks : kBlocksElsewher
 
   // One channel after the other, each by parts of the filter; sums stay in registers. Input of all parts and channels
   // is loaded at once, or of one channel part by part.
-  const int passes = a.passes_down * a.passes_along, steps = passes * channels;
+  const int passes = a.parts_down * a.parts_along, steps = passes * channels;
   const int turns = Element::kFloat ? a.turns : 1;
   int k0, table_rows, shift, d_first, q_low, q_high;
   auto begin = [&](int pass) {
-    k0 = (kWhole ? pass : pass / a.passes_along) * a.pass_rows, table_rows = min(a.pass_rows, a.table_rows - k0);
-    shift = a.shift - k0, d_first = kWhole ? -(kOffsets / 2) : a.d_first + pass % a.passes_along * kOffsets;
+    k0 = (kWhole ? pass : pass / a.parts_along) * a.part_rows, table_rows = min(a.part_rows, a.table_rows - k0);
+    shift = a.shift - k0, d_first = kWhole ? -(kOffsets / 2) : a.d_first + pass % a.parts_along * kOffsets;
     const int from = a.load_once ? a.shift : shift, to = a.load_once ? a.table_rows : table_rows;
     q_low = max(a.q_first, pair0 - from);
     q_high = min(a.q_end - 1, pair0 + pairs - 1 - from + to - 1);

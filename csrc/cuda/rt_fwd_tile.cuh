@@ -1,11 +1,11 @@
 // Tile loaders and stores of the RT kernels: input rows, weight fragments, output rows.
 #pragma once
+#include "../integers.h"
+#include "activation.cuh"
 #include "ptx.cuh"
 #include "rt_fwd_args.h"
 
 namespace replknet_ext::cuda {
-
-__host__ __device__ constexpr int ceil_div(int a, int b) { return (a + b - 1) / b; }
 
 // Bytes of a warp's scratch for the output transpose, and of the filter's two zero-bordered copies.
 __host__ __device__ constexpr int transpose_bytes(int chunks) { return 8 * (2 * chunks + 1) * 16; }
@@ -167,12 +167,6 @@ __device__ __forceinline__ void build_table(uint4* table, const uint16_t* filter
       ptx::store_shared(table + (k * kOffsets + d) * 32 + lane, make_uint4(here, before, after, here));
     }
   }
-}
-
-__device__ __forceinline__ float activate(float v, int activation) {
-  if (activation == 1) return v > 0.f || v != v ? v : 0.f;                       // relu keeps NaN, as torch does
-  if (activation == 2) return 0.5f * v * (1.f + erff(v * 0.70710678118654752f));  // gelu by erf
-  return v;
 }
 
 // Bias, activation and store of a warp's output pair: fragments are (column, slot) and go through the warp's scratch

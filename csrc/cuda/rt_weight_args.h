@@ -2,6 +2,8 @@
 #pragma once
 #include <cstdint>
 
+#include "../integers.h"
+
 namespace replknet_ext::cuda {
 
 struct FastDivisor {  // quotients of small numbers: n * divisor < 2^31
@@ -43,11 +45,6 @@ struct RtwArgs {
 };
 
 // The end of a block: floats of shared memory. sum_diagonals says what they hold.
-#ifdef __CUDACC__
-#define REPLKNET_EXT_BOTH __host__ __device__
-#else
-#define REPLKNET_EXT_BOTH
-#endif
 REPLKNET_EXT_BOTH constexpr int sum_columns(int offsets) { return 8 * offsets + 8; }  // diagonals of a row offset, the last one empty
 REPLKNET_EXT_BOTH constexpr int half_floats(int offsets) { return 8 * (sum_columns(offsets) + 4); }
 REPLKNET_EXT_BOTH constexpr int rows_at_once(int offsets) { return 16 / (sum_columns(offsets) / 4); }

@@ -19,23 +19,21 @@ int access_bytes(const Problem& p, const void* tensor, int64_t width) {
 
 }  // namespace
 
-int launch_rt_weight(const Problem& p, const Tensors& t, const DeviceLimits& limits, int variant, void* stream) {
-  RtwPlan plan;
-  if (plan_rt_weight(p, limits, variant, &plan)) return kUnsupported;
-  if (p.n == 0) return 0;
-  const int number = plan.plan.variant;
+int launch_rt_weight(const LaunchPlan& any, const Tensors& t, void* stream) {
+  const RtwPlan& plan = static_cast<const RtwPlan&>(any);
+  const Problem& p = plan.problem;
+  const int number = plan.family_variant;
   RtwArgs a = plan.args;
   a.tensor[0].p = t.x, a.tensor[1].p = t.grad, a.out = t.out, a.grad_bias = t.grad_bias;
   set_access(p, number, a.block_channels, access_bytes(p, t.x, p.w), &a.tensor[0]);
   set_access(p, number, a.block_channels, access_bytes(p, t.grad, p.wo), &a.tensor[1]);
   if (a.splits > 1) a.partial = static_cast<float*>(t.workspace);
   const auto kernel = (p.dtype == DType::f32 ? rt_weight_f32 : p.dtype == DType::f16 ? rt_weight_f16 : rt_weight_bf16)(number);
-  const dim3 grid(static_cast<unsigned>(plan.plan.blocks / a.splits), static_cast<unsigned>(a.splits));
-  if (const auto e = launch_kernel(kernel, grid, dim3(plan.plan.warps * 32), plan.plan.shared_bytes, stream, a))
+  const dim3 grid(static_cast<unsigned>(plan.blocks / a.splits), static_cast<unsigned>(a.splits));
+  if (const auto e = launch_kernel(kernel, grid, dim3(plan.warps * 32), plan.shared_bytes, stream, a))
     return static_cast<int>(e);
   if (a.splits == 1) return 0;
-  const int taps = static_cast<int>(p.kh * p.kw);
-  return launch_weight_sum({a.partial, a.out, a.grad_bias, p.c * (taps + 1), taps, a.splits, a.dtype}, stream);
+  return launch_weight_sum(sums_by_channel(a.partial, a.out, a.grad_bias, p.c, p.kh * p.kw, a.splits, a.dtype), stream);
 }
 
 }  // namespace replknet_ext::cuda

@@ -3,16 +3,14 @@
 #include <algorithm>
 #include <cmath>
 
+#include "../integers.h"
 #include "family.h"
 #include "model.h"
-#include "plan_cache.h"
 #include "rt_weight_variants.h"
 
 namespace replknet_ext::cuda {
 namespace {
 
-int ceil_div(int a, int b) { return (a + b - 1) / b; }
-int floor_div(int a, int b) { return a >= 0 ? a / b : -((-a + b - 1) / b); }
 int clamp(int v, int low, int high) { return std::min(std::max(v, low), high); }
 
 FastDivisor fast_divisor(int d) {
@@ -42,7 +40,6 @@ const char* refuse(const Problem& p) {
   if (p.dtype == DType::f64) return "float64 does not run on tensor cores here";
   if (p.dtype == DType::f32 && p.precision == Precision::ieee)
     return "float32 runs on tensor cores only as tf32 or bf16x3";
-  if (p.kh * p.kw > 1 << 28) return "the filter has more than 2^28 taps";
   return nullptr;
 }
 
@@ -179,7 +176,7 @@ class Candidate {
     return shared_ <= limits_.shared_per_block && blocks_x_ <= 0x7fffffff && all_jobs() <= 1 << 30 && s.splits <= 65535;
   }
 
-  void fill(int variant, RtwPlan* out) const {
+  void fill(RtwPlan* out) const {
     const Shape& s = s_;
     const int resident = resident_blocks(limits_, warps_, shared_, v_.warps);
     const int64_t blocks = blocks_x_ * s.splits;
@@ -249,16 +246,16 @@ class Candidate {
     a.plane_bytes = static_cast<int>(plane_bytes_);
     a.item_rows = item_rows;
     a.by_burst = fast_divisor(ceil_div(burst_, item_rows)), a.by_steady = fast_divisor(ceil_div(2 * s.stage_pairs, item_rows));
-    LaunchPlan& plan = out->plan;
-    plan = {};
-    plan.variant = variant, plan.name = v_.name, plan.row_groups = 1 << r_.split_log2;
-    plan.block_pairs = s.stage_pairs, plan.block_chunks = v_.chunks, plan.block_groups = static_cast<int>(jobs);
-    plan.passes = parts, plan.warps = warps_, plan.shared_bytes = static_cast<int>(shared_);
-    plan.blocks_per_sm = resident, plan.blocks = blocks;
-    plan.mmas = steps_ * overlap * per_row_ * l_.products * static_cast<double>(groups_) * static_cast<double>(p_.c);
-    plan.cycles = cycles;
-    plan.spill_rows = plan.spill_columns = -1;
-    plan.workspace_bytes = s.splits > 1 ? int64_t{4} * s.splits * p_.c * (p_.kh * p_.kw + 1) : 0;
+    out->details = {{{"row_groups", 1 << r_.split_log2},
+                     {"stage_pairs", s.stage_pairs},
+                     {"block_chunks", v_.chunks},
+                     {"block_jobs", static_cast<int64_t>(jobs)}}};
+    out->parts = parts, out->warps = warps_, out->shared_bytes = static_cast<int>(shared_);
+    out->blocks_per_sm = resident, out->blocks = blocks;
+    out->mmas = steps_ * overlap * per_row_ * l_.products * static_cast<double>(groups_) * static_cast<double>(p_.c);
+    out->cycles = cycles;
+    out->spill_rows = out->spill_columns = -1;
+    out->workspace_bytes = s.splits > 1 ? int64_t{4} * s.splits * p_.c * (p_.kh * p_.kw + 1) : 0;
   }
 
  private:
@@ -274,8 +271,8 @@ class Candidate {
   int64_t x_bytes_ = 0, grad_bytes_ = 0, plane_bytes_ = 0, shared_ = 0, blocks_x_ = 0;
 };
 
-bool plan_variant(const Problem& p, const DeviceLimits& limits, int variant, const Rows& r, const Columns& c, RtwPlan* best) {
-  const RtwVariant& v = kRtWeight[variant];
+bool plan_variant(const Problem& p, const DeviceLimits& limits, const RtwVariant& v, const Rows& r, const Columns& c,
+                  RtwPlan* best) {
   Candidate candidate(p, limits, v, r, c);
   bool found = false;
   const int offsets = candidate.row_offsets(), all = ceil_div(offsets, v.rows);
@@ -295,10 +292,10 @@ bool plan_variant(const Problem& p, const DeviceLimits& limits, int variant, con
           const int splits = static_cast<int>((candidate.all_jobs() + jobs - 1) / jobs);
           if (splits != last_splits && candidate.choose({warps, down, channels, stage, stage == 1 ? 2 : 1, splits})) {
             RtwPlan plan;
-            candidate.fill(variant, &plan);
+            candidate.fill(&plan);
             // partials stay few: no more splits than give every SM 8 blocks
-            if (splits > 1 && plan.plan.blocks > 8 * limits.sms) break;
-            if (!found || plan.plan.cycles < best->plan.cycles) *best = plan;
+            if (splits > 1 && plan.blocks > 8 * limits.sms) break;
+            if (!found || plan.cycles < best->cycles) *best = plan;
             found = true;
           }
           last_splits = splits;
@@ -310,29 +307,41 @@ bool plan_variant(const Problem& p, const DeviceLimits& limits, int variant, con
   return found;
 }
 
-const char* make_plan(const Problem& p, const DeviceLimits& limits, int variant, RtwPlan* plan) {
-  if (const char* why = refuse(p)) return why;
-  const Columns columns = meet_columns(p);
-  if (variant >= 0 && !admits(p, kRtWeight[variant].math)) return "the variant is for another dtype or precision";
-  if (variant >= 0 && !fits_width(kRtWeight[variant], columns)) return "the variant is for narrower planes or filters";
-  bool found = false;
-  for (int i = 0; i < kRtWeightCount; ++i) {
-    const RtwVariant& v = kRtWeight[i];
-    if ((variant >= 0 && i != variant) || !admits(p, v.math) || !fits_width(v, columns)) continue;
+class Planner {
+ public:
+  using Plan = RtwPlan;
+
+  Planner(const Problem& p, const DeviceLimits& limits) : p_(p), limits_(limits), columns_(meet_columns(p)) {}
+
+  static int count(Pass pass) { return pass == Pass::bwd_weight ? kRtWeightCount : 0; }
+  static const char* name(Pass, int variant) { return kRtWeight[variant].name; }
+  const char* refuse() const { return cuda::refuse(p_); }
+  const char* refuse(int variant) const {
+    if (!admits(p_, kRtWeight[variant].math)) return "the variant is for another dtype or precision";
+    return fits_width(kRtWeight[variant], columns_) ? nullptr : "the variant is for narrower planes or filters";
+  }
+  bool plan(int variant, RtwPlan* best) const {
+    const RtwVariant& v = kRtWeight[variant];
     const int slots = layout_of(v.math).slots;
+    bool found = false;
     for (int split = 0; 1 << split <= slots; ++split) {
       Rows rows;
-      if (split > 0 && (p.n % slots == 0 || p.n >= 64)) break;
-      if (!meet_rows(p, split, &rows)) continue;
+      if (split > 0 && (p_.n % slots == 0 || p_.n >= 64)) break;
+      if (!meet_rows(p_, split, &rows)) continue;
       RtwPlan candidate;
-      if (plan_variant(p, limits, i, rows, columns, &candidate) && (!found || candidate.plan.cycles < plan->plan.cycles)) {
-        *plan = candidate;
-        found = true;
-      }
+      if (!plan_variant(p_, limits_, v, rows, columns_, &candidate) || (found && candidate.cycles >= best->cycles)) continue;
+      *best = candidate;
+      found = true;
     }
+    return found;
   }
-  return found ? nullptr : "the variant needs more shared memory than a block of this device has";
-}
+  const char* none(int) const { return "the variant needs more shared memory than a block of this device has"; }
+
+ private:
+  const Problem& p_;
+  const DeviceLimits& limits_;
+  Columns columns_;
+};
 
 }  // namespace
 
@@ -346,22 +355,6 @@ void set_access(const Problem& p, int variant, int block_channels, int access, R
   t->by_units = fast_divisor(block_channels * l.element / t->access);
 }
 
-const char* plan_rt_weight(const Problem& p, const DeviceLimits& limits, int variant, RtwPlan* plan) {
-  return cached_plan<RtwPlan, struct RtWeight>(p, limits, variant, plan,
-                                               [&](RtwPlan* out) { return make_plan(p, limits, variant, out); });
-}
-
-namespace {
-int count(Pass pass) { return pass == Pass::bwd_weight ? kRtWeightCount : 0; }
-const char* name_of(Pass, int variant) { return kRtWeight[variant].name; }
-const char* plan_family(const Problem& p, const DeviceLimits& limits, int variant, LaunchPlan* out) {
-  RtwPlan found;
-  const char* why = plan_rt_weight(p, limits, variant, &found);
-  if (!why) *out = found.plan;
-  return why;
-}
-}  // namespace
-
-const Family rt_weight_family{"rt_weight", count, name_of, plan_family};
+const Family rt_weight_family = family_of<Planner>("rt_weight");
 
 }  // namespace replknet_ext::cuda

@@ -5,13 +5,9 @@
 
 namespace replknet_ext::cuda {
 
-struct RtwPlan {
+struct RtwPlan : LaunchPlan {
   RtwArgs args;  // without pointers and what depends on them: see set_access
-  LaunchPlan plan;
 };
-
-// Null or the reason why not. Plans are kept: plan_cache.h.
-const char* plan_rt_weight(const Problem& p, const DeviceLimits& limits, int variant, RtwPlan* plan);
 
 // The model's instructions of a warp that sums the diagonals of its row offsets.
 inline double diagonal_instructions(int offsets, int rows) {

@@ -16,7 +16,7 @@
 // Inf and NaN: every output of a plane is multiplied by every input, so a non-finite input can turn all outputs of its
 // own plane into NaN (spill_rows, spill_columns: -1); never another image or channel.
 #pragma once
-#include "rt_fwd_tile.cuh"  // activate
+#include "activation.cuh"
 #include "small_tile.cuh"
 #include "small_variants.h"
 

@@ -3,9 +3,9 @@
 #include <algorithm>
 #include <cmath>
 
+#include "../integers.h"
 #include "family.h"
 #include "model.h"
-#include "plan_cache.h"
 #include "rt_weight_plan.h"
 #include "small_variants.h"
 
@@ -17,7 +17,6 @@ constexpr int kSectorChannels = 16;   // that fill the 32 bytes of a sector in c
 constexpr double kTurned = 1.5;       // instructions an element that is turned from pixels to channels or back
 constexpr double kTurnCycles = 800;  // a canvas and four barriers of a block that goes on
 
-int ceil_div(int a, int b) { return (a + b - 1) / b; }
 // The smallest pitch of at least so many words: 4 more than a multiple of 8, see SmallTensor.
 int pitch_of(int words) { return words + ((12 - words % 8) % 8); }
 
@@ -122,17 +121,14 @@ bool plan_fwd(const Problem& p, const DeviceLimits& limits, int variant, SmallPl
       const int resident = resident_blocks(limits, warps, shared, v.warps);
       const int64_t together = int64_t{resident} * limits.sms, blocks = a.buffers == 1 ? units : std::min(units, together);
       const double cycles = cycles_of(c, units, resident, a.buffers == 2, warps, limits);
-      if ((found && cycles >= best->plan.cycles) || (a.buffers == 2 && units <= together)) continue;
+      if ((found && cycles >= best->cycles) || (a.buffers == 2 && units <= together)) continue;
       found = true;
       best->fwd = a;
-      LaunchPlan& plan = best->plan;
-      plan = {};
-      plan.variant = variant, plan.name = v.name, plan.row_groups = 1, plan.passes = 1;
-      plan.block_pairs = ceil_div(a.ho, 2), plan.block_chunks = ceil_div(a.wo, 8), plan.block_groups = 2 * v.groups;
-      plan.warps = warps, plan.shared_bytes = shared, plan.blocks_per_sm = resident, plan.blocks = blocks;
-      plan.mmas = products / channels * multiplied * v.groups * static_cast<double>(p.c) * static_cast<double>(image_tiles);
-      plan.cycles = cycles;
-      plan.spill_rows = plan.spill_columns = -1;
+      best->details = {{{"block_channels", channels}, {"block_images", images}}};
+      best->warps = warps, best->shared_bytes = shared, best->blocks_per_sm = resident, best->blocks = blocks;
+      best->mmas = products / channels * multiplied * v.groups * static_cast<double>(p.c) * static_cast<double>(image_tiles);
+      best->cycles = cycles;
+      best->spill_rows = best->spill_columns = -1;
     }
   }
   return found;
@@ -214,14 +210,11 @@ bool plan_weight(const Problem& p, const DeviceLimits& limits, int variant, Smal
   c.shared = groups * (reads + 2 * 2 * pixels / kSharedBytes);
   c.issue = groups * (instructions + (in_runs ? kRun : kPlane) * 32) / 4 + ending;
   best->weight = a;
-  LaunchPlan& plan = best->plan;
-  plan = {};
-  plan.variant = variant, plan.name = v.name, plan.row_groups = 1, plan.passes = 1;
-  plan.block_pairs = rt.pairs, plan.block_chunks = v.chunks, plan.block_groups = rt.jobs;
-  plan.warps = kWarps, plan.shared_bytes = shared, plan.blocks_per_sm = resident, plan.blocks = blocks;
-  plan.mmas = products / rt.block_channels * groups * static_cast<double>(p.c);
-  plan.cycles = cycles_of(c, blocks, resident, false, kWarps, limits);
-  plan.spill_rows = plan.spill_columns = -1;
+  best->details = {{{"block_channels", rt.block_channels}}};
+  best->warps = kWarps, best->shared_bytes = shared, best->blocks_per_sm = resident, best->blocks = blocks;
+  best->mmas = products / rt.block_channels * groups * static_cast<double>(p.c);
+  best->cycles = cycles_of(c, blocks, resident, false, kWarps, limits);
+  best->spill_rows = best->spill_columns = -1;
   return true;
 }
 
@@ -239,27 +232,32 @@ const char* refuse_variant(const Problem& p, int variant) {
   return row_offsets(p) <= kWarps * v.rows ? nullptr : "the variant has too few row offsets";
 }
 
-const char* make_plan(Problem p, const DeviceLimits& limits, int variant, SmallPlan* plan) {
-  if (const char* why = refuse(p)) return why;
-  if (p.c == 1) p.channels_last = false;  // the same memory
-  const bool weight = p.pass == Pass::bwd_weight;
-  const char* reason = "the variant needs more shared memory, warps or blocks than there are";
-  bool found = false;
-  for (int i = 0; i < (weight ? kSmallWeightCount : kSmallFwdCount); ++i) {
-    if (variant >= 0 && i != variant) continue;
-    if (const char* why = refuse_variant(p, i)) {
-      reason = why;
-      continue;
-    }
-    SmallPlan candidate;
-    if ((weight ? plan_weight : plan_fwd)(p, limits, i, &candidate) &&
-        (!found || candidate.plan.cycles < plan->plan.cycles)) {
-      *plan = candidate;
-      found = true;
-    }
+class Planner {
+ public:
+  using Plan = SmallPlan;
+
+  Planner(const Problem& p, const DeviceLimits& limits) : p_(p), limits_(limits) {
+    if (p.c == 1) p_.channels_last = false;  // the same memory
   }
-  return found ? nullptr : reason;
-}
+
+  static int count(Pass pass) { return pass == Pass::fwd ? kSmallFwdCount : kSmallWeightCount; }
+  static const char* name(Pass pass, int variant) {
+    return pass == Pass::fwd ? kSmallFwd[variant].name : kSmallWeight[variant].name;
+  }
+  const char* refuse() const { return cuda::refuse(p_); }
+  const char* refuse(int variant) const { return refuse_variant(p_, variant); }
+  bool plan(int variant, SmallPlan* best) const {
+    return (p_.pass == Pass::fwd ? plan_fwd : plan_weight)(p_, limits_, variant, best);
+  }
+  const char* none(int variant) const {
+    return variant < 0 ? "no kernel for small planes fits these planes and this filter"
+                       : "the variant needs more shared memory, warps or blocks than there are";
+  }
+
+ private:
+  Problem p_;
+  const DeviceLimits& limits_;
+};
 
 }  // namespace
 
@@ -269,24 +267,6 @@ int small_access(const Problem& p, uint64_t address, int pixels, int channels) {
   return static_cast<int>(m & (~m + 1));
 }
 
-const char* plan_small(const Problem& p, const DeviceLimits& limits, int variant, SmallPlan* plan) {
-  return cached_plan<SmallPlan, struct Small>(p, limits, variant, plan,
-                                              [&](SmallPlan* out) { return make_plan(p, limits, variant, out); });
-}
-
-namespace {
-int count(Pass pass) { return pass == Pass::fwd ? kSmallFwdCount : kSmallWeightCount; }
-const char* name_of(Pass pass, int variant) {
-  return pass == Pass::fwd ? kSmallFwd[variant].name : kSmallWeight[variant].name;
-}
-const char* plan_family(const Problem& p, const DeviceLimits& limits, int variant, LaunchPlan* out) {
-  SmallPlan found;
-  const char* why = plan_small(p, limits, variant, &found);
-  if (!why) *out = found.plan;
-  return why;
-}
-}  // namespace
-
-const Family small_family{"small", count, name_of, plan_family};
+const Family small_family = family_of<Planner>("small");
 
 }  // namespace replknet_ext::cuda

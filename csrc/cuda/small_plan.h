@@ -5,14 +5,10 @@
 
 namespace replknet_ext::cuda {
 
-struct SmallPlan {
+struct SmallPlan : LaunchPlan {
   SmallFwdArgs fwd;  // without pointers and vec, which depend on them
   SmallWeightArgs weight;
-  LaunchPlan plan;
 };
-
-// Null or the reason why not. Plans are kept: plan_cache.h.
-const char* plan_small(const Problem& p, const DeviceLimits& limits, int variant, SmallPlan* plan);
 
 // Bytes of a global access that every run, or pixel, of a full block allows, of planes of so many pixels from `address` on.
 int small_access(const Problem& p, uint64_t address, int pixels, int channels);

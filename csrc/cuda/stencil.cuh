@@ -19,6 +19,7 @@
 // fwd: an Inf or NaN of the input stays in its receptive field, but for a filter smaller than the kernel's square of
 // taps, whose zeros multiply. Padding is multiplied, as in im2col.
 #pragma once
+#include "activation.cuh"
 #include "stencil_tile.cuh"
 #include "weight_sum.cuh"
 
@@ -121,7 +122,7 @@ __global__ void __launch_bounds__(kStencilThreads, kBlocks) stencil_kernel(const
 #pragma unroll
       for (int i = 0; i < kColumns; ++i)
 #pragma unroll
-        for (int v = 0; v < kChannels; ++v) done[i][v] = fma_activate(sums[kTaps - 1][i][v], a.activation);
+        for (int v = 0; v < kChannels; ++v) done[i][v] = activate(sums[kTaps - 1][i][v], a.activation);
       if (sizeof(T) == 4 || a.dtype == 2) store_stencil_row<T, kLast, true>(out, done, a.out, a.out.w - item.x, second);
       else store_stencil_row<T, kLast, false>(out, done, a.out, a.out.w - item.x, second);
     }

@@ -21,10 +21,9 @@ StencilTensor tensor(const Problem& p, const void* at, int64_t h, int64_t w) {
 }
 }  // namespace
 
-int launch_stencil(const Problem& p, const Tensors& t, const DeviceLimits& limits, int variant, void* stream) {
-  StencilPlan plan;
-  if (plan_stencil(p, limits, variant, &plan)) return kUnsupported;
-  if (p.n == 0) return 0;
+int launch_stencil(const LaunchPlan& any, const Tensors& t, void* stream) {
+  const StencilPlan& plan = static_cast<const StencilPlan&>(any);
+  const Problem& p = plan.problem;
   const bool weight = p.pass == Pass::bwd_weight;
   StencilArgs a = plan.args;
   a.in = tensor(p, t.x, p.h, p.w);
@@ -32,14 +31,13 @@ int launch_stencil(const Problem& p, const Tensors& t, const DeviceLimits& limit
   a.filter = t.w, a.bias = t.bias;
   a.grad = t.out, a.grad_bias = t.grad_bias;
   if (plan.splits > 1) a.partial = static_cast<float*>(t.workspace);
-  const StencilVariant& v = kStencil[plan.plan.variant];
+  const StencilVariant& v = kStencil[plan.family_variant];
   const auto kernel = (v.is_float ? stencil_f32 : stencil_half)(weight, v.kernel);
-  const dim3 grid(static_cast<unsigned>(plan.plan.blocks));
-  if (const auto e = launch_kernel(kernel, grid, dim3(kStencilThreads), plan.plan.shared_bytes, stream, a))
+  const dim3 grid(static_cast<unsigned>(plan.blocks));
+  if (const auto e = launch_kernel(kernel, grid, dim3(kStencilThreads), plan.shared_bytes, stream, a))
     return static_cast<int>(e);
   if (plan.splits == 1) return 0;
-  const int taps = static_cast<int>(p.kh * p.kw);
-  return launch_weight_sum({a.partial, a.grad, a.grad_bias, p.c * (taps + 1), taps, plan.splits, a.dtype}, stream);
+  return launch_weight_sum(sums_by_channel(a.partial, a.grad, a.grad_bias, p.c, p.kh * p.kw, plan.splits, a.dtype), stream);
 }
 
 }  // namespace replknet_ext::cuda

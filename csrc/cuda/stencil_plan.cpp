@@ -2,15 +2,13 @@
 
 #include <algorithm>
 
+#include "../integers.h"
 #include "family.h"
 #include "model.h"
-#include "plan_cache.h"
 #include "stencil_variants.h"
 
 namespace replknet_ext::cuda {
 namespace {
-
-int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 // Instructions beside the multiply-adds, counted in the compiled kernels. Latencies are guesses.
 constexpr double kStepIssue = 20, kWeightStepIssue = 45;  // of an input row: loop, addresses
@@ -68,7 +66,7 @@ class Candidate {
     return all + (in_splits ? second_launch_cycles(limits_, static_cast<double>(workspace())) : 0);
   }
 
-  void fill(int variant, int left, int pad_left, StencilPlan* out) const {
+  void fill(int left, int pad_left, StencilPlan* out) const {
     out->args = {};
     StencilArgs& a = out->args;
     a.n = static_cast<int>(p_.n), a.c = static_cast<int>(p_.c);
@@ -80,11 +78,11 @@ class Candidate {
     a.strips = static_cast<int>(strips_), a.tile_rows = rows_, a.items = static_cast<int>(items_), a.turns = turns_;
     a.parts = static_cast<int>(parts_), a.part_rows = part_rows_;
     out->splits = weight_ ? static_cast<int>(item_blocks_) : 1;
-    out->plan = {variant, weight_ ? v_.weight : v_.fwd, static_cast<int>(tiles_), rows_, v_.columns(), block_items(), 1,
-                 kStencilThreads / 32, shared_, resident_, blocks(), 0, cycles(), 0, 0};
-    if (weight_) out->plan.spill_rows = out->plan.spill_columns = -1;
-    else out->plan.spill_columns = v_.taps - a.kw;
-    if (out->splits > 1) out->plan.workspace_bytes = workspace();
+    out->details = {{{"tiles", tiles_}, {"tile_rows", rows_}, {"tile_columns", v_.columns()}, {"block_items", block_items()}}};
+    out->warps = kStencilThreads / 32, out->shared_bytes = shared_, out->blocks_per_sm = resident_;
+    out->blocks = blocks(), out->cycles = cycles();
+    out->spill_rows = weight_ ? -1 : 0, out->spill_columns = weight_ ? -1 : v_.taps - a.kw;
+    out->workspace_bytes = out->splits > 1 ? workspace() : 0;
   }
 
  private:
@@ -197,15 +195,15 @@ const char* refuse_variant(const Problem& p, const StencilVariant& v) {
   return nullptr;
 }
 
-void plan_variant(const Problem& p, const DeviceLimits& limits, int variant, bool* found, StencilPlan* best) {
-  const StencilVariant& v = kStencil[variant];
+bool plan_variant(const Problem& p, const DeviceLimits& limits, const StencilVariant& v, StencilPlan* best) {
+  bool found = false;
   const bool weight = p.pass == Pass::bwd_weight;
   const int left = v.last ? 0 : static_cast<int>(v.taps / 2 - p.pad_left);
   const int pad_left = static_cast<int>(p.pad_left) + left;
   const auto keep = [&](const Candidate& candidate) {
-    if (!candidate.runs() || (*found && candidate.cycles() >= best->plan.cycles)) return;
-    candidate.fill(variant, left, pad_left, best);
-    *found = true;
+    if (!candidate.runs() || (found && candidate.cycles() >= best->cycles)) return;
+    candidate.fill(left, pad_left, best);
+    found = true;
   };
   for (int64_t parts = 1, last = 0; last != 1; parts *= 2) {
     const int rows = static_cast<int>(std::max<int64_t>(1, ceil_div(p.ho, parts)));
@@ -218,46 +216,36 @@ void plan_variant(const Problem& p, const DeviceLimits& limits, int variant, boo
       }
     last = rows;
   }
+  return found;
 }
 
-const char* make_plan(Problem p, const DeviceLimits& limits, int variant, StencilPlan* plan) {
-  if (const char* why = refuse(p)) return why;
-  if (p.c == 1) p.channels_last = false;  // the same memory
-  p.n = std::max<int64_t>(1, p.n);
-  const char* reason = "no stencil kernel has this padding on the left";
-  bool found = false;
-  for (int i = 0; i < kStencilCount; ++i) {
-    if (variant >= 0 && i != variant) continue;
-    if (const char* why = refuse_variant(p, kStencil[i])) {
-      if (variant >= 0) reason = why;
-      continue;
-    }
-    reason = "there are more than 2^31 strips of outputs";
-    plan_variant(p, limits, i, &found, plan);
+class Planner {
+ public:
+  using Plan = StencilPlan;
+
+  Planner(const Problem& p, const DeviceLimits& limits) : p_(p), limits_(limits) {
+    if (p.c == 1) p_.channels_last = false;  // the same memory
   }
-  return found ? nullptr : reason;
-}
+
+  static int count(Pass) { return kStencilCount; }
+  static const char* name(Pass pass, int variant) {
+    return pass == Pass::bwd_weight ? kStencil[variant].weight : kStencil[variant].fwd;
+  }
+  const char* refuse() const { return cuda::refuse(p_); }
+  const char* refuse(int variant) const { return refuse_variant(p_, kStencil[variant]); }
+  bool plan(int variant, StencilPlan* best) const { return plan_variant(p_, limits_, kStencil[variant], best); }
+  const char* none(int variant) const {
+    return variant < 0 ? "no stencil kernel has this padding on the left, or there are more than 2^31 strips of outputs"
+                       : "there are more than 2^31 strips of outputs";
+  }
+
+ private:
+  Problem p_;
+  const DeviceLimits& limits_;
+};
 
 }  // namespace
 
-const char* plan_stencil(const Problem& p, const DeviceLimits& limits, int variant, StencilPlan* plan) {
-  return cached_plan<StencilPlan, struct Stencil>(p, limits, variant, plan,
-                                                  [&](StencilPlan* out) { return make_plan(p, limits, variant, out); });
-}
-
-namespace {
-int count(Pass) { return kStencilCount; }
-const char* name_of(Pass pass, int variant) {
-  return pass == Pass::bwd_weight ? kStencil[variant].weight : kStencil[variant].fwd;
-}
-const char* plan_family(const Problem& p, const DeviceLimits& limits, int variant, LaunchPlan* out) {
-  StencilPlan found;
-  const char* why = plan_stencil(p, limits, variant, &found);
-  if (!why) *out = found.plan;
-  return why;
-}
-}  // namespace
-
-const Family stencil_family{"stencil", count, name_of, plan_family};
+const Family stencil_family = family_of<Planner>("stencil");
 
 }  // namespace replknet_ext::cuda

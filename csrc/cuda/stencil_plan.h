@@ -5,13 +5,9 @@
 
 namespace replknet_ext::cuda {
 
-struct StencilPlan {
+struct StencilPlan : LaunchPlan {
   StencilArgs args;  // without pointers; accesses as wide as 16-byte aligned tensors allow
-  LaunchPlan plan;
   int splits;
 };
-
-// Null or the reason why not. Plans are kept: plan_cache.h.
-const char* plan_stencil(const Problem& p, const DeviceLimits& limits, int variant, StencilPlan* plan);
 
 }  // namespace replknet_ext::cuda

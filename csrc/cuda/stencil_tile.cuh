@@ -2,7 +2,7 @@
 #pragma once
 #include <type_traits>
 
-#include "fma_tile.cuh"  // the activation
+#include "ptx.cuh"
 #include "stencil_args.h"
 #include "stencil_variants.h"
 

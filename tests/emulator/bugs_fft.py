@@ -71,19 +71,19 @@ BUGS = {
     "filter not flipped along x": ("fft_plan.cpp", "sign * p_.kw, sign,", "sign * p_.kw, 1,"),
     "splits overlap": ("fft_launch.cu", "a.out_split = elements;", "a.out_split = elements - 1;"),
     "last split left out": (
-        "fft_weight.cu",
-        "for (int s = 1; s < a.splits; ++s) sum += a.partial[",
-        "for (int s = 2; s < a.splits; ++s) sum += a.partial[",
+        "weight_sum.cu",
+        "for (int s = 1; s < a.splits; ++s)",
+        "for (int s = 2; s < a.splits; ++s)",
     ),
     "bias gradient of the wrong channel": (
-        "fft_weight.cu",
-        "static_cast<int64_t>(a.channels) + i]",
-        "static_cast<int64_t>(a.channels)]",
+        "weight_sum.cu",
+        "channel * a.bias_channel :",
+        "0 * a.bias_channel :",
     ),
     "bias after the activation": (
         "fft.cuh",
-        "fft_activate(v + bias, a.activation)",
-        "fft_activate(v, a.activation) + bias",
+        "activate(v + bias, a.activation)",
+        "activate(v, a.activation) + bias",
     ),
     "bfloat16 taken for float16": (
         "fft_transform.cuh",
@@ -93,7 +93,7 @@ BUGS = {
     "tiles that start at an odd column": ("fft_transform.cuh", " & (w.unit - 1);", " & 0;"),
     "words of odd rows": ("fft_launch.cu", "width % 2 == 0", "width % 2 < 2"),
     "partial sums of 16 bit": ("fft_launch.cu", "in_splits ? FftDType::f32 : a.dtype;", "a.dtype;"),
-    "sums in the wrong dtype": ("fft_weight.cu", "fft_by_dtype(dtype,", "fft_by_dtype(FftDType::f32,"),
+    "sums in the wrong dtype": ("weight_sum.cu", "sum, a.dtype);", "sum, 0);"),
     "turn the wrong way": (
         "fft_codelets.cuh",
         "v[k + 1] = {even.re - odd.im, even.im + odd.re};",

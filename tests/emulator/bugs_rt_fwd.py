@@ -51,7 +51,7 @@ BUGS = {
         "const int rows = (kh - r.ky0) / 2 + 1;",
         "const int rows = (kh - r.ky0) / 2;",
     ),
-    "plane one pair too small": ("rt_fwd_plan.cpp", ": t.pass_rows) - 1);", ": t.pass_rows) - 2);"),
+    "plane one pair too small": ("rt_fwd_plan.cpp", ": t.part_rows) - 1);", ": t.part_rows) - 2);"),
     "odd rows keep a neighbour": ("rt_fwd_tile.cuh", "e + 1 < columns;", "e + 1 <= columns;"),
     "half a row too many": (
         "rt_fwd_tile.cuh",

@@ -93,7 +93,7 @@ BUGS = {
         "(static_cast<int64_t>(0) * a.c + channel)",
     ),
     "a split is not added": (
-        "launch.cu",
+        "weight_sum.cu",
         "for (int s = 1; s < a.splits; ++s)",
         "for (int s = 2; s < a.splits; ++s)",
     ),

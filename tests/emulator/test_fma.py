@@ -113,7 +113,7 @@ def test_tiles_and_parts_of_small_devices(
 def test_row_groups_that_share_warps(plain: ModuleType, case: Case) -> None:
     number = plain.variants(case.pass_).index("fma_7x4" if case.pass_ == "fwd" else "fma_weight_7x4")
     case = case.but(dtype="float32", variant=number)
-    assert plain.plan(case.problem(), case.limits, number)["row_groups"] > 1
+    assert plain.plan(case.problem(), case.limits, number)["merge"] > 1
     harness.check_exact(plain, case)
 
 
@@ -122,7 +122,7 @@ def test_a_filter_in_parts(plain: ModuleType, channels_last: bool) -> None:
     """Parts along both axes of the filter, and of the gradient in bwd_weight."""
     for pass_, case in (("fwd", Case(1, 1, 20, 70, (70, 250))), ("bwd_weight", Case(1, 1, 120, 270, 5))):
         case = case.but(dtype="float64", limits=SMALLEST, bias=True, pass_=pass_, channels_last=channels_last)
-        assert plain.plan(case.problem(), case.limits, -1)["passes"] > 2
+        assert plain.plan(case.problem(), case.limits, -1)["parts"] > 2
         harness.check_exact(plain, case)
 
 
@@ -189,7 +189,7 @@ def test_offsets_beyond_two_to_the_31(plain: ModuleType, pass_: str, channels_la
     plan = plain.plan(case.problem(), case.limits, -1)
     weight = pass_ == "bwd_weight"
     splits = plan["workspace_bytes"] // (4 * 32 * (9 + 1))
-    images = case.n // splits + 32 if weight else plan["block_groups"]  # at least what the last block reads
+    images = case.n // splits + 32 if weight else plan["planes"]  # at least what the last block reads
     assert not weight or splits > 20
     inputs = harness.exact_inputs(case.but(n=1))  # the last image; those before it are zeros
     format_ = torch.channels_last if channels_last else torch.contiguous_format
@@ -216,7 +216,7 @@ def test_offsets_beyond_two_to_the_31(plain: ModuleType, pass_: str, channels_la
 
 def test_batches_beyond_a_grid_axis_launch_in_slices(plain: ModuleType) -> None:
     case = Case(1 << 20, 1, 1, 1, 1, dtype="float32", variant=plain.variants().index("fma_7x4"))
-    images = plain.plan(case.problem(), case.limits, case.variant)["block_groups"]
+    images = plain.plan(case.problem(), case.limits, case.variant)["planes"]
     case = case.but(n=65535 * images + 3)
     assert plain.plan(case.problem(), case.limits, case.variant)["blocks"] == 65536
     x = torch.zeros(case.n, 1, 1, 1)

@@ -40,7 +40,7 @@ def test_bank_conflicts(race: ModuleType, pass_: str, channels_last: bool) -> No
     """None in the sums of 8 planes and more; some while channels_last tensors are spread over planes."""
     race.set_options(banks=True)
     case = Case(16, 16 if channels_last else 1, 14, 14, 9, dtype="float32", pass_=pass_, channels_last=channels_last)
-    assert race.plan(case.problem(), case.limits, -1)["block_groups"] >= 8
+    assert race.plan(case.problem(), case.limits, -1)["planes"] >= 8
     harness.check_exact(race, case)
     source = (emulator_build.CUDA / "ptx.cuh").read_text().split("\n")
     loads = next(i for i, line in enumerate(source, 1) if "load_quad" in line)

@@ -88,7 +88,7 @@ def test_filter_parts_of_small_devices(
     case = case.but(limits=limits, **KINDS[kind])
     found = plan(plain, case)
     assert found["shared_bytes"] <= limits[2]
-    assert found["passes"] > 1 or limits is not SMALLEST
+    assert found["parts"] > 1 or limits is not SMALLEST
     harness.check_exact(plain, case)
 
 
@@ -97,10 +97,10 @@ def test_parts_of_the_filter_for_several_channels(plain: ModuleType, kind: str) 
     """The plan of a 56x56 layer of 31B: whole planes of several channels, fragments of a part of the filter."""
     case = Case(8, 8, 56, 56, 31, bias=True, **KINDS[kind])
     variant = plain.plan(case.but(n=64, c=128).problem(), H200, -1)
-    assert variant["passes"] > 1 and variant["name"].startswith("rt_5x7_w")
+    assert variant["parts"] > 1 and variant["name"].startswith("rt_5x7_w")
     limits = (90, 1, 227 << 10, 228 << 10)  # one SM: the same plan for a small problem
     found = plan(plain, case.but(limits=limits))
-    assert (found["passes"], found["shared_bytes"]) == (variant["passes"], variant["shared_bytes"])
+    assert (found["parts"], found["shared_bytes"]) == (variant["parts"], variant["shared_bytes"])
     harness.check_exact(plain, case.but(limits=limits))
 
 
