@@ -1,6 +1,7 @@
 #include "choices.h"
 
 #include <atomic>
+#include <limits>
 
 #include "plan_cache.h"
 
@@ -8,38 +9,46 @@ namespace replknet_ext {
 namespace {
 
 // Counts the times that choices have changed. 0: nobody is there to be asked, as in a program without Python.
-std::atomic<uint64_t> generation{0};
+std::atomic<int64_t> generation{0};
 
 void forget_choices() { generation++; }
 
-// What a choice depends on beside its Problem.
-struct Asked {
-  uint64_t generation;
-  int32_t device;
-  int threads;
-  bool bias, own;
-};
-std::array<int64_t, 5> numbers_of(const Asked& a) {
-  return {static_cast<int64_t>(a.generation), a.device, a.threads, a.bias, a.own};
-}
-
 }  // namespace
 
-Chosen chosen(const Problem& p, const Call& call, int64_t variant, int32_t device, int threads) {
-  if (variant >= kPlanned) return {false, variant};
-  STD_TORCH_CHECK(variant >= kMeasuredOwn, "variant must be a number of a kernel, -1 (the planner's choice), -2 (measured) "
-                  "or -3 (measured, of this op's kernels); got ", variant);
+Choice chosen(const Problem& p, const Call& call, const char* own, int32_t device, int threads) {
+  const std::string& backend = call.options.backend;
+  const int64_t variant = call.options.variant;
+  STD_TORCH_CHECK(variant >= kPlanned && variant <= std::numeric_limits<int32_t>::max(),
+                  "variant must be the number of a variant of the backend, or -1 to have one chosen; got ", variant);
+  STD_TORCH_CHECK(variant == kPlanned || backend != "auto", "variant ", variant,
+                  " is one of a backend: name it by the argument backend, which is 'auto'");
+  const Choice asked{backend, variant};
+  if (variant != kPlanned || !is_own(asked, own) || p.n == 0) return asked;
+  const int64_t now = generation;
+  if (now == 0) return asked;
   const bool bias = call.bias.has_value() || std::string(call.pass) == "bwd_weight_bias";
-  const Asked asked{generation, device, threads, bias, variant == kMeasuredOwn};
-  Chosen result{false, kPlanned};
-  if (p.n == 0 || asked.generation == 0) return result;
-  cached_plan<Chosen, Asked>(p, numbers_of(asked), static_cast<int>(variant), &result, [&](Chosen* found) -> const char* {
-    std::tie(found->triton, found->variant) = call_op<int64_t, int64_t>(
+  const std::array<int64_t, 5> about{now, device, threads, bias, backend == "auto"};
+  Choice result;
+  cached_plan<Choice, Call>(p, about, 0, &result, [&](Choice* found) -> const char* {
+    // one string, as torch_call_dispatcher (2.11 to 2.13) mixes up the types of several results
+    const auto answer = std::get<0>(call_op<Text>(
         "replknet_ext::_choice", std::string(call.pass), call.first, call.second, call.bias, call.options.padding,
-        call.activation, call.options.precision, call.options.algorithm, asked.own);
+        call.activation, call.options.precision, call.options.algorithm, backend));
+    const size_t blank = answer.find(' ');
+    *found = {answer.substr(0, blank), std::stoll(answer.substr(blank + 1))};
     return nullptr;
   });
   return result;
+}
+
+void throw_failure(const char* op) {
+  std::array<StableIValue, 1> stack{};
+  std::string why;
+  if (generation != 0 && torch_call_dispatcher("replknet_ext::_failure", "", stack.data(), TORCH_ABI_VERSION) == TORCH_SUCCESS)
+    why = torch::stable::detail::to<Text>(stack[0]);
+  STD_TORCH_CHECK(!why.empty(), op, " failed: nothing in this process runs it, or it did not say why");
+  STD_TORCH_CHECK(false, why);
+  std::abort();  // not reached
 }
 
 }  // namespace replknet_ext

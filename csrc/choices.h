@@ -1,24 +1,23 @@
-// Which kernel was measured to be the fastest. Asked when an op runs, so that compiled and exported code has it, too, and
-// a new choice needs no new trace; what is known of it is in replknet_ext.choices.
+// Which backend and which of its variants run a call. What was measured to be fastest is asked for when an op runs, so that
+// compiled and exported code has it, too, and a new choice needs no new trace; what is known is in replknet_ext.choices.
 #pragma once
 #include <algorithm>
 #include <array>
 #include <string>
 #include <tuple>
+#include <type_traits>
 #include <utility>
 
 #include "glue.h"
 
 namespace replknet_ext {
 
-// What the argument `variant` may be beside a variant's number.
-constexpr int64_t kPlanned = -1;      // the planner's choice
-constexpr int64_t kMeasured = -2;     // what was measured to be best, of any backend, else the planner's choice
-constexpr int64_t kMeasuredOwn = -3;  // the same of the op's own kernels
+constexpr int64_t kPlanned = -1;  // the variant that the backend's planner chooses
 
-// A variant's number or kPlanned, and whether it is one of the op's namesake triton_*.
-struct Chosen {
-  bool triton;
+// A backend by its name in replknet_ext.backends and its variant, or kPlanned. "auto": nothing was measured, the planner of
+// the device's own kernels decides.
+struct Choice {
+  std::string backend;
   int64_t variant;
 };
 
@@ -32,20 +31,37 @@ struct Call {
   const std::string& activation;
 };
 
-// What runs a call of `variant`. A choice holds for a device (-1: the CPU) and a number of threads.
-Chosen chosen(const Problem& p, const Call& call, int64_t variant, int32_t device, int threads);
+// What runs a call. A call that names a variant, or a backend beside `own` (the device's compiled kernels), has its answer;
+// otherwise what was measured, for a device (-1: the CPU) and a number of threads, or the planner's choice.
+Choice chosen(const Problem& p, const Call& call, const char* own, int32_t device, int threads);
+
+// Whether the device's compiled kernels are to run a choice.
+inline bool is_own(const Choice& choice, const char* own) { return choice.backend == "auto" || choice.backend == own; }
 
 template <class... Results, size_t... I>
 std::tuple<Results...> results_of(const StableIValue* stack, std::index_sequence<I...>) {
   return {torch::stable::detail::to<Results>(stack[I])...};
 }
 
+// Throws what went wrong in an op that is written in Python, as far as it says so.
+[[noreturn]] void throw_failure(const char* op);
+
 // Another op through torch's dispatcher.
 template <class... Results, class... Args>
 std::tuple<Results...> call_op(const char* op, const Args&... args) {
   std::array<StableIValue, std::max(sizeof...(Args), sizeof...(Results))> stack{torch::stable::detail::from(args)...};
-  TORCH_ERROR_CODE_CHECK(torch_call_dispatcher(op, "", stack.data(), TORCH_ABI_VERSION));
+  if (torch_call_dispatcher(op, "", stack.data(), TORCH_ABI_VERSION) != TORCH_SUCCESS) throw_failure(op);
   return results_of<Results...>(stack.data(), std::index_sequence_for<Results...>{});
+}
+
+// An op by a backend that is written in Python; the arguments up to `backend`.
+template <class Result, class... Args>
+Result by_python(const char* name, const Choice& choice, const Args&... args) {
+  const std::string op = std::string("replknet_ext::_python_") + name;
+  if constexpr (std::is_same_v<Result, Tensor>)
+    return std::get<0>(call_op<Tensor>(op.c_str(), args..., choice.backend, choice.variant));
+  else
+    return call_op<Tensor, Tensor>(op.c_str(), args..., choice.backend, choice.variant);
 }
 
 }  // namespace replknet_ext

@@ -8,6 +8,8 @@
 namespace replknet_ext {
 namespace {
 
+constexpr const char* kOwn = "cpu";
+
 int thread_count() { return static_cast<int>(torch::stable::get_num_threads()); }
 
 // A named variant or an FFT that can't run the problem is an error, never something else in its place.
@@ -21,9 +23,7 @@ cpu::Choice choose(const Problem& p, int64_t variant) {
   return choice;
 }
 
-cpu::Choice choose(const Problem& p, const Call& call, int64_t variant) {
-  return choose(p, chosen(p, call, variant, -1, thread_count()).variant);
-}
+Choice chosen(const Problem& p, const Call& call) { return chosen(p, call, kOwn, -1, thread_count()); }
 
 Tensor scratch_of(int64_t bytes) { return torch::stable::empty(std::vector<int64_t>{bytes}, ScalarType::Byte); }
 char* aligned(const Tensor& scratch) {
@@ -51,10 +51,9 @@ void run(const Problem& p, const cpu::Choice& choice, cpu::Tensors t) {
   }
 }
 
-Tensor run_fwd(const Problem& p, const Call& call, int64_t variant) {
-  const Tensor &input = call.first, &weight = call.second;
-  const std::optional<Tensor>& bias = call.bias;
-  const cpu::Choice choice = choose(p, call, variant);
+Tensor run_fwd(const Problem& p, int64_t variant, const Tensor& input, const Tensor& weight,
+               const std::optional<Tensor>& bias) {
+  const cpu::Choice choice = choose(p, variant);
   Tensor output = empty_like(input, {p.n, p.c, p.ho, p.wo}, memory_format(p));
   if (p.n == 0) return output;
   const Tensor x = torch::stable::contiguous(input, memory_format(p));
@@ -68,25 +67,32 @@ Tensor run_fwd(const Problem& p, const Call& call, int64_t variant) {
 }
 
 Tensor dwconv2d(const Tensor& input, const Tensor& weight, const std::optional<Tensor>& bias,
-                std::vector<int64_t> padding, std::string activation, std::string precision, std::string algorithm,
+                std::vector<int64_t> padding, Text activation, Text precision, Text algorithm, Text backend,
                 int64_t variant) {
-  const Options options{padding, precision, algorithm};
+  const Options options{padding, precision, algorithm, backend, variant};
   const Problem p = fwd_problem(input, weight, bias, options, activation);
-  return run_fwd(p, {"fwd", input, weight, bias, options, activation}, variant);
+  const Choice choice = chosen(p, {"fwd", input, weight, bias, options, activation});
+  if (is_own(choice, kOwn)) return run_fwd(p, choice.variant, input, weight, bias);
+  return by_python<Tensor>("dwconv2d", choice, input, weight, bias, padding, activation, precision, algorithm);
 }
 
 Tensor dwconv2d_backward_input(const Tensor& grad_output, const Tensor& weight, std::vector<int64_t> padding,
-                               std::string precision, std::string algorithm, int64_t variant) {
-  const Options options{padding, precision, algorithm};
+                               Text precision, Text algorithm, Text backend, int64_t variant) {
+  const Options options{padding, precision, algorithm, backend, variant};
   const Problem p = bwd_input_problem(grad_output, weight, options);
-  return run_fwd(p, {"bwd_input", grad_output, weight, std::nullopt, options, "none"}, variant);
+  const Choice choice = chosen(p, {"bwd_input", grad_output, weight, std::nullopt, options, "none"});
+  if (is_own(choice, kOwn)) return run_fwd(p, choice.variant, grad_output, weight, std::nullopt);
+  return by_python<Tensor>("dwconv2d_backward_input", choice, grad_output, weight, padding, precision, algorithm);
 }
 
 Tensor dwconv2d_backward_weight(const Tensor& grad_output, const Tensor& input, std::vector<int64_t> padding,
-                                std::string precision, std::string algorithm, int64_t variant) {
-  const Options options{padding, precision, algorithm};
+                                Text precision, Text algorithm, Text backend, int64_t variant) {
+  const Options options{padding, precision, algorithm, backend, variant};
   const Problem p = bwd_weight_problem(grad_output, input, options);
-  const cpu::Choice choice = choose(p, {"bwd_weight", grad_output, input, std::nullopt, options, "none"}, variant);
+  const Choice chose = chosen(p, {"bwd_weight", grad_output, input, std::nullopt, options, "none"});
+  if (!is_own(chose, kOwn))
+    return by_python<Tensor>("dwconv2d_backward_weight", chose, grad_output, input, padding, precision, algorithm);
+  const cpu::Choice choice = choose(p, chose.variant);
   Tensor grad_weight = empty_like(input, {p.c, 1, p.kh, p.kw}, MemoryFormat::Contiguous);
   if (p.n == 0) return torch::stable::zero_(grad_weight);
   const Tensor x = torch::stable::contiguous(input, memory_format(p));

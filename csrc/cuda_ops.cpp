@@ -1,5 +1,5 @@
 // The CUDA kernels of the ops: current stream, device guard, workspace around cuda/. What those kernels do not cover goes
-// to Triton or to torch's convolution through the `_torch_*` ops that replknet_ext.ops defines.
+// to a backend that is written in Python.
 #ifdef REPLKNET_EXT_WITH_CUDA
 #include <dlfcn.h>
 #include <torch/csrc/stable/accelerator.h>
@@ -15,6 +15,8 @@
 
 namespace replknet_ext {
 namespace {
+
+constexpr const char* kOwn = "cuda";
 
 // The function is in libtorch_cuda.so, which a CPU-only torch does not have: this library must load there too.
 void* current_stream(int32_t device) {
@@ -50,15 +52,17 @@ struct Route : cuda::Route {
   bool covered;
 };
 
-// A named variant that can't run the problem, and an FFT that can't, are errors, never something else in its place.
-Route route(const Problem& p, int32_t device, const Chosen& choice) {
+// A backend or variant by name that can't run the problem, and an FFT that can't, are errors, never something else in its
+// place.
+Route route(const Problem& p, int32_t device, const Choice& choice) {
   Route r{{nullptr, false, 0}, p.n == 0};
-  if (p.n == 0 || choice.triton) return r;
+  if (p.n == 0 || !is_own(choice, kOwn)) return r;
   const int variant = static_cast<int>(choice.variant);
   const char* why = cuda::plan_route(p, limits_of(device), variant, &r);
   r.covered = why == nullptr;
   STD_TORCH_CHECK(r.covered || variant == kPlanned, "variant ", variant, " can't run this: ", why);
   STD_TORCH_CHECK(r.covered || p.algorithm != Algorithm::fft, "algorithm 'fft' can't run this: ", why);
+  STD_TORCH_CHECK(r.covered || choice.backend == "auto", "backend 'cuda' can't run this: ", why);
   return r;
 }
 
@@ -105,61 +109,52 @@ std::tuple<Tensor, Tensor> run_bwd_weight(const Problem& p, const Route& r, cons
   return {grad_weight, grad_bias};
 }
 
-Chosen choice_of(const Problem& p, const Call& call, int64_t variant) {
-  return chosen(p, call, variant, call.first.get_device_index(), 0);
-}
+Choice chosen(const Problem& p, const Call& call) { return chosen(p, call, kOwn, call.first.get_device_index(), 0); }
 
 Tensor dwconv2d(const Tensor& input, const Tensor& weight, const std::optional<Tensor>& bias,
-                std::vector<int64_t> padding, std::string activation, std::string precision, std::string algorithm,
+                std::vector<int64_t> padding, Text activation, Text precision, Text algorithm, Text backend,
                 int64_t variant) {
-  const Options options{padding, precision, algorithm};
+  const Options options{padding, precision, algorithm, backend, variant};
   const Problem p = fwd_problem(input, weight, bias, options, activation);
   const torch::stable::accelerator::DeviceGuard guard(input.get_device_index());
-  const Chosen choice = choice_of(p, {"fwd", input, weight, bias, options, activation}, variant);
+  const Choice choice = chosen(p, {"fwd", input, weight, bias, options, activation});
   if (const Route r = route(p, input.get_device_index(), choice); r.covered) return run_fwd(p, r, input, weight, bias);
-  const char* op = choice.triton ? "replknet_ext::triton_dwconv2d" : "replknet_ext::_torch_dwconv2d";
-  return std::get<0>(
-      call_op<Tensor>(op, input, weight, bias, padding, activation, precision, algorithm, choice.variant));
+  return by_python<Tensor>("dwconv2d", choice, input, weight, bias, padding, activation, precision, algorithm);
 }
 
 Tensor dwconv2d_backward_input(const Tensor& grad_output, const Tensor& weight, std::vector<int64_t> padding,
-                               std::string precision, std::string algorithm, int64_t variant) {
-  const Options options{padding, precision, algorithm};
+                               Text precision, Text algorithm, Text backend, int64_t variant) {
+  const Options options{padding, precision, algorithm, backend, variant};
   const Problem p = bwd_input_problem(grad_output, weight, options);
   const torch::stable::accelerator::DeviceGuard guard(grad_output.get_device_index());
-  const Chosen choice = choice_of(p, {"bwd_input", grad_output, weight, std::nullopt, options, "none"}, variant);
+  const Choice choice = chosen(p, {"bwd_input", grad_output, weight, std::nullopt, options, "none"});
   if (const Route r = route(p, grad_output.get_device_index(), choice); r.covered)
     return run_fwd(p, r, grad_output, weight, std::nullopt);
-  const char* op =
-      choice.triton ? "replknet_ext::triton_dwconv2d_backward_input" : "replknet_ext::_torch_dwconv2d_backward_input";
-  return std::get<0>(call_op<Tensor>(op, grad_output, weight, padding, precision, algorithm, choice.variant));
+  return by_python<Tensor>("dwconv2d_backward_input", choice, grad_output, weight, padding, precision, algorithm);
 }
 
 Tensor dwconv2d_backward_weight(const Tensor& grad_output, const Tensor& input, std::vector<int64_t> padding,
-                                std::string precision, std::string algorithm, int64_t variant) {
-  const Options options{padding, precision, algorithm};
+                                Text precision, Text algorithm, Text backend, int64_t variant) {
+  const Options options{padding, precision, algorithm, backend, variant};
   const Problem p = bwd_weight_problem(grad_output, input, options);
   const torch::stable::accelerator::DeviceGuard guard(input.get_device_index());
-  const Chosen choice = choice_of(p, {"bwd_weight", grad_output, input, std::nullopt, options, "none"}, variant);
+  const Choice choice = chosen(p, {"bwd_weight", grad_output, input, std::nullopt, options, "none"});
   if (const Route r = route(p, input.get_device_index(), choice); r.covered)
     return std::get<0>(run_bwd_weight(p, r, grad_output, input, false));
-  const char* op =
-      choice.triton ? "replknet_ext::triton_dwconv2d_backward_weight" : "replknet_ext::_torch_dwconv2d_backward_weight";
-  return std::get<0>(call_op<Tensor>(op, grad_output, input, padding, precision, algorithm, choice.variant));
+  return by_python<Tensor>("dwconv2d_backward_weight", choice, grad_output, input, padding, precision, algorithm);
 }
 
 std::tuple<Tensor, Tensor> dwconv2d_backward_weight_bias(const Tensor& grad_output, const Tensor& input,
-                                                         std::vector<int64_t> padding, std::string precision,
-                                                         std::string algorithm, int64_t variant) {
-  const Options options{padding, precision, algorithm};
+                                                         std::vector<int64_t> padding, Text precision, Text algorithm,
+                                                         Text backend, int64_t variant) {
+  const Options options{padding, precision, algorithm, backend, variant};
   const Problem p = bwd_weight_problem(grad_output, input, options);
   const torch::stable::accelerator::DeviceGuard guard(input.get_device_index());
-  const Chosen choice = choice_of(p, {"bwd_weight_bias", grad_output, input, std::nullopt, options, "none"}, variant);
+  const Choice choice = chosen(p, {"bwd_weight_bias", grad_output, input, std::nullopt, options, "none"});
   if (const Route r = route(p, input.get_device_index(), choice); r.covered)
     return run_bwd_weight(p, r, grad_output, input, true);
-  const char* op = choice.triton ? "replknet_ext::triton_dwconv2d_backward_weight_bias"
-                                 : "replknet_ext::_torch_dwconv2d_backward_weight_bias";
-  return call_op<Tensor, Tensor>(op, grad_output, input, padding, precision, algorithm, choice.variant);
+  return by_python<std::tuple<Tensor, Tensor>>("dwconv2d_backward_weight_bias", choice, grad_output, input, padding,
+                                               precision, algorithm);
 }
 
 }  // namespace

@@ -1,7 +1,5 @@
 #include "glue.h"
 
-#include <map>
-
 namespace replknet_ext {
 namespace {
 
@@ -40,35 +38,48 @@ void check_weight(const Tensor& weight, int64_t channels) {
   STD_TORCH_CHECK(weight.size(0) == channels && weight.size(1) == 1, "weight must have shape (", channels,
                   ", 1, kh, kw): one filter for each channel");
 }
-}  // namespace
 
-Precision precision_of(const std::string& name) {
-  return name == "tf32" ? Precision::tf32 : name == "bf16x3" ? Precision::bf16x3 : Precision::ieee;
-}
-Algorithm algorithm_of(const std::string& name) {
-  return name == "direct" ? Algorithm::direct : name == "fft" ? Algorithm::fft : Algorithm::automatic;
+// Each option's values by their names: the one table that checks, conversions and messages read.
+template <class Value>
+struct Named {
+  const char* name;
+  Value value;
+};
+constexpr Named<Precision> kPrecisions[] = {
+    {"ieee", Precision::ieee}, {"tf32", Precision::tf32}, {"bf16x3", Precision::bf16x3}};
+constexpr Named<Algorithm> kAlgorithms[] = {
+    {"auto", Algorithm::automatic}, {"direct", Algorithm::direct}, {"fft", Algorithm::fft}};
+constexpr Named<Activation> kActivations[] = {
+    {"none", Activation::none}, {"relu", Activation::relu}, {"gelu", Activation::gelu}};
+constexpr Named<DType> kDTypes[] = {
+    {"float64", DType::f64}, {"float32", DType::f32}, {"float16", DType::f16}, {"bfloat16", DType::bf16}};
+enum class QueryPass { fwd, bwd_input, bwd_weight };
+constexpr Named<QueryPass> kPasses[] = {
+    {"fwd", QueryPass::fwd}, {"bwd_input", QueryPass::bwd_input}, {"bwd_weight", QueryPass::bwd_weight}};
+
+template <class Value, size_t kCount>
+Value value_of(const char* argument, const std::string& name, const Named<Value> (&table)[kCount]) {
+  std::string allowed;
+  for (size_t i = 0; i < kCount; i++) {
+    if (name == table[i].name) return table[i].value;
+    allowed += (i == 0 ? "'" : i + 1 < kCount ? ", '" : " or '") + std::string(table[i].name) + "'";
+  }
+  STD_TORCH_CHECK(false, argument, " must be ", allowed, ", got '", name, "'");
+  return table[0].value;
 }
 
-namespace {
+// Sizes and paddings of up to this many elements: what is computed of them then fits int64.
+constexpr int64_t kLargest = int64_t{1} << 40;
+
 void check_options(const Options& options) {
   STD_TORCH_CHECK(options.padding.size() == 4, "padding must be (top, bottom, left, right), got ", options.padding.size(),
                   " values");
-  const std::string& precision = options.precision;
-  STD_TORCH_CHECK(precision == "ieee" || precision == "tf32" || precision == "bf16x3",
-                  "precision must be 'ieee', 'tf32' or 'bf16x3', got '", precision, "'");
-  const std::string& algorithm = options.algorithm;
-  STD_TORCH_CHECK(algorithm == "auto" || algorithm == "direct" || algorithm == "fft",
-                  "algorithm must be 'auto', 'direct' or 'fft', got '", algorithm, "'");
+  for (int64_t pad : options.padding)
+    STD_TORCH_CHECK(pad >= -kLargest && pad <= kLargest, "padding must lie between -2^40 and 2^40, got ", pad);
 }
 void set_options(Problem* p, const Options& options) {
-  p->precision = precision_of(options.precision);
-  p->algorithm = algorithm_of(options.algorithm);
-}
-Activation activation_of(const std::string& name) {
-  if (name == "relu") return Activation::relu;
-  if (name == "gelu") return Activation::gelu;
-  STD_TORCH_CHECK(name == "none", "activation must be 'none', 'relu' or 'gelu', got '", name, "'");
-  return Activation::none;
+  p->precision = value_of("precision", options.precision, kPrecisions);
+  p->algorithm = value_of("algorithm", options.algorithm, kAlgorithms);
 }
 void check_sizes(const Problem& p) {
   STD_TORCH_CHECK(p.kh >= 1 && p.kw >= 1, "weight must have at least one tap, got ", p.kh, " x ", p.kw);
@@ -91,7 +102,7 @@ Problem fwd_problem(const Tensor& input, const Tensor& weight, const std::option
   }
   const auto& pad = options.padding;
   Problem p{input.size(0), input.size(1), input.size(2), input.size(3), weight.size(2), weight.size(3), 0, 0, pad[0],
-            pad[2], dtype, is_channels_last(input), false, activation_of(activation)};
+            pad[2], dtype, is_channels_last(input), false, value_of("activation", activation, kActivations)};
   p.ho = p.h + pad[0] + pad[1] - p.kh + 1;
   p.wo = p.w + pad[2] + pad[3] - p.kw + 1;
   set_options(&p, options);
@@ -135,17 +146,16 @@ Problem bwd_weight_problem(const Tensor& grad_output, const Tensor& input, const
 Problem problem_of(const std::vector<int64_t>& sizes, const std::string& dtype, bool channels_last,
                    const std::string& pass, const std::string& precision, const std::string& algorithm) {
   STD_TORCH_CHECK(sizes.size() == 10, "sizes must be (n, c, h, w, kh, kw, ho, wo, pad_top, pad_left)");
-  static const std::map<std::string, DType> dtypes{
-      {"float64", DType::f64}, {"float32", DType::f32}, {"float16", DType::f16}, {"bfloat16", DType::bf16}};
-  const auto type = dtypes.find(dtype);
-  STD_TORCH_CHECK(type != dtypes.end(), "dtype must be 'float64', 'float32', 'float16' or 'bfloat16', got '", dtype, "'");
-  STD_TORCH_CHECK(pass == "fwd" || pass == "bwd_input" || pass == "bwd_weight",
-                  "pass must be 'fwd', 'bwd_input' or 'bwd_weight', got '", pass, "'");
+  for (size_t i = 0; i < 8; i++)
+    STD_TORCH_CHECK(sizes[i] >= 0 && sizes[i] <= kLargest, "sizes must lie between 0 and 2^40, got ", sizes[i]);
+  for (size_t i = 8; i < 10; i++)
+    STD_TORCH_CHECK(sizes[i] >= -kLargest && sizes[i] <= kLargest, "pads must lie between -2^40 and 2^40, got ", sizes[i]);
+  const QueryPass which = value_of("pass", pass, kPasses);
   Problem p{sizes[0], sizes[1], sizes[2], sizes[3], sizes[4], sizes[5], sizes[6], sizes[7], sizes[8], sizes[9],
-            type->second, channels_last, pass == "bwd_input", Activation::none};
-  p.pass = pass == "bwd_weight" ? Pass::bwd_weight : Pass::fwd;
-  p.precision = precision_of(precision);
-  p.algorithm = algorithm_of(algorithm);
+            value_of("dtype", dtype, kDTypes), channels_last, which == QueryPass::bwd_input, Activation::none};
+  p.pass = which == QueryPass::bwd_weight ? Pass::bwd_weight : Pass::fwd;
+  p.precision = value_of("precision", precision, kPrecisions);
+  p.algorithm = value_of("algorithm", algorithm, kAlgorithms);
   return p;
 }
 

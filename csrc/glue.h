@@ -14,6 +14,12 @@
 
 namespace replknet_ext {
 
+// A string argument. torch's own conversion to std::string leaks it on every call (torch 2.11 to 2.13).
+struct Text : std::string {
+  using std::string::string;
+  Text(std::string value) : std::string(std::move(value)) {}
+};
+
 using torch::headeronly::MemoryFormat;
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
@@ -23,6 +29,8 @@ struct Options {
   const std::vector<int64_t>& padding;  // top, bottom, left, right
   const std::string& precision;
   const std::string& algorithm;
+  const std::string& backend;
+  int64_t variant;
 };
 
 // Each checks its arguments (an error names the wrong one) and describes the op as a Problem: bwd_input as a fwd conv of
@@ -31,10 +39,6 @@ Problem fwd_problem(const Tensor& input, const Tensor& weight, const std::option
                     const std::string& activation);
 Problem bwd_input_problem(const Tensor& grad_output, const Tensor& weight, const Options& options);
 Problem bwd_weight_problem(const Tensor& grad_output, const Tensor& input, const Options& options);
-
-// By their names in the ops, which check_options has seen.
-Precision precision_of(const std::string& name);
-Algorithm algorithm_of(const std::string& name);
 
 // A problem by its numbers, for queries: sizes are n, c, h, w, kh, kw, ho, wo, pad_top, pad_left of the conv that runs.
 Problem problem_of(const std::vector<int64_t>& sizes, const std::string& dtype, bool channels_last,
@@ -46,3 +50,19 @@ inline MemoryFormat memory_format(const Problem& p) {
 Tensor empty_like(const Tensor& like, const std::vector<int64_t>& sizes, MemoryFormat format);
 
 }  // namespace replknet_ext
+
+template <>
+struct torch::stable::detail::FromImpl<replknet_ext::Text> : FromImpl<std::string> {};
+template <>
+struct torch::stable::detail::ToImpl<replknet_ext::Text> {
+  static replknet_ext::Text call(StableIValue value, uint64_t, bool) {
+    const StringHandle handle = to<StringHandle>(value);
+    size_t length = 0;
+    const char* data = nullptr;
+    TORCH_ERROR_CODE_CHECK(torch_string_length(handle, &length));
+    TORCH_ERROR_CODE_CHECK(torch_string_c_str(handle, &data));
+    replknet_ext::Text text(data, length);
+    TORCH_ERROR_CODE_CHECK(torch_delete_string(handle));
+    return text;
+  }
+};

@@ -68,29 +68,26 @@ std::string cuda_devices() {
 }  // namespace
 }  // namespace replknet_ext
 
-#define REPLKNET_EXT_FWD                                                                                      \
-  "(Tensor input, Tensor weight, Tensor? bias, int[4] padding, str activation, str precision, str algorithm, " \
-  "int variant) -> Tensor"
-#define REPLKNET_EXT_BWD_INPUT \
-  "(Tensor grad_output, Tensor weight, int[4] padding, str precision, str algorithm, int variant) -> Tensor"
-
-#define REPLKNET_EXT_BWD_WEIGHT \
-  "(Tensor grad_output, Tensor input, int[4] padding, str precision, str algorithm, int variant) -> "
+// `name` is one of the four ops, by the kernels of the tensors' device; `by_python` the same op by a backend that is written
+// in Python, where the device's own kernels are not to run it or can't. replknet_ext.ops registers those.
+#define REPLKNET_EXT_DEF(name, schema) \
+  m.def(name schema);                  \
+  m.def("_python_" name schema)
+#define REPLKNET_EXT_REST "int[4] padding, str precision, str algorithm, str backend, int variant) -> "
 
 STABLE_TORCH_LIBRARY(replknet_ext, m) {
-  m.def("dwconv2d" REPLKNET_EXT_FWD);
-  m.def("dwconv2d_backward_input" REPLKNET_EXT_BWD_INPUT);
-  m.def("dwconv2d_backward_weight" REPLKNET_EXT_BWD_WEIGHT "Tensor");
-  m.def("dwconv2d_backward_weight_bias" REPLKNET_EXT_BWD_WEIGHT "(Tensor, Tensor)");
-  // What cuda_ops.cpp hands problems to that its kernels do not cover; replknet_ext.ops defines them with torch.
-  m.def("_torch_dwconv2d" REPLKNET_EXT_FWD);
-  m.def("_torch_dwconv2d_backward_input" REPLKNET_EXT_BWD_INPUT);
-  m.def("_torch_dwconv2d_backward_weight" REPLKNET_EXT_BWD_WEIGHT "Tensor");
-  m.def("_torch_dwconv2d_backward_weight_bias" REPLKNET_EXT_BWD_WEIGHT "(Tensor, Tensor)");
-  // Asked for a measured choice (choices.h): whether it is one of triton_*, and the variant; replknet_ext.choices answers.
+  REPLKNET_EXT_DEF("dwconv2d",
+                   "(Tensor input, Tensor weight, Tensor? bias, int[4] padding, str activation, str precision, "
+                   "str algorithm, str backend, int variant) -> Tensor");
+  REPLKNET_EXT_DEF("dwconv2d_backward_input", "(Tensor grad_output, Tensor weight, " REPLKNET_EXT_REST "Tensor");
+  REPLKNET_EXT_DEF("dwconv2d_backward_weight", "(Tensor grad_output, Tensor input, " REPLKNET_EXT_REST "Tensor");
+  REPLKNET_EXT_DEF("dwconv2d_backward_weight_bias",
+                   "(Tensor grad_output, Tensor input, " REPLKNET_EXT_REST "(Tensor, Tensor)");
+  // Asked for a measured choice (choices.h): backend, blank, number of its variant; replknet_ext.choices answers.
   m.def(
       "_choice(str pass_, Tensor first, Tensor second, Tensor? bias, int[4] padding, str activation, str precision, "
-      "str algorithm, bool own) -> (int, int)");
+      "str algorithm, str backend) -> str");
+  m.def("_failure() -> str");  // what the last op of this thread that is written in Python died of
   m.def("_forget_choices() -> ()");
   m.def("_cpu_isa() -> str");
   m.def("_build_info() -> str");

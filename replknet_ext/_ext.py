@@ -64,6 +64,12 @@ def variant_names(table: str, pass_: str) -> list[str]:
     return names
 
 
+def forget_choices() -> None:
+    """Tell the extension that measured choices have changed."""
+    if HAS_EXT:
+        torch.ops.replknet_ext._forget_choices()
+
+
 def cpu_isa() -> str | None:
     """Instruction set that the CPU kernels use ("base", "avx2" or "avx512"), or None without the extension."""
     return str(torch.ops.replknet_ext._cpu_isa()) if HAS_EXT else None

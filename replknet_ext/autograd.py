@@ -8,7 +8,7 @@ same formulas (Dynamo cannot trace a Function that has a ``jvp``).
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,14 +16,14 @@ from torch._C._functorch import unwrap_if_dead
 from torch.autograd import forward_ad
 
 from . import ops
-from .ops import RAW, TRITON, Options, Passes, linear_options, needed, no_autocast, through_activation
+from .ops import RAW, Options, Passes, linear_options, needed, no_autocast, through_activation
 
-_FORWARD_EXTRA = (None,) * 5
-_LINEAR_EXTRA = (None,) * 4
+_FORWARD_EXTRA = (None,) * 6  # gradients of the arguments that are no tensors
+_LINEAR_EXTRA = (None,) * 5
 
 
 def _sum(*terms: Tensor | None) -> Tensor:
-    """Sum of the terms that are there (at least one is)."""
+    """Sum of the terms that are not None (at least one is not)."""
     present = [t for t in terms if t is not None]
     total = present[0]
     for term in present[1:]:
@@ -31,25 +31,18 @@ def _sum(*terms: Tensor | None) -> Tensor:
     return total
 
 
-class _Pass(torch.autograd.Function):
-    """What the Functions have in common: ops that compute, and differentiable calls of them; `_differentiable_passes`
-    sets both."""
-
-    raw: ClassVar[Passes]
-    calls: ClassVar[Passes]
-
-
-class DepthwiseConv2dLargeFunction(_Pass):
+class DepthwiseConv2dLargeFunction(torch.autograd.Function):
     """``dwconv2d`` with bias and activation. Arguments of ``apply`` as in the raw op."""
 
-    @classmethod
+    @staticmethod
     def forward(
-        cls, input: Tensor, weight: Tensor, bias: Tensor | None = None, padding: Sequence[int] = (0, 0, 0, 0),
-        activation: str = "none", precision: str = "ieee", algorithm: str = "auto", variant: int = -1,
+        input: Tensor, weight: Tensor, bias: Tensor | None = None, padding: Sequence[int] = (0, 0, 0, 0),
+        activation: str = "none", precision: str = "ieee", algorithm: str = "auto", backend: str = "auto",
+        variant: int = -1,
     ) -> Tensor:  # fmt: skip
         """input (N, C, H, W), weight (C, 1, Kh, Kw), bias (C,) or None -> (N, C, Ho, Wo)."""
         with torch._C._AutoDispatchBelowAutograd():
-            return cls.raw.fwd(input, weight, bias, padding, activation, precision, algorithm, variant)
+            return RAW.fwd(input, weight, bias, padding, activation, precision, algorithm, backend, variant)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -59,101 +52,103 @@ class DepthwiseConv2dLargeFunction(_Pass):
         ctx.save_for_forward(*saved)
         ctx.options = Options(*inputs[3:])
 
-    @classmethod
-    def backward(cls, ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
         """Gradients that are needed, by differentiable passes."""
         with no_autocast(grad.device.type):
-            grads = ops.fwd_vjp(cls.calls, grad, ctx.saved_tensors, ctx.options, needed(ctx))
+            grads = ops.fwd_vjp(DIFFERENTIABLE, grad, ctx.saved_tensors, ctx.options, needed(ctx))
         return *grads, *_FORWARD_EXTRA
 
-    @classmethod
-    def jvp(cls, ctx: Any, d_input: Tensor | None, d_weight: Tensor | None, d_bias: Tensor | None, *_: Any) -> Tensor:
+    @staticmethod
+    def jvp(ctx: Any, d_input: Tensor | None, d_weight: Tensor | None, d_bias: Tensor | None, *_: Any) -> Tensor:
         """Tangent of the output."""
         x, weight, bias, out = ctx.saved_tensors
         options: Options = ctx.options
         with no_autocast(x.device.type):
             tangent = _sum(
-                cls.calls.fwd(d_input, weight, None, *options.plain) if d_input is not None else None,
-                cls.calls.fwd(x, d_weight, None, *options.plain) if d_weight is not None else None,
+                DIFFERENTIABLE.fwd(d_input, weight, None, *options.plain) if d_input is not None else None,
+                DIFFERENTIABLE.fwd(x, d_weight, None, *options.plain) if d_weight is not None else None,
             ) if d_input is not None or d_weight is not None else None  # fmt: skip
             if d_bias is not None:
                 column = d_bias[None, :, None, None]
                 tangent = tangent + column if tangent is not None else column.expand(_output_shape(x, weight, options))
             assert tangent is not None
-            return through_activation(cls.calls, tangent, x, weight, bias, out, options)
+            return through_activation(DIFFERENTIABLE, tangent, x, weight, bias, out, options)
 
-    @classmethod
-    def vmap(cls, info: Any, in_dims: tuple[int | None, ...], *args: Any) -> tuple[Tensor, int]:
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[int | None, ...], *args: Any) -> tuple[Tensor, int]:
         """One call with the mapped dimension folded into N or C."""
-        return ops.vmap_conv(cls.calls.fwd, info.batch_size, in_dims, *args)
+        return ops.vmap_conv(DIFFERENTIABLE.fwd, info.batch_size, in_dims, *args)
 
 
-class DepthwiseConv2dLargeBackwardInput(_Pass):
+class DepthwiseConv2dLargeBackwardInput(torch.autograd.Function):
     """``dwconv2d_backward_input``: linear in grad_output and in weight."""
 
-    @classmethod
+    @staticmethod
     def forward(
-        cls, grad_output: Tensor, weight: Tensor, padding: Sequence[int], precision: str, algorithm: str, variant: int
-    ) -> Tensor:
+        grad_output: Tensor, weight: Tensor, padding: Sequence[int], precision: str, algorithm: str, backend: str,
+        variant: int,
+    ) -> Tensor:  # fmt: skip
         """grad_output (N, C, Ho, Wo), weight (C, 1, Kh, Kw) -> (N, C, H, W)."""
         with torch._C._AutoDispatchBelowAutograd():
-            return cls.raw.bwd_input(grad_output, weight, padding, precision, algorithm, variant)
+            return RAW.bwd_input(grad_output, weight, padding, precision, algorithm, backend, variant)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
         """Save both operands."""
         _save_linear(ctx, inputs)
 
-    @classmethod
-    def backward(cls, ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
         """Gradients that are needed, by differentiable passes."""
         with no_autocast(grad.device.type):
-            grads = ops.bwd_input_vjp(cls.calls, grad, ctx.saved_tensors, ctx.options, needed(ctx))
+            grads = ops.bwd_input_vjp(DIFFERENTIABLE, grad, ctx.saved_tensors, ctx.options, needed(ctx))
         return *grads, *_LINEAR_EXTRA
 
-    @classmethod
-    def jvp(cls, ctx: Any, d_grad: Tensor | None, d_weight: Tensor | None, *_: Any) -> Tensor:
+    @staticmethod
+    def jvp(ctx: Any, d_grad: Tensor | None, d_weight: Tensor | None, *_: Any) -> Tensor:
         """Tangent of the output."""
-        return _bilinear_jvp(cls.calls.bwd_input, ctx, d_grad, d_weight)
+        return _bilinear_jvp(DIFFERENTIABLE.bwd_input, ctx, d_grad, d_weight)
 
-    @classmethod
-    def vmap(cls, info: Any, in_dims: tuple[int | None, ...], *args: Any) -> tuple[Tensor, int]:
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[int | None, ...], *args: Any) -> tuple[Tensor, int]:
         """One call with the mapped dimension folded into N or C."""
-        return ops.vmap_conv(cls.calls.bwd_input, info.batch_size, in_dims, *args)
+        return ops.vmap_conv(DIFFERENTIABLE.bwd_input, info.batch_size, in_dims, *args)
 
 
-class DepthwiseConv2dLargeBackwardWeight(_Pass):
+class DepthwiseConv2dLargeBackwardWeight(torch.autograd.Function):
     """``dwconv2d_backward_weight``: linear in grad_output and in input."""
 
-    @classmethod
+    @staticmethod
     def forward(
-        cls, grad_output: Tensor, input: Tensor, padding: Sequence[int], precision: str, algorithm: str, variant: int
-    ) -> Tensor:
+        grad_output: Tensor, input: Tensor, padding: Sequence[int], precision: str, algorithm: str, backend: str,
+        variant: int,
+    ) -> Tensor:  # fmt: skip
         """grad_output (N, C, Ho, Wo), input (N, C, H, W) -> (C, 1, Kh, Kw)."""
         with torch._C._AutoDispatchBelowAutograd():
-            return cls.raw.bwd_weight(grad_output, input, padding, precision, algorithm, variant)
+            return RAW.bwd_weight(grad_output, input, padding, precision, algorithm, backend, variant)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
         """Save both operands."""
         _save_linear(ctx, inputs)
 
-    @classmethod
-    def backward(cls, ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
         """Gradients that are needed, by differentiable passes."""
         with no_autocast(grad.device.type):
-            grads = ops.bwd_weight_vjp(cls.calls, grad, ctx.saved_tensors, ctx.options, needed(ctx))
+            grads = ops.bwd_weight_vjp(DIFFERENTIABLE, grad, ctx.saved_tensors, ctx.options, needed(ctx))
         return *grads, *_LINEAR_EXTRA
 
-    @classmethod
-    def jvp(cls, ctx: Any, d_grad: Tensor | None, d_input: Tensor | None, *_: Any) -> Tensor:
+    @staticmethod
+    def jvp(ctx: Any, d_grad: Tensor | None, d_input: Tensor | None, *_: Any) -> Tensor:
         """Tangent of the output."""
-        return _bilinear_jvp(cls.calls.bwd_weight, ctx, d_grad, d_input)
+        return _bilinear_jvp(DIFFERENTIABLE.bwd_weight, ctx, d_grad, d_input)
 
-    @classmethod
-    def vmap(cls, info: Any, in_dims: tuple[int | None, ...], *args: Any) -> tuple[Tensor, int]:
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[int | None, ...], *args: Any) -> tuple[Tensor, int]:
         """One call with the mapped dimension folded into C."""
-        return ops.vmap_bwd_weight(cls.calls.bwd_weight, info.batch_size, in_dims, *args)
+        return ops.vmap_bwd_weight(DIFFERENTIABLE.bwd_weight, info.batch_size, in_dims, *args)
 
 
 def _save_linear(ctx: Any, inputs: tuple[Any, ...]) -> None:
@@ -203,36 +198,29 @@ def _differentiable(function: type[torch.autograd.Function], raw: Callable[..., 
     return call
 
 
-def _differentiable_passes(raw: Passes, fwd: Any, bwd_input: Any, bwd_weight: Any) -> Passes:
-    """The ops ``raw`` with every kind of derivative by the three Functions, which are theirs from now on."""
-    call_bwd_weight = _differentiable(bwd_weight, raw.bwd_weight)
-
-    def call_bwd_weight_bias(grad: Tensor, x: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
-        """Both gradients by one kernel, or where they are to be differentiated further by two differentiable calls."""
-        if torch._C._are_functorch_transforms_active() or _derivable(grad, x):
-            return call_bwd_weight(grad, x, *rest), grad.sum((0, 2, 3))
-        with torch._C._AutoDispatchBelowAutograd():
-            return raw.bwd_weight_bias(grad, x, *rest)
-
-    calls = Passes(
-        _differentiable(fwd, raw.fwd), _differentiable(bwd_input, raw.bwd_input), call_bwd_weight, call_bwd_weight_bias
-    )
-    for function in (fwd, bwd_input, bwd_weight):
-        function.raw, function.calls = raw, calls
-    return calls
+_bwd_weight = _differentiable(DepthwiseConv2dLargeBackwardWeight, RAW.bwd_weight)
 
 
-_FUNCTIONS = (DepthwiseConv2dLargeFunction, DepthwiseConv2dLargeBackwardInput, DepthwiseConv2dLargeBackwardWeight)
-DIFFERENTIABLE = _differentiable_passes(RAW, *_FUNCTIONS)
-#: The same by the Triton kernels' own ops.
-DIFFERENTIABLE_TRITON = _differentiable_passes(
-    TRITON, *(type(f"{function.__name__}Triton", (function,), {}) for function in _FUNCTIONS)
+def _bwd_weight_bias(grad: Tensor, x: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
+    """Both gradients by one kernel, or where they are to be differentiated further by two differentiable calls."""
+    if torch._C._are_functorch_transforms_active() or _derivable(grad, x):
+        return _bwd_weight(grad, x, *rest), grad.sum((0, 2, 3))
+    with torch._C._AutoDispatchBelowAutograd():
+        return RAW.bwd_weight_bias(grad, x, *rest)  # type: ignore[no-any-return]
+
+
+#: The passes with every kind of derivative.
+DIFFERENTIABLE = Passes(
+    _differentiable(DepthwiseConv2dLargeFunction, RAW.fwd),
+    _differentiable(DepthwiseConv2dLargeBackwardInput, RAW.bwd_input),
+    _bwd_weight,
+    _bwd_weight_bias,
 )
 
 
 def dwconv2d(
     input: Tensor, weight: Tensor, bias: Tensor | None, padding: Sequence[int],
-    activation: str, precision: str, algorithm: str, variant: int, *, triton: bool = False,
+    activation: str, precision: str, algorithm: str, backend: str = "auto", variant: int = -1,
 ) -> Tensor:  # fmt: skip
     """The raw op with every kind of derivative, in eager and in compiled or exported code.
 
@@ -241,16 +229,12 @@ def dwconv2d(
         weight: (C, 1, Kh, Kw), same dtype and device as input.
         bias: (C,) or None.
         padding: (top, bottom, left, right), negative crops.
-        activation, precision, algorithm, variant: as in the raw op.
-        triton: whether the Triton kernels' own op is meant.
+        activation, precision, algorithm, backend, variant: as in the raw op.
 
     Returns:
         (N, C, Ho, Wo) in the memory format of input.
     """
     # A traced Function is a Python object that TorchScript can't save.
     traced = torch.compiler.is_compiling() or torch.jit.is_tracing()  # type: ignore[attr-defined]
-    if traced:
-        run = TRITON.fwd if triton else RAW.fwd
-    else:
-        run = DIFFERENTIABLE_TRITON.fwd if triton else DIFFERENTIABLE.fwd
-    return run(input, weight, bias, padding, activation, precision, algorithm, variant)
+    run = RAW.fwd if traced else DIFFERENTIABLE.fwd
+    return run(input, weight, bias, padding, activation, precision, algorithm, backend, variant)

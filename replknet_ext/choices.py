@@ -1,13 +1,16 @@
-"""Measured choices for the raw ops, looked up when an op runs: in eager, compiled and exported code alike.
+"""Which backend and variant run a call of a raw op, found when the op runs: in eager, compiled and exported code alike.
 
-The ops' argument ``variant`` is a number, `PLANNED`, or asks for a measured choice by `MEASURED` and `MEASURED_OWN`.
-The compiled extension asks here (csrc/choices.h), once for each problem and thread until choices change; so do the
-kernels that are Python functions.
+An op's argument ``backend`` is "auto" or a name, and ``variant`` the number of a variant of the named backend, or -1:
+then what was measured to be fastest (of any backend, or of the named one), else what the planner chooses. The compiled
+extension asks here (csrc/choices.h), once per problem until choices change; so do the ops that are written in Python.
 """
 
 from __future__ import annotations
 
+import _thread
+import threading
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -15,19 +18,12 @@ from torch import Tensor
 from torch._prims_common import suggest_memory_format
 
 from . import _ext
-from .backends import Problem, configs
+from .backends import BACKENDS, Backend, Problem, configs, names, select
 from .checks import Geometry
 
-__all__ = ["MEASURED", "MEASURED_OWN", "PLANNED", "of_derivative", "problem_of", "register", "triton_variant"]
+__all__ = ["AUTO", "problem_of", "register", "resolve"]
 
-PLANNED = -1  # the cost model's choice
-MEASURED = -2  # what was measured to be best, of any backend, else the cost model's choice
-MEASURED_OWN = -3  # the same of the op's own kernels
-
-
-def of_derivative(variant: int) -> int:
-    """The argument ``variant`` of the ops that a derivative of a call consists of: each numbers its own variants."""
-    return min(variant, PLANNED)
+AUTO = -1  # the argument variant: one is to be chosen
 
 
 def problem_of(
@@ -52,46 +48,92 @@ def problem_of(
     )  # fmt: skip
 
 
-def choice(backend: str, pass_: str, first: Tensor, *rest: Any) -> tuple[bool, int]:
-    """Whether a Triton op is to run, and the variant.
-
-    Args:
-        backend: "auto", or the one whose choices count.
-        pass_, first, rest: as in `problem_of`.
-    """
-    found = configs.lookup(problem_of(pass_, first, *rest), backend, first.device)
-    return (False, PLANNED) if found is None else (found.backend == "triton", found.variant)
-
-
-def _answer(pass_: str, first: Tensor, *rest: Any) -> tuple[bool, int]:
-    """The op ``_choice``; the last argument says whether only the op's own kernels count."""
-    return choice(first.device.type if rest[-1] else "auto", pass_, first, *rest[:-1])
+def measured(backend: str, problem: Problem, device: torch.device) -> tuple[str, int]:
+    """The measured choice, or (backend, `AUTO`). A look-up never breaks an op: what goes wrong in it is one warning."""
+    try:
+        found = configs.lookup(problem, backend, device)
+    except KeyboardInterrupt:
+        _thread.interrupt_main()  # C++ is between here and the caller: raised there, as soon as the op has ended
+        return backend, AUTO
+    except Exception as error:
+        with suppress(Warning):  # where warnings are errors, too
+            configs.warn_once(f"measured choices are not used: looking them up failed ({type(error).__name__}: {error})")
+        return backend, AUTO
+    return (backend, AUTO) if found is None else (found.backend, found.variant)
 
 
-_known: dict[tuple[Any, ...], int] = {}  # of kernels that are Python functions
+def _answer(pass_: str, first: Tensor, *rest: Any) -> str:
+    """Implements the op ``_choice``: backend, blank, variant."""
+    backend, variant = measured(rest[-1], problem_of(pass_, first, *rest[:-1]), first.device)
+    return f"{backend} {variant}"
+
+
+_known: dict[tuple[Any, ...], tuple[Backend, int]] = {}
 _MOST = 4096
 
 
-def triton_variant(variant: int, pass_: str, first: Tensor, second: Tensor, bias: Tensor | None, *rest: Any) -> int:
-    """What the Triton kernels run for the argument ``variant`` of an op; the others as in `problem_of`."""
-    if variant >= PLANNED:
-        return variant
+def resolve(
+    pass_: str, first: Tensor, second: Tensor, bias: Tensor | None, padding: Sequence[int], activation: str,
+    precision: str, algorithm: str, backend: str, variant: int,
+) -> tuple[Backend, int]:  # fmt: skip
+    """The backend written in Python that runs a call of an op, and the variant.
+
+    Args:
+        pass_: "fwd", "bwd_input", "bwd_weight" or "bwd_weight_bias".
+        first, second, bias, padding, activation, precision, algorithm, backend, variant: of the op; bias None and
+            activation "none" where it has none.
+
+    Raises:
+        ValueError: an unknown backend or one that can't run the problem; a variant without a backend's name.
+    """
     about = ((t.shape, t.dtype, t.device, suggest_memory_format(t)) for t in (first, second))
-    key = (pass_, *about, bias is None, *map(str, rest))
+    key = (
+        pass_, *about, bias is None, *padding, activation, precision, algorithm, backend, variant, configs.generation(),
+        len(BACKENDS),
+    )  # fmt: skip
     known = _known.get(key)
     if known is None:
-        known = choice("triton", pass_, first, second, bias, *rest)[1]
+        problem = problem_of(pass_, first, second, bias, padding, activation, precision, algorithm)
+        known = _resolve(problem, backend, variant, first.device)
         if len(_known) >= _MOST:
             _known.clear()
         _known[key] = known
     return known
 
 
+def _resolve(problem: Problem, backend: str, variant: int, device: torch.device) -> tuple[Backend, int]:
+    if backend not in names():
+        raise ValueError(f"backend must be one of {', '.join(map(repr, names()))}; got {backend!r}")
+    if not AUTO <= variant < 1 << 31:
+        raise ValueError(f"variant must be the number of a variant of the backend, or -1; got {variant}")
+    if variant != AUTO:
+        if backend == "auto":
+            raise ValueError(f"variant {variant} is one of a backend: name it by the argument backend")
+        return select(problem, backend), variant
+    name, number = measured(backend, problem, device)
+    if name != "auto":
+        return select(problem, name), number
+    for known in BACKENDS.values():  # a compiled one would have been asked before
+        if not known.compiled and known.supports(problem) is None:
+            return known, AUTO
+    return select(problem), AUTO  # which says why nothing can run it
+
+
+class _Failure(threading.local):
+    why = ""
+
+
+_failure = _Failure()
+
+
+def note_failure(error: BaseException) -> None:
+    """Keeps what an op written in Python died of: the extension that called it sees no more than that it failed."""
+    _failure.why = f"{type(error).__name__}: {error}"
+
+
 def register(library: torch.library.Library) -> None:
     """Makes the extension ask from now on."""
-    configs.on_change.append(_known.clear)
     if _ext.HAS_EXT:
         library.impl("_choice", _answer, "CompositeExplicitAutograd")
-        forget = torch.ops.replknet_ext._forget_choices.default
-        configs.on_change.append(forget)
-        forget()  # the first time says that somebody answers
+        library.impl("_failure", lambda: _failure.why, "CompositeExplicitAutograd")
+        _ext.forget_choices()  # the first time says that somebody answers

@@ -7,14 +7,13 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch._prims_common import suggest_memory_format
 from torch.overrides import handle_torch_function, has_torch_function_variadic
 
-from . import _ext, autograd, checks, choices, settings
-from .backends import BACKENDS, NAMES, PASSES, Backend, Problem, by_pass, configs, select
+from . import _ext, autograd, checks, settings
+from .backends import BACKENDS, PASSES, Backend, Problem, by_pass, configs, names, select
+from .call import Call, describe, prepare
 from .checks import Geometry
-from .ops import autocast_enabled, autocast_operands
-from .tuning import search, watch
+from .tuning import first_use
 
 IntOrPair = int | tuple[int, int]
 
@@ -22,14 +21,12 @@ IntOrPair = int | tuple[int, int]
 class _Plan(NamedTuple):
     backend: Backend
     geometry: Geometry
-    first_used: set[tuple[str, bool]] | None = None  # passes and whether channels_last that need no tuning any more
 
 
 # Plans by everything that the checks and the choice of backend look at. A plan is a pure function of its key, so
 # threads may race here: the worst case is the same plan made twice.
 _plans: dict[tuple[Any, ...], _Plan] = {}
 _MAX_PLANS = 4096
-configs.on_change.append(_plans.clear)  # what was measured may not be any more
 
 
 def depthwise_conv2d(
@@ -89,35 +86,19 @@ def depthwise_conv2d(
             depthwise_conv2d, (input, weight, bias), input, weight, bias, stride, padding, dilation,
             activation=activation, algorithm=algorithm, precision=precision, backend=backend,
         )  # fmt: skip
-    checks.are_tensors(input, weight, bias)
-    device_type = input.device.type
-    if autocast_enabled(device_type):
-        input, weight, bias = autocast_operands(device_type, input, weight, bias)  # type: ignore[assignment]
-    if input.dim() == 3:
-        return depthwise_conv2d(
-            input.unsqueeze(0), weight, bias, stride, padding, dilation,
-            activation=activation, algorithm=algorithm, precision=precision, backend=backend,
-        ).squeeze(0)  # fmt: skip
-    if algorithm is None:
-        algorithm = settings.get_algorithm()
-    if precision is None:
-        precision = settings.get_float32_precision()
-    rest = (stride, padding, dilation, activation, algorithm, precision, backend)
-    if torch.compiler.is_compiling() or torch.jit.is_tracing():  # type: ignore[attr-defined]
-        plan = _plan(input, weight, bias, *rest)
+    call = prepare(
+        input, weight, bias, stride, padding, dilation, activation=activation, algorithm=algorithm, precision=precision
+    )
+    eager = not (torch.compiler.is_compiling() or torch.jit.is_tracing())  # type: ignore[attr-defined]
+    plan = (_cached_plan if eager else _plan)(call, backend)
+    if plan.backend.differentiable:
+        out = plan.backend.run(call.input, call.weight, call.bias, plan.geometry, activation)
     else:
-        plan = _cached_plan(input, weight, bias, *rest)
-        if watch.calls is not None:
-            channels_last = suggest_memory_format(input) == torch.channels_last
-            watch.calls.append(replace(_problem(input, weight, bias, *rest[:-1]), channels_last=channels_last))
-        if plan.first_used is not None and settings.get_autotune():
-            plan = _tuned_on_first_use(plan, input, weight, bias, *rest)
-    if plan.backend.dispatched:
-        return autograd.dwconv2d(
-            input, weight, bias, plan.geometry.padding, activation, precision, algorithm,
-            choices.MEASURED if backend == "auto" else choices.MEASURED_OWN, triton=plan.backend.name == "triton",
-        )  # fmt: skip
-    return plan.backend.run(input, weight, bias, plan.geometry, activation, precision, algorithm)
+        if eager and settings.get_autotune():
+            first_use.tune(call, backend)
+        operands = call.input, call.weight, call.bias, plan.geometry.padding
+        out = autograd.dwconv2d(*operands, activation, call.options[-1], call.options[-2], backend)
+    return out if call.batched else out.squeeze(0)
 
 
 def _plain(value: Any) -> bool:
@@ -128,78 +109,33 @@ def _plain(value: Any) -> bool:
     return kind is tuple and len(value) == 2 and type(value[0]) is int and type(value[1]) is int
 
 
-def _cached_plan(input: Tensor, weight: Tensor, bias: Tensor | None, *rest: Any) -> _Plan:
+def _cached_plan(call: Call, backend: Any) -> _Plan:
     """`_plan`, through the table."""
-    if not (_plain(rest[0]) and _plain(rest[1]) and _plain(rest[2])):
-        return _plan(input, weight, bias, *rest)
+    input, weight, bias, options, _ = call
+    if not (_plain(options[0]) and _plain(options[1]) and _plain(options[2])):
+        return _plan(call, backend)
     about_bias = None if bias is None else (bias.shape, bias.dtype, bias.device, bias.layout)
     try:
         key = (
-            input.shape, input.dtype, input.device, input.layout,
-            weight.shape, weight.dtype, weight.device, weight.layout, about_bias, rest, torch.get_num_threads(),
+            input.shape, input.dtype, input.device, input.layout, weight.shape, weight.dtype, weight.device, weight.layout,
+            about_bias, options, backend, torch.get_num_threads(), len(BACKENDS),
         )  # fmt: skip
         plan = _plans.get(key)
     except TypeError:  # symbolic sizes have no hash, nor may a wrong argument have one
-        return _plan(input, weight, bias, *rest)
+        return _plan(call, backend)
     if plan is None:
-        plan = _plan(input, weight, bias, *rest)
-        if plan.backend.dispatched and input.device.type != "meta":
-            plan = plan._replace(first_used=set())
+        plan = _plan(call, backend)
         if len(_plans) >= _MAX_PLANS:
             _plans.clear()
         _plans[key] = plan
     return plan
 
 
-def _plan(
-    input: Tensor, weight: Tensor, bias: Tensor | None, stride: Any, padding: Any, dilation: Any,
-    activation: Any, algorithm: Any, precision: Any, backend: Any,
-) -> _Plan:  # fmt: skip
+def _plan(call: Call, backend: Any) -> _Plan:
     """Check every argument and choose the backend of the forward pass."""
-    problem = _problem(input, weight, bias, stride, padding, dilation, activation, algorithm, precision)
-    checks.name("backend", backend, NAMES)
+    problem = describe(call.input, call.weight, call.bias, *call.options)
+    checks.name("backend", backend, names())
     return _Plan(select(problem, backend), problem.geometry)
-
-
-def _tuned_on_first_use(plan: _Plan, input: Tensor, weight: Tensor, bias: Tensor | None, *rest: Any) -> _Plan:
-    """Measures the passes that this call will need, unless that was done or is out of place; the plan to use."""
-    assert plan.first_used is not None
-    last = suggest_memory_format(input) == torch.channels_last
-    grad = torch.is_grad_enabled()
-    needs = {"fwd": True, "bwd_input": grad and input.requires_grad, "bwd_weight": grad and weight.requires_grad}
-    wanted = [pass_ for pass_, needed in needs.items() if needed and (pass_, last) not in plan.first_used]
-    if not wanted or input.shape[0] == 0 or not search.allowed(input, weight, bias):
-        return plan
-    plan.first_used.update((pass_, last) for pass_ in wanted)
-    problem = replace(_problem(input, weight, bias, *rest[:-1]), channels_last=last)
-    if search.first_use(problem, wanted, rest[-1], input.device):
-        return _cached_plan(input, weight, bias, *rest)
-    return plan
-
-
-def _problem(
-    input: Tensor, weight: Tensor, bias: Tensor | None, stride: Any, padding: Any, dilation: Any,
-    activation: Any, algorithm: Any, precision: Any,
-) -> Problem:  # fmt: skip
-    """Check every argument but the backend and describe the call."""
-    checks.name("activation", activation, checks.ACTIVATIONS)
-    checks.name("algorithm", algorithm, checks.ALGORITHMS)
-    checks.name("precision", precision, checks.PRECISIONS)
-    checks.tensors(input, weight, bias)
-    kernel = (weight.shape[2], weight.shape[3])
-    geometry = checks.geometry(stride, padding, dilation, kernel)
-    checks.output_size(input, weight, geometry)
-    return Problem(
-        input_shape=tuple(input.shape),
-        weight_shape=tuple(weight.shape),
-        has_bias=bias is not None,
-        geometry=geometry,
-        dtype=input.dtype,
-        device_type=input.device.type,
-        activation=activation,
-        algorithm=algorithm,
-        precision=precision,
-    )
 
 
 @dataclass(frozen=True)
@@ -258,26 +194,20 @@ def explain(
 
     Arguments and errors are those of `depthwise_conv2d`.
     """
-    checks.are_tensors(input, weight, bias)
-    device_type = input.device.type
-    if autocast_enabled(device_type):
-        input, weight, bias = autocast_operands(device_type, input, weight, bias)  # type: ignore[assignment]
-    if input.dim() == 3:
-        input = input.unsqueeze(0)
-    algorithm = settings.get_algorithm() if algorithm is None else algorithm
-    precision = settings.get_float32_precision() if precision is None else precision
-    problem = _problem(input, weight, bias, stride, padding, dilation, activation, algorithm, precision)
-    checks.name("backend", backend, NAMES)
-    chosen = select(problem, backend)
-    problem = replace(problem, channels_last=suggest_memory_format(input) == torch.channels_last)
-    runs, why = by_pass(problem, chosen.name)
+    call = prepare(
+        input, weight, bias, stride, padding, dilation, activation=activation, algorithm=algorithm, precision=precision
+    )
+    problem = call.problem()
+    checks.name("backend", backend, names())
+    runs, why = by_pass(problem, backend)
+    forward = BACKENDS[runs["fwd"]]
     kernels = {pass_: BACKENDS[name].kernel(replace(problem, pass_=pass_)) for pass_, name in runs.items()}
     by = dict.fromkeys(PASSES, "by the model")
-    for pass_ in PASSES if chosen.dispatched else ():
+    for pass_ in () if forward.differentiable else PASSES:
         choice = configs.lookup(replace(problem, pass_=pass_), backend, input.device)
         if choice is not None:
             runs[pass_], kernels[pass_], by[pass_] = choice.backend, choice.name, choice.source
-    return Explanation(problem, runs, kernels, by, why, _notes(problem, chosen))
+    return Explanation(problem, runs, kernels, by, why, _notes(problem, forward))
 
 
 def _notes(problem: Problem, chosen: Backend) -> tuple[str, ...]:

@@ -1,10 +1,11 @@
-"""The raw ops as citizens of torch.library: fake kernels, gradients, autocast, vmap, FLOP counts.
+"""The raw ops as torch.library knows them: fake kernels, gradients, autocast, vmap, FLOP counts.
 
 ``torch.ops.replknet_ext.{dwconv2d, dwconv2d_backward_input, dwconv2d_backward_weight}`` are closed under
 differentiation: each derivative of one is one of the others. ``dwconv2d_backward_weight_bias`` is the third with the
-bias gradient from the same pass over memory. Their schemas and CPU kernels come from the compiled extension; without it
-`SCHEMAS` defines them here, with Triton on a GPU and torch elsewhere as the kernel. ``triton_dwconv2d`` and so on are
-the same ops by the Triton kernels only, for ``backend="triton"``.
+bias gradient from the same pass over memory. Their arguments ``backend`` and ``variant`` say what runs them, see
+`replknet_ext.choices`. Schemas and compiled kernels come from the extension; without it `SCHEMAS` defines the ops here.
+Backends that are written in Python are the kernel where a device has no compiled one, and otherwise of the op
+``_python_`` + name, which the extension calls.
 
 The derivative formulas are written once, over a `Passes` triple: the raw ops themselves (here, for compiled graphs
 and direct callers) or the autograd Functions of `replknet_ext.autograd` (eager).
@@ -22,8 +23,6 @@ from torch._prims_common import suggest_memory_format
 from torch.utils.flop_counter import register_flop_formula
 
 from . import _ext, choices
-from .backends import torch as fallback
-from .backends import triton
 
 NAMESPACE = _ext.NAMESPACE
 
@@ -31,17 +30,17 @@ NAMESPACE = _ext.NAMESPACE
 #: negative, which crops: the derivative of a padded convolution needs that.
 SCHEMAS = {
     "dwconv2d": "(Tensor input, Tensor weight, Tensor? bias, int[4] padding, str activation, str precision, "
-    "str algorithm, int variant) -> Tensor",
+    "str algorithm, str backend, int variant) -> Tensor",
     "dwconv2d_backward_input": "(Tensor grad_output, Tensor weight, int[4] padding, str precision, str algorithm, "
-    "int variant) -> Tensor",
+    "str backend, int variant) -> Tensor",
     "dwconv2d_backward_weight": "(Tensor grad_output, Tensor input, int[4] padding, str precision, str algorithm, "
-    "int variant) -> Tensor",
+    "str backend, int variant) -> Tensor",
     "dwconv2d_backward_weight_bias": "(Tensor grad_output, Tensor input, int[4] padding, str precision, "
-    "str algorithm, int variant) -> (Tensor, Tensor)",
+    "str algorithm, str backend, int variant) -> (Tensor, Tensor)",
 }
 
-#: The functions of `backends.torch` and of the Triton kernels that are an op's kernel.
-_FUNCTIONS = {
+#: The method of a `Backend` for each op.
+_METHODS = {
     "dwconv2d": "fwd",
     "dwconv2d_backward_input": "bwd_input",
     "dwconv2d_backward_weight": "bwd_weight",
@@ -108,22 +107,22 @@ def _is_fwd(name: str) -> bool:
     return name == "dwconv2d"
 
 
-# ---- kernels: Python definitions without the extension; Triton, else torch, where it has no CUDA kernel ----
+# ---- kernels by backends that are written in Python ----
 
 
-def _python_kernel(name: str, by_triton: bool) -> Callable[..., Any]:
-    """The op by torch, or by Triton where it can."""
-    sizes, function = _SIZES[name], _FUNCTIONS[name]
-    by_torch = getattr(fallback, function)
+def _python_kernel(name: str) -> Callable[..., Any]:
+    """The op by the backend that `choices.resolve` finds."""
+    sizes, method = _SIZES[name], _METHODS[name]
 
     def run(first: Tensor, second: Tensor, *rest: Any) -> Any:
         bias, padding, activation = rest[:3] if _is_fwd(name) else (None, rest[0], "none")
-        sizes(first, second, padding)
-        kernel = triton.kernel_of(function, first, rest[-2]) if by_triton else None
-        if kernel is None:
-            return by_torch(first, second, *rest)
-        variant = choices.triton_variant(rest[-1], function, first, second, bias, padding, activation, *rest[-3:-1])
-        return kernel(first, second, *rest[:-1], variant)
+        try:
+            sizes(first, second, padding)
+            backend, variant = choices.resolve(method, first, second, bias, padding, activation, *rest[-4:])
+            return getattr(backend, method)(first, second, *rest[:-2], variant)
+        except Exception as error:
+            choices.note_failure(error)
+            raise
 
     return run
 
@@ -141,20 +140,22 @@ def _fake_kernel(name: str) -> Callable[..., Any]:
 
 
 def _bwd_weight_bias_on_cpu(grad: Tensor, x: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
+    if rest[-2] not in ("auto", "cpu"):
+        return torch.ops.replknet_ext._python_dwconv2d_backward_weight_bias.default(grad, x, *rest)  # type: ignore[no-any-return]
     return torch.ops.replknet_ext.dwconv2d_backward_weight.default(grad, x, *rest), grad.sum((0, 2, 3))
 
 
 for _name, _schema in SCHEMAS.items():
-    if not _ext.HAS_EXT:
+    _kernel = _python_kernel(_name)
+    if _ext.HAS_EXT:
+        for _key in ("CPU", "CUDA"):
+            _lib.impl(f"_python_{_name}", _kernel, _key)
+    else:
         _lib.define(_name + _schema, tags=(torch.Tag.pt2_compliant_tag,))
-        _lib.impl(_name, _python_kernel(_name, by_triton=False), "CPU")
-    # A build with a CUDA kernel for the op hands what the kernel does not cover to "_torch_" + name.
-    _lib.impl(("_torch_" if _name in _ext.CUDA_OPS else "") + _name, _python_kernel(_name, by_triton=True), "CUDA")
-    _lib.define(f"triton_{_name}{_schema}", tags=(torch.Tag.pt2_compliant_tag,))
-    for _key in ("CPU", "CUDA"):  # on CPU in triton's interpreter
-        _lib.impl(f"triton_{_name}", _python_kernel(_name, by_triton=True), _key)
-    for _prefix in ("", "triton_"):
-        torch.library.register_fake(f"{NAMESPACE}::{_prefix}{_name}", _fake_kernel(_name), lib=_lib)
+        _lib.impl(_name, _kernel, "CPU")
+    if _name not in _ext.CUDA_OPS:
+        _lib.impl(_name, _kernel, "CUDA")
+    torch.library.register_fake(f"{NAMESPACE}::{_name}", _fake_kernel(_name), lib=_lib)
 if _ext.HAS_EXT:
     _lib.impl("dwconv2d_backward_weight_bias", _bwd_weight_bias_on_cpu, "CPU")
 choices.register(_lib)
@@ -179,21 +180,21 @@ class Options(NamedTuple):
     activation: str
     precision: str
     algorithm: str
+    backend: str
     variant: int
 
     @property
-    def linear(self) -> tuple[Sequence[int], str, str, int]:
-        """What the two backward ops take after their tensors."""
-        return self.padding, self.precision, self.algorithm, choices.of_derivative(self.variant)
+    def linear(self) -> tuple[Any, ...]:
+        """What the two backward ops take after their tensors: the same backend, whose variants are of one pass each."""
+        return self.padding, self.precision, self.algorithm, self.backend, choices.AUTO
 
     @property
-    def plain(self) -> tuple[Sequence[int], str, str, str, int]:
+    def plain(self) -> tuple[Any, ...]:
         """What ``dwconv2d`` without activation takes after its tensors."""
-        return self.padding, "none", self.precision, self.algorithm, choices.of_derivative(self.variant)
+        return self.padding, "none", self.precision, self.algorithm, self.backend, choices.AUTO
 
 
 RAW = Passes(*(getattr(torch.ops.replknet_ext, name).default for name in SCHEMAS))
-TRITON = Passes(*(getattr(torch.ops.replknet_ext, f"triton_{name}").default for name in SCHEMAS))
 
 
 def through_activation(
@@ -276,9 +277,9 @@ def to_save(inputs: Sequence[Any], output: Tensor) -> tuple[Tensor | None, ...]:
     return x, weight, bias if activation == "gelu" else None, output if activation == "relu" else None
 
 
-def linear_options(padding: Sequence[int], precision: str, algorithm: str, variant: int) -> Options:
+def linear_options(padding: Sequence[int], *rest: Any) -> Options:
     """The `Options` of a call of one of the two backward ops."""
-    return Options(padding, "none", precision, algorithm, variant)
+    return Options(padding, "none", *rest)
 
 
 def needed(ctx: Any) -> tuple[bool, ...]:
@@ -329,29 +330,26 @@ def _linear_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     ctx.options = linear_options(*inputs[2:])
 
 
-def _backward(
-    formula: Callable[..., tuple[Tensor | None, ...]], raw: Passes, extra: int
-) -> Callable[..., tuple[Any, ...]]:
-    """``formula`` over the ops ``raw`` as a backward function for register_autograd; ``extra`` non-tensor arguments."""
+def _backward(formula: Callable[..., tuple[Tensor | None, ...]], extra: int) -> Callable[..., tuple[Any, ...]]:
+    """``formula`` over the raw ops as a backward function for register_autograd; ``extra`` non-tensor arguments."""
 
     def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
         with no_autocast(grads[0].device.type):
             grad = grads[0] if len(grads) == 1 else grads
-            return *formula(raw, grad, ctx.saved_tensors, ctx.options, needed(ctx)), *(None,) * extra
+            return *formula(RAW, grad, ctx.saved_tensors, ctx.options, needed(ctx)), *(None,) * extra
 
     return backward
 
 
 for _name, _formula, _setup, _extra in (
-    ("dwconv2d", fwd_vjp, _fwd_setup, 5),
-    ("dwconv2d_backward_input", bwd_input_vjp, _linear_setup, 4),
-    ("dwconv2d_backward_weight", bwd_weight_vjp, _linear_setup, 4),
-    ("dwconv2d_backward_weight_bias", bwd_weight_bias_vjp, _linear_setup, 4),
+    ("dwconv2d", fwd_vjp, _fwd_setup, 6),
+    ("dwconv2d_backward_input", bwd_input_vjp, _linear_setup, 5),
+    ("dwconv2d_backward_weight", bwd_weight_vjp, _linear_setup, 5),
+    ("dwconv2d_backward_weight_bias", bwd_weight_bias_vjp, _linear_setup, 5),
 ):
-    for _prefix, _raw in (("", RAW), ("triton_", TRITON)):
-        torch.library.register_autograd(
-            f"{NAMESPACE}::{_prefix}{_name}", _backward(_formula, _raw, _extra), setup_context=_setup, lib=_lib
-        )
+    torch.library.register_autograd(
+        f"{NAMESPACE}::{_name}", _backward(_formula, _extra), setup_context=_setup, lib=_lib
+    )
 
 
 # ---- autocast: like conv2d, the forward op runs in the lower precision ----
@@ -365,20 +363,19 @@ def autocast_operands(device_type: str, *tensors: Tensor | None) -> tuple[Tensor
     )
 
 
-def _autocast_kernel(raw: Passes, device_type: str, key: str) -> Callable[..., Tensor]:
+def _autocast_kernel(device_type: str, key: str) -> Callable[..., Tensor]:
     # torch.library.register_autocast fixes the dtype at registration; conv2d takes that of the context.
     keyset = torch._C.DispatchKeySet(getattr(torch._C.DispatchKey, key))
 
     def kernel(input: Tensor, weight: Tensor, bias: Tensor | None, *rest: Any) -> Tensor:
         with torch._C._ExcludeDispatchKeyGuard(keyset):
-            return raw.fwd(*autocast_operands(device_type, input, weight, bias), *rest)
+            return RAW.fwd(*autocast_operands(device_type, input, weight, bias), *rest)
 
     return kernel
 
 
 for _device, _key in (("cpu", "AutocastCPU"), ("cuda", "AutocastCUDA")):
-    _lib.impl("dwconv2d", _autocast_kernel(RAW, _device, _key), _key)
-    _lib.impl("triton_dwconv2d", _autocast_kernel(TRITON, _device, _key), _key)
+    _lib.impl("dwconv2d", _autocast_kernel(_device, _key), _key)
 
 
 # ---- vmap ----
@@ -437,40 +434,31 @@ def _register_vmap(name: str, rule: Callable[..., tuple[Any, Any]], run: Callabl
     torch.library.register_vmap(f"{NAMESPACE}::{name}", mapped, lib=_lib)
 
 
-for _prefix, _raw in (("", RAW), ("triton_", TRITON)):
-    _register_vmap(f"{_prefix}dwconv2d", vmap_conv, _raw.fwd)
-    _register_vmap(f"{_prefix}dwconv2d_backward_input", vmap_conv, _raw.bwd_input)
-    _register_vmap(f"{_prefix}dwconv2d_backward_weight", vmap_bwd_weight, _raw.bwd_weight)
-    _register_vmap(f"{_prefix}dwconv2d_backward_weight_bias", vmap_bwd_weight, _raw.bwd_weight_bias)
+for _name, _run in zip(SCHEMAS, RAW, strict=True):
+    _register_vmap(_name, vmap_bwd_weight if "weight" in _name else vmap_conv, _run)
 
 
 # ---- FLOP counts: two per multiply-add of the nominal taps, as torch counts conv2d ----
 
 
-@register_flop_formula([torch.ops.replknet_ext.dwconv2d, torch.ops.replknet_ext.triton_dwconv2d])
+@register_flop_formula(torch.ops.replknet_ext.dwconv2d)
 def _fwd_flops(x: Sequence[int], weight: Sequence[int], *args: Any, out_shape: Any = None, **kwargs: Any) -> int:
     n, c, height, width = map(int, out_shape)
     return 2 * n * c * height * width * weight[2] * weight[3]
 
 
-@register_flop_formula(
-    [torch.ops.replknet_ext.dwconv2d_backward_input, torch.ops.replknet_ext.triton_dwconv2d_backward_input]
-)
+@register_flop_formula(torch.ops.replknet_ext.dwconv2d_backward_input)
 def _bwd_input_flops(grad: Sequence[int], weight: Sequence[int], *args: Any, out_shape: Any = None, **kw: Any) -> int:
     n, c, height, width = grad
     return 2 * n * c * height * width * weight[2] * weight[3]
 
 
-@register_flop_formula(
-    [torch.ops.replknet_ext.dwconv2d_backward_weight, torch.ops.replknet_ext.triton_dwconv2d_backward_weight]
-)
+@register_flop_formula(torch.ops.replknet_ext.dwconv2d_backward_weight)
 def _bwd_weight_flops(grad: Sequence[int], x: Sequence[int], *args: Any, out_shape: Any = None, **kw: Any) -> int:
     n, c, height, width = grad
     return 2 * n * c * height * width * int(out_shape[2]) * int(out_shape[3])
 
 
-@register_flop_formula(
-    [torch.ops.replknet_ext.dwconv2d_backward_weight_bias, torch.ops.replknet_ext.triton_dwconv2d_backward_weight_bias]
-)
+@register_flop_formula(torch.ops.replknet_ext.dwconv2d_backward_weight_bias)
 def _bwd_weight_bias_flops(grad: Sequence[int], x: Sequence[int], *args: Any, out_shape: Any = None, **kw: Any) -> int:
     return _bwd_weight_flops(grad, x, out_shape=out_shape[0])

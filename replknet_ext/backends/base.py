@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -109,51 +109,84 @@ def sizes_of(problem: Problem) -> list[int]:
     return [n, c, h, w, kh, kw, ho, wo, top, left]
 
 
-class Backend(Protocol):
-    """A way to run the convolution.
+class Backend:
+    """A way to run the convolution: one subclass in one file, and one line in `registry`.
 
-    ``dispatched`` backends are kernels of the raw ops, reached through torch's dispatcher by device; callers that need
-    gradients call them through `replknet_ext.autograd`. The others are built of differentiable torch functions.
+    It says which problems it `supports` and computes the passes by four functions with the arguments of the raw ops up
+    to ``algorithm``, then ``variant``. They get problems that `supports` accepted, need not be differentiable, and
+    return new tensors in the memory format that the raw ops give (see `replknet_ext.ops`).
+
+    Attributes:
+        name: what callers and files of choices call it.
+        compiled: the passes are kernels of the extension, which the raw ops of a device call by themselves.
+        differentiable: it has `run`, which torch differentiates, for every stride, dilation and channel multiplier.
     """
 
-    name: str
-    dispatched: bool
+    name: ClassVar[str]
+    compiled: ClassVar[bool] = False
+    differentiable: ClassVar[bool] = False
 
     def supports(self, problem: Problem) -> str | None:
         """None if this backend can run ``problem``, else the reason why not (a clause without a full stop)."""
-        ...
+        raise NotImplementedError
 
     def kernel(self, problem: Problem) -> str | None:
         """What runs a problem that `supports` accepted, for `replknet_ext.explain`; None if nobody can know."""
-        ...
+        return None
 
     def candidates(self, problem: Problem, limits: Mapping[str, int] | None = None) -> list[Candidate]:
         """Every variant that runs ``problem`` on the current device, or on a GPU with ``limits`` (`cuda.DEVICES`).
 
-        Ordered by the cost model; the first is what runs untuned. Empty if the backend can't run the problem.
+        Ordered by the cost model; the first is what runs untuned. Empty if the backend can't run the problem or leaves
+        nothing to choose.
         """
-        ...
+        return []
 
     def variant(self, problem: Problem, name: str) -> int | None:
         """Number of the variant of that name, None if it does not run ``problem`` on the current device."""
-        ...
+        return None
+
+    def fwd(
+        self, input: Tensor, weight: Tensor, bias: Tensor | None, padding: Sequence[int],
+        activation: str, precision: str, algorithm: str, variant: int,
+    ) -> Tensor:  # fmt: skip
+        """Raw op ``dwconv2d``; variant -1: the one that the backend chooses."""
+        raise NotImplementedError
+
+    def bwd_input(
+        self, grad_output: Tensor, weight: Tensor, padding: Sequence[int], precision: str, algorithm: str, variant: int
+    ) -> Tensor:
+        """Raw op ``dwconv2d_backward_input``."""
+        raise NotImplementedError
+
+    def bwd_weight(
+        self, grad_output: Tensor, input: Tensor, padding: Sequence[int], precision: str, algorithm: str, variant: int
+    ) -> Tensor:
+        """Raw op ``dwconv2d_backward_weight``."""
+        raise NotImplementedError
+
+    def bwd_weight_bias(
+        self, grad_output: Tensor, input: Tensor, padding: Sequence[int], precision: str, algorithm: str, variant: int
+    ) -> tuple[Tensor, Tensor]:
+        """Raw op ``dwconv2d_backward_weight_bias``: `bwd_weight`, and the sum of the gradient per channel."""
+        grad_weight = self.bwd_weight(grad_output, input, padding, precision, algorithm, variant)
+        return grad_weight, grad_output.sum((0, 2, 3))
 
     def run(
-        self, input: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry,
-        activation: str, precision: str, algorithm: str,
-    ) -> Tensor:  # fmt: skip
-        """Forward pass of a problem that `supports` accepted."""
-        ...
+        self, input: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry, activation: str
+    ) -> Tensor:
+        """The forward pass by differentiable functions, of backends that are `differentiable`."""
+        raise NotImplementedError
 
 
 def outside_raw_ops(problem: Problem) -> str | None:
-    """Why the raw ops, which have stride 1, dilation 1 and one filter a channel, do not cover ``problem``."""
+    """Why the raw ops, which have stride 1, dilation 1 and one filter per channel, do not cover ``problem``."""
     if problem.geometry.stride != (1, 1):
         return f"only stride 1, not {problem.geometry.stride}"
     if problem.geometry.dilation != (1, 1):
         return f"only dilation 1, not {problem.geometry.dilation}"
     if problem.weight_shape[0] != problem.input_shape[1]:
-        return f"only one filter a channel, not {problem.weight_shape[0]} filters for {problem.input_shape[1]} channels"
+        return f"only one filter per channel, not {problem.weight_shape[0]} filters for {problem.input_shape[1]} channels"
     if problem.dtype not in DTYPES:
         return f"no kernels for {problem.dtype}"
     return None

@@ -11,12 +11,13 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import itertools
 import json
 import platform
 import re
 import threading
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import nullcontext, suppress
 from importlib import metadata
 from pathlib import Path
@@ -37,6 +38,7 @@ __all__ = [
     "entries",
     "entry",
     "forget",
+    "generation",
     "identity",
     "key_of",
     "lookup",
@@ -91,9 +93,6 @@ class Entry(NamedTuple):
         untuned = value["untuned_us"]
         return cls(rows, None if untuned is None else float(untuned))
 
-
-#: Called when choices change: what has looked them up must look again.
-on_change: list[Callable[[], None]] = []
 
 _lock = threading.RLock()
 _tables: dict[Path, dict[str, Entry]] = {}  # what was read or measured in this process
@@ -225,10 +224,10 @@ def parse(path: Path, who: Mapping[str, str], *, alike: bool = False) -> tuple[d
         alike: whether it is for all devices of one kind, as shipped ones are.
     """
     try:
+        if not path.is_file():
+            return {}, "is no file" if path.exists() else None
         content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return {}, None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         return {}, f"cannot be read ({error})"
     try:
         if content["format"] != FORMAT:
@@ -242,7 +241,7 @@ def parse(path: Path, who: Mapping[str, str], *, alike: bool = False) -> tuple[d
         if theirs != dict(who):
             return {}, f"is of another device or version ({_difference(theirs, who)})"
         return {str(key): Entry.from_json(value) for key, value in content["choices"].items()}, None
-    except (AttributeError, KeyError, TypeError, ValueError):
+    except (AttributeError, KeyError, TypeError, ValueError, OverflowError):
         return {}, "is damaged"
 
 
@@ -274,14 +273,20 @@ def _note_stale(path: Path, who: Mapping[str, str]) -> None:
 def entries(device: torch.device) -> Mapping[str, Entry]:
     """What the user's cache holds for a device, with what this process has measured; do not change it."""
     who = identity(device)
-    path = path_of(who)
+    try:
+        path = path_of(who)
+    except RuntimeError as error:  # no home folder to look in
+        warn_once(f"measured choices are not used: {error}; REPLKNET_EXT_CACHE names another folder")
+        return {}
     table = _tables.get(path)
     if table is None:
         with _lock:
             table = _tables.get(path)
             if table is None:
-                table = read(path, who)
-                if not table and not path.exists():
+                table, why = parse(path, who)
+                if why is not None:
+                    _left_out(path, why)
+                elif not table:
                     _note_stale(path, who)
                 _tables[path] = table
     return table
@@ -317,9 +322,19 @@ def forget() -> None:
     _changed()
 
 
+_generation = itertools.count(1)
+_current = 0
+
+
+def generation() -> int:
+    """Another number whenever choices have changed: what was looked up before must be looked up again."""
+    return _current
+
+
 def _changed() -> None:
-    for call in on_change:
-        call()
+    global _current
+    _current = next(_generation)
+    _ext.forget_choices()
 
 
 def _found(problem: Problem, backend: str, device: torch.device) -> Iterator[tuple[str, Entry]]:

@@ -1,7 +1,7 @@
 """The Triton kernels: for GPUs or installs that the compiled extension's CUDA kernels do not serve.
 
-They have raw ops of their own, ``torch.ops.replknet_ext.triton_dwconv2d`` and so on (see `replknet_ext.ops`), and
-stand in for the CUDA kernels of the plain raw ops where a build has none. triton is imported when it is first needed.
+The raw ops call them by ``backend="triton"``, and by themselves where a build has no CUDA kernel. triton is imported
+when it is first needed.
 """
 
 from __future__ import annotations
@@ -10,15 +10,14 @@ import functools
 import importlib
 import os
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from importlib import metadata
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..checks import Geometry
-from .base import CYCLES_PER_US, Candidate, Problem, ordered, outside_raw_ops, sizes_of
+from .base import CYCLES_PER_US, Backend, Candidate, Problem, ordered, outside_raw_ops, sizes_of
 from .triton_kernels import configs
 
 #: The versions of triton that the kernels are tested with: from the first, before the second.
@@ -107,18 +106,15 @@ def _tiles(problem: Problem, shared: int) -> Sequence[tuple[configs.Tile, float]
     return configs.forward_tiles(sizes, *how, problem.channels_last, shared)
 
 
-def kernel_of(pass_: str, tensor: Tensor, algorithm: str) -> Callable[..., Any] | None:
-    """The function of `triton_kernels.launch` for a pass ("fwd", ..., "bwd_weight_bias"), None if it can't run."""
-    if refusal(tensor.device.type, tensor.dtype, algorithm) is not None:
-        return None
-    return getattr(_import()[0], pass_)  # type: ignore[no-any-return]
+def _launch() -> Any:
+    """The module with the passes. Callers have asked `TritonBackend.supports`."""
+    return _import()[0]
 
 
-class TritonBackend:
+class TritonBackend(Backend):
     """Kernels that triton compiles when they are first called, for any GPU that it serves."""
 
     name = "triton"
-    dispatched = True
 
     def supports(self, problem: Problem) -> str | None:
         """See `Backend.supports`."""
@@ -157,10 +153,18 @@ class TritonBackend:
         tiles = _tiles(problem, shared_bytes(torch.device(problem.device_type)))
         return next((number for number, (tile, _) in enumerate(tiles) if configs.name_of(tile) == name), None)
 
-    def run(
-        self, input: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry,
-        activation: str, precision: str, algorithm: str,
-    ) -> Tensor:  # fmt: skip
-        """See `Backend.run`."""
-        run = torch.ops.replknet_ext.triton_dwconv2d.default
-        return run(input, weight, bias, geometry.padding, activation, precision, algorithm, -1)  # type: ignore[no-any-return]
+    def fwd(self, *args: Any) -> Tensor:
+        """See `Backend.fwd`."""
+        return _launch().fwd(*args)  # type: ignore[no-any-return]
+
+    def bwd_input(self, *args: Any) -> Tensor:
+        """See `Backend.bwd_input`."""
+        return _launch().bwd_input(*args)  # type: ignore[no-any-return]
+
+    def bwd_weight(self, *args: Any) -> Tensor:
+        """See `Backend.bwd_weight`."""
+        return _launch().bwd_weight(*args)  # type: ignore[no-any-return]
+
+    def bwd_weight_bias(self, *args: Any) -> tuple[Tensor, Tensor]:
+        """See `Backend.bwd_weight_bias`: both from one pass over the gradient."""
+        return _launch().bwd_weight_bias(*args)  # type: ignore[no-any-return]

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from .. import __version__, _env, _ext, settings
-from ..backends import PASSES, Problem, by_pass, configs, select
+from ..backends import PASSES, Problem, by_pass, configs
 from ..backends.cuda import DEVICES, architecture_for
 from ..checks import Geometry
 from ..models import ARCHS
@@ -134,8 +134,7 @@ def _kernels_for(properties: Any) -> str:
 
 def _backends(name: str, problem: Problem) -> dict[str, Any]:
     """Which backend `depthwise_conv2d` takes for a problem, pass by pass, and what the others say."""
-    chosen = select(problem).name
-    runs, why = by_pass(problem, chosen)
+    runs, why = by_pass(problem)
     return {"problem": name, "runs": runs, "reasons": why}
 
 

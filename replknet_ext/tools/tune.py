@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from .. import checks
-from ..backends import NAMES, PASSES, Candidate, Problem, candidates, configs
+from ..backends import PASSES, Candidate, Problem, candidates, configs, names
 from ..backends.cuda import DEVICES
 from ..models import MODELS, get_model
 from ..tuning import TuneReport, api, problems, store
@@ -140,7 +140,7 @@ def shipped_name(report: TuneReport) -> str:
 def checked_backend(name: str) -> str:
     """The name of a backend that has candidates, or "auto"."""
     try:
-        return checks.name("backend", name, tuple(known for known in NAMES if known != "torch"))
+        return checks.name("backend", name, tuple(known for known in names() if known != "torch"))
     except ValueError as error:
         raise UsageError(str(error)) from None
 

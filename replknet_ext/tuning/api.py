@@ -13,7 +13,7 @@ from torch import nn
 
 from .. import checks, settings
 from .._progress import steps
-from ..backends import NAMES, PASSES, Problem, configs
+from ..backends import PASSES, Problem, configs, names
 from ..backends.configs import Entry
 from . import measure as measuring
 from . import problems as collecting
@@ -73,7 +73,7 @@ def tune(
     Raises:
         TypeError, ValueError: an argument of the wrong type or out of range.
     """
-    checks.name("backend", backend, tuple(name for name in NAMES if name != "torch"))
+    checks.name("backend", backend, tuple(name for name in names() if name != "torch"))
     chosen = (passes,) if isinstance(passes, str) else tuple(passes)
     for pass_ in chosen:
         checks.name("passes", pass_, PASSES)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ..backends import Candidate, Problem
-from ..ops import RAW, TRITON
+from ..ops import RAW
 
 __all__ = ["Measured", "capture", "difference", "measure", "timed"]
 
@@ -113,16 +113,15 @@ def operands(problem: Problem, device: torch.device, sets: int) -> list[Operands
 
 def call_of(problem: Problem, candidate: Candidate, given: Sequence[Operands]) -> Callable[[int], Any]:
     """The pass by the candidate on the operands of a set."""
-    ops = TRITON if candidate.backend == "triton" else RAW
     padding = problem.geometry.padding
-    rest = (problem.precision, problem.algorithm, candidate.variant)
+    rest = (problem.precision, problem.algorithm, candidate.backend, candidate.variant)
     if problem.pass_ == "fwd":
-        return lambda i: ops.fwd(given[i].x, given[i].weight, given[i].bias, padding, problem.activation, *rest)
+        return lambda i: RAW.fwd(given[i].x, given[i].weight, given[i].bias, padding, problem.activation, *rest)
     if problem.pass_ == "bwd_input":
-        return lambda i: ops.bwd_input(given[i].grad, given[i].weight, padding, *rest)
+        return lambda i: RAW.bwd_input(given[i].grad, given[i].weight, padding, *rest)
     # The bias gradient comes from the same kernel on a GPU; on the CPU it is a sum of torch's.
     with_bias = problem.has_bias and problem.device_type == "cuda"
-    run: Callable[..., Any] = ops.bwd_weight_bias if with_bias else ops.bwd_weight
+    run: Callable[..., Any] = RAW.bwd_weight_bias if with_bias else RAW.bwd_weight
     return lambda i: run(given[i].grad, given[i].x, padding, *rest)
 
 
