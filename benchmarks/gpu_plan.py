@@ -56,7 +56,7 @@ extern "C" const char* plan(const int64_t* s, const int* how, const int* l, int 
   return nullptr;
 }
 
-// What the ops ask for in a step: the routes of `count` problems, one after the other. Returns how many plans were made.
+// What the ops ask for in a step: the routes of `count` problems in turn. Returns how many plans were made.
 extern "C" int64_t plan_all(const int64_t* sizes, const int* hows, int count, const int* l) {
   const int64_t before = cuda::plans_made();
   for (int i = 0; i < count; ++i) {
@@ -128,7 +128,7 @@ def _library() -> ctypes.CDLL:
     if compiler is None:
         raise PlannerUnavailableError("the launch planner needs a C++ compiler: g++ was not found")
     code = sorted((CSRC / "cuda").glob("*.cpp"))
-    sources = [CSRC / "dwconv.h", *sorted((CSRC / "cuda").glob("*.h")), *code]
+    sources = [*sorted(CSRC.glob("*.h")), *sorted((CSRC / "cuda").glob("*.h")), *code]
     content = "\0".join([SHIM, compiler, *(path.read_text() for path in sources)])
     key = hashlib.sha256(content.encode()).hexdigest()[:16]
     target = ROOT / f"build/planner/{key}.so"
@@ -207,8 +207,9 @@ def planner(
     precision: str = "ieee",
     algorithm: str = "auto",
 ) -> Callable[[], int]:
-    """A function that asks for the plan of each (layer, pass) in turn, as a training step does from C++, and returns how
-    many of them had to be made: the others were found in the planner's cache.
+    """A function that asks for the plan of each (layer, pass) in turn, as a training step does from C++.
+
+    It returns how many of them had to be made; the others were found in the planner's cache.
     """
     problems = [_problem(layer, pass_, dtype, channels_last, precision, algorithm) for layer, pass_ in step]
     sizes = (ctypes.c_int64 * (10 * len(step)))(*(v for s, _ in problems for v in s))

@@ -20,8 +20,8 @@ GOAL_MS = 0.1  # of a later step
 
 
 def step(batch: int, arch: RepLKNetConfig, pixels: int = 224) -> list[tuple[Layer, str]]:
-    """The (layer, pass) pairs of a training step, in order: of each block the large kernel and the small one beside it."""
-    layers = []
+    """The (layer, pass) pairs of a training step: of each block the large kernel, then the small one beside it."""
+    layers: list[Layer] = []
     rows = zip(arch.layers, arch.channels, arch.reductions, arch.large_kernel_sizes, strict=True)
     for blocks, channels, reduction, kernel in rows:
         for _ in range(blocks):

@@ -133,7 +133,7 @@ def predict(
         "mma_us": microseconds(mmas * MMA_FLOP / CEILINGS["mma_sync_flop_per_s"]) if mmas else None,
         "variant": plan.name,
         "copied": bool(plan.copied),
-        "row_groups": plan.row_groups,
+        "parts": plan.parts,
         "warps": plan.warps,
         "shared_bytes": plan.shared_bytes,
         "workspace_bytes": plan.workspace_bytes,
