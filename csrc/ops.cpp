@@ -8,6 +8,7 @@
 
 #include "cpu/cpu.h"
 #include "cuda/dwconv2d_cuda.h"
+#include "cuda/model.h"
 #ifdef REPLKNET_EXT_WITH_CUDA
 #define REPLKNET_EXT_CUDA_OPS \
   "\"dwconv2d\", \"dwconv2d_backward_input\", \"dwconv2d_backward_weight\", \"dwconv2d_backward_weight_bias\""
@@ -49,7 +50,7 @@ std::string build_info() {
   });
   return std::string("{\"torch_target\": \"2.11\", \"compiler\": \"") + __VERSION__ + "\", \"cuda_toolkit\": \"" +
          REPLKNET_EXT_CUDA_TOOLKIT + "\", \"cuda_archs\": \"" + REPLKNET_EXT_CUDA_ARCHS + "\", \"cuda_ops\": [" +
-         REPLKNET_EXT_CUDA_OPS + "], \"cpu_variants\": " + cpu_variants + ", \"cuda_variants\": " + cuda_variants + "}";
+         REPLKNET_EXT_CUDA_OPS + "], \"model_clock_mhz\": " + std::to_string(cuda::kClockMHz) + ", \"cpu_variants\": " + cpu_variants + ", \"cuda_variants\": " + cuda_variants + "}";
 }
 
 // JSON: the GPUs that the CUDA runtime in this binary sees, with what decides which kernels they can run.

@@ -1,5 +1,4 @@
 // The table of families and the choice between them. Host code without CUDA.
-#include <algorithm>
 #include <atomic>
 #include <cstdlib>
 
@@ -30,8 +29,6 @@ const char* refuse(const Problem& p, const DeviceLimits& limits) {
 const char* make_plan(const Problem& p, const DeviceLimits& limits, int variant, PlanHandle* result) {
   if (const char* why = refuse(p, limits)) return why;
   if (variant < -1 || variant >= variant_count(p.pass)) return "there is no variant of that number";
-  Problem some = p;
-  some.n = std::max<int64_t>(1, p.n);  // an empty batch has the plan of one image, and launches nothing
   const char* reason = "no family of kernels has this pass";
   std::shared_ptr<LaunchPlan> best;
   int first = 0;
@@ -39,7 +36,7 @@ const char* make_plan(const Problem& p, const DeviceLimits& limits, int variant,
     const int count = kFamilies[f]->count(p.pass);
     if (count == 0 || (variant >= 0 && (variant < first || variant >= first + count))) continue;
     std::shared_ptr<LaunchPlan> plan;
-    if (const char* why = kFamilies[f]->plan(some, limits, variant < 0 ? -1 : variant - first, &plan)) {
+    if (const char* why = kFamilies[f]->plan(p, limits, variant < 0 ? -1 : variant - first, &plan)) {
       reason = why;  // of the last family that has the pass
       continue;
     }

@@ -1,5 +1,7 @@
 // A family of CUDA kernels: one algorithm, its variants, its planner. A new family is a line here.
 #pragma once
+#include <algorithm>
+
 #include "dwconv2d_cuda.h"
 
 // rt_fwd: fwd and bwd_input on tensor cores; rt_weight: bwd_weight on tensor cores
@@ -38,7 +40,9 @@ REPLKNET_EXT_FAMILIES(REPLKNET_EXT_DECLARE)
 //   const char* none(int variant) const;       why it has none; -1: why no variant has one
 template <class Planner>
 const char* best_plan(const Problem& p, const DeviceLimits& limits, int variant, std::shared_ptr<LaunchPlan>* result) {
-  const Planner planner(p, limits);
+  Problem some = p;
+  some.n = std::max<int64_t>(1, p.n);  // an empty batch has the plan of one image, and launches nothing
+  const Planner planner(some, limits);
   if (const char* why = planner.refuse()) return why;
   if (variant >= 0)
     if (const char* why = planner.refuse(variant)) return why;

@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from .. import _ext
 from ..checks import DTYPES, Geometry
 
 #: The passes, by their names everywhere; each is one raw op.
@@ -17,7 +18,8 @@ OP_OF_PASS = {"fwd": "dwconv2d", "bwd_input": "dwconv2d_backward_input", "bwd_we
 
 
 #: Turns the CUDA and Triton models' cycles into microseconds: an H200's clock under load. A prediction on any GPU.
-CYCLES_PER_US = 1755.0
+#: Without the extension as `csrc/cuda/model.h` has it.
+CYCLES_PER_US: float = _ext.build_info().get("model_clock_mhz", 1755.0)
 
 
 @dataclass(frozen=True)

@@ -112,7 +112,8 @@ std::map<std::string, uint64_t> take_counters() {
   emu::counters = {};
   return {{"mma", c.mma},           {"ldmatrix", c.ldmatrix}, {"ldmatrix_conflicts", c.ldmatrix_conflicts},
           {"cp_async", c.cp_async}, {"barriers", c.barriers}, {"switches", c.switches},
-          {"accesses", c.accesses}, {"access_conflicts", c.access_conflicts}};
+          {"accesses", c.accesses}, {"access_conflicts", c.access_conflicts},
+          {"blocks", c.blocks},     {"threads", c.threads},   {"shared_bytes", c.shared_bytes}};
 }
 
 // Places of the code with bank conflicts: (address in this module, accesses, extra wavefronts); addr2line names them.

@@ -22,12 +22,15 @@ def check_close(emulator: ModuleType, case: Case, inputs: Inputs | None = None) 
     """Random data against the float64 oracle, within the tolerance of tests/cases.py."""
     inputs = harness.random_inputs(case) if inputs is None else inputs
     got, want = harness.run(emulator, case, inputs), harness.reference(case, inputs)
+    if case.n == 0:  # launches nothing, in any family: the op itself makes the gradients zeros
+        assert all(bool(t.isnan().all()) for t in got.values())
+        return got
     plain = case.but(activation="none")  # |relu(a) - relu(b)| <= |a - b|; gelu's slope is below 1.13
     scale = harness.reference(plain, {name: t.abs() for name, t in inputs.items()})
     for name, exact in want.items():
         if name == "grad_bias":
             got[name], exact, scale[name] = (t[:, None, None] for t in (got[name], exact, scale[name]))
-        if case.pass_ == "bwd_weight" and name == "out" and case.n:
+        if case.pass_ == "bwd_weight" and name == "out":
             # the error of a tap is of the size of the whole plane of taps, and of those that are not wanted
             scale[name] = scale[name].clamp_min((inputs["x"].abs().amax() * inputs["grad"].abs().amax()).double())
         table.assert_close_by_fft(got[name], exact, scale[name])

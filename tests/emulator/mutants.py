@@ -54,7 +54,9 @@ class Mutants:
         shutil.copytree(emulator_build.CUDA.parent, folder / "csrc", ignore=shutil.ignore_patterns("cpu"))
         cuda = folder / "csrc" / "cuda"
         for path in cuda.iterdir():
-            if path.suffix in (".cu", ".cpp") and not path.name.startswith((self.family, "launch", "weight_sum", "dispatch")):
+            if path.suffix in (".cu", ".cpp") and not path.name.startswith(
+                (self.family, "launch", "weight_sum", "dispatch")
+            ):
                 path.unlink()
         table = cuda / "family.h"
         text, count = re.subn(r"(#define REPLKNET_EXT_FAMILIES\(X\)).*", rf"\1 X({self.family})", table.read_text())

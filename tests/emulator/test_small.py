@@ -13,6 +13,8 @@ from emulator_harness import A100, H200, RTX4090, RTX5090, Case
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from replknet_ext.backends.base import CYCLES_PER_US
+
 SMALLEST = (86, 1, 48 << 10, 49 << 10)
 ONE_SM = (90, 1, 227 << 10, 228 << 10)  # few SMs for a problem: a block takes several channels or units
 ONE_BLOCK = (90, 1, 227 << 10, 1000)  # that one SM holds: it has several channels
@@ -256,4 +258,4 @@ def test_small_layers_of_the_papers_get_these_kernels(plain: ModuleType, case: C
     """On an H200, by the model and ahead of every other family: the choice, and that the prediction stays."""
     plain.only("")
     plan = plain.plan(case.problem(), H200, -1)
-    assert plan["name"] == name and plan["cycles"] / 1755 <= us
+    assert plan["name"] == name and plan["cycles"] / CYCLES_PER_US <= us
