@@ -1,3 +1,5 @@
+#include <Python.h>
+
 #include "choices.h"
 
 #include <atomic>
@@ -38,6 +40,11 @@ Choice chosen(const Problem& p, const Call& call, const char* own, int32_t devic
     *found = {answer.substr(0, blank), std::stoll(answer.substr(blank + 1))};
     return nullptr;
   });
+  if (result.backend == "interrupted") {  // Ctrl-C: the call ends as planned, then Python sees it
+    forget_choices();
+    PyErr_SetInterrupt();
+    return asked;
+  }
   return result;
 }
 

@@ -7,7 +7,6 @@ extension asks here (csrc/choices.h), once per problem until choices change; so 
 
 from __future__ import annotations
 
-import _thread
 import threading
 from collections.abc import Sequence
 from contextlib import suppress
@@ -52,19 +51,21 @@ def measured(backend: str, problem: Problem, device: torch.device) -> tuple[str,
     """The measured choice, or (backend, `AUTO`). A look-up never breaks an op: what goes wrong in it is one warning."""
     try:
         found = configs.lookup(problem, backend, device)
-    except KeyboardInterrupt:
-        _thread.interrupt_main()  # C++ is between here and the caller: raised there, as soon as the op has ended
-        return backend, AUTO
     except Exception as error:
         with suppress(Warning):  # where warnings are errors, too
-            configs.warn_once(f"measured choices are not used: looking them up failed ({type(error).__name__}: {error})")
+            configs.warn_once(
+                f"measured choices are not used: looking them up failed ({type(error).__name__}: {error})"
+            )
         return backend, AUTO
     return (backend, AUTO) if found is None else (found.backend, found.variant)
 
 
 def _answer(pass_: str, first: Tensor, *rest: Any) -> str:
     """Implements the op ``_choice``: backend, blank, variant."""
-    backend, variant = measured(rest[-1], problem_of(pass_, first, *rest[:-1]), first.device)
+    try:
+        backend, variant = measured(rest[-1], problem_of(pass_, first, *rest[:-1]), first.device)
+    except KeyboardInterrupt:  # the extension is between here and the caller, and raises it there
+        return "interrupted -1"
     return f"{backend} {variant}"
 
 

@@ -117,8 +117,9 @@ def _cached_plan(call: Call, backend: Any) -> _Plan:
     about_bias = None if bias is None else (bias.shape, bias.dtype, bias.device, bias.layout)
     try:
         key = (
-            input.shape, input.dtype, input.device, input.layout, weight.shape, weight.dtype, weight.device, weight.layout,
-            about_bias, options, backend, torch.get_num_threads(), len(BACKENDS),
+            input.shape, input.dtype, input.device, input.layout,
+            weight.shape, weight.dtype, weight.device, weight.layout, about_bias,
+            options, backend, torch.get_num_threads(), len(BACKENDS),
         )  # fmt: skip
         plan = _plans.get(key)
     except TypeError:  # symbolic sizes have no hash, nor may a wrong argument have one

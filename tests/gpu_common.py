@@ -9,7 +9,7 @@ import torch
 from cases import LAYOUTS, Case, Operands, expected, operands
 from torch import Tensor
 
-from replknet_ext.backends import torch as torch_backend
+from replknet_ext.backends import BACKENDS
 
 ops = torch.ops.replknet_ext
 
@@ -24,8 +24,8 @@ def run(
     precision: str = "ieee",
     algorithm: str = "direct",
 ) -> Tensor:
-    """One raw op."""
-    how = (precision, algorithm, variant)
+    """One raw op; a variant is one of the CUDA kernels."""
+    how = (precision, algorithm, "auto" if variant < 0 else "cuda", variant)
     if pass_ == "fwd":
         return ops.dwconv2d(o.x, o.weight, o.bias, case.padding, activation, *how)
     if pass_ == "bwd_input":
@@ -36,10 +36,10 @@ def run(
 def run_torch(pass_: str, case: Case, o: Operands, activation: str = "none") -> Tensor:
     """torch's own result on the CPU in the dtype of the operands."""
     if pass_ == "fwd":
-        return torch_backend.fwd(o.x, o.weight, o.bias, case.padding, activation, "ieee", "auto", -1)
+        return BACKENDS["torch"].fwd(o.x, o.weight, o.bias, case.padding, activation, "ieee", "auto", -1)
     if pass_ == "bwd_input":
-        return torch_backend.bwd_input(o.grad, o.weight, case.padding, "ieee", "auto", -1)
-    return torch_backend.bwd_weight(o.grad, o.x, case.padding, "ieee", "auto", -1)
+        return BACKENDS["torch"].bwd_input(o.grad, o.weight, case.padding, "ieee", "auto", -1)
+    return BACKENDS["torch"].bwd_weight(o.grad, o.x, case.padding, "ieee", "auto", -1)
 
 
 def on_device(o: Operands, layout: str = "nchw") -> Operands:

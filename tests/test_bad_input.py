@@ -113,7 +113,7 @@ def test_bad_argument(
     [
         ({"stride": 2}, "only stride 1, not (2, 2)"),
         ({"dilation": (1, 2)}, "only dilation 1, not (1, 2)"),
-        ({"weight": torch.ones(6, 1, 3, 3), "bias": None}, "only one filter a channel, not 6 filters for 3 channels"),
+        ({"weight": torch.ones(6, 1, 3, 3), "bias": None}, "only one filter per channel, not 6 filters for 3 channels"),
     ],
 )
 def test_a_named_backend_never_falls_back(change: dict[str, object], text: str) -> None:

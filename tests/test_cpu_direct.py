@@ -62,7 +62,7 @@ def kernels(case: Case, pass_: str, dtype: torch.dtype = torch.float32) -> list[
 
 def run(pass_: str, case: Case, o: Operands, name: str, activation: str = "none") -> Tensor:
     """One raw op on the kernel of that name."""
-    tail = ("ieee", "direct", number(pass_, name))
+    tail = ("ieee", "direct", "cpu", number(pass_, name))
     result: Tensor
     if pass_ == "fwd":
         result = ops.dwconv2d(o.x, o.weight, o.bias, case.padding, activation, *tail)
@@ -86,7 +86,7 @@ def test_every_remainder_is_packed_and_unpacked(dtype: torch.dtype, layout: str)
             x = torch.arange(2 * channels * pixels, dtype=torch.float32).remainder(251).sub(125).to(dtype)
             x = LAYOUTS[layout](x.view(2, channels, 1, pixels))
             weight = torch.ones(channels, 1, 1, 1, dtype=dtype)
-            assert_same_bits(ops.dwconv2d(x, weight, None, [0] * 4, "none", "ieee", "direct", -1), x)
+            assert_same_bits(ops.dwconv2d(x, weight, None, [0] * 4, "none", "ieee", "direct", "auto", -1), x)
 
 
 @pytest.mark.parametrize("case", NARROW, ids=lambda case: case.name)
@@ -165,7 +165,7 @@ def test_plans_say_what_is_narrow() -> None:
 def gelu(x: Tensor) -> Tensor:
     """Of a 1x1 filter of ones: the activation alone."""
     one = torch.ones(1, 1, 1, 1)
-    result: Tensor = ops.dwconv2d(x.view(1, 1, 1, -1), one, None, [0] * 4, "gelu", "ieee", "direct", -1)
+    result: Tensor = ops.dwconv2d(x.view(1, 1, 1, -1), one, None, [0] * 4, "gelu", "ieee", "direct", "auto", -1)
     return result.view(-1)
 
 

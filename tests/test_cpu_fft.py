@@ -198,9 +198,9 @@ def test_auto_runs_what_the_plan_says() -> None:
             chosen.add(p["family"])
             auto = run(pass_, case, o, algorithm="auto")
             if pass_ == "fwd":
-                named = RAW.fwd(o.x, o.weight, o.bias, case.padding, "none", "ieee", "auto", p["variant"])
+                named = RAW.fwd(o.x, o.weight, o.bias, case.padding, "none", "ieee", "auto", "cpu", p["variant"])
             else:
-                named = RAW.bwd_weight(o.grad, o.x, case.padding, "ieee", "auto", p["variant"])
+                named = RAW.bwd_weight(o.grad, o.x, case.padding, "ieee", "auto", "cpu", p["variant"])
             assert_same_bits(named, auto)
             assert_same_bits(run(pass_, case, o, algorithm=str(p["family"])), auto)
     assert chosen == {"direct", "fft"}
@@ -237,9 +237,9 @@ def test_what_an_fft_cannot_do_it_says() -> None:
         with pytest.raises(ValueError, match=why):
             depthwise_conv2d(bad, weight, padding=(75, 1), algorithm="fft")
         with pytest.raises(RuntimeError, match=f"algorithm 'fft' can't run this: .*{why}"):
-            torch.ops.replknet_ext.dwconv2d(bad, weight, None, (75, 75, 1, 1), "none", "ieee", "fft", -1)
+            torch.ops.replknet_ext.dwconv2d(bad, weight, None, (75, 75, 1, 1), "none", "ieee", "fft", "auto", -1)
     with pytest.raises(RuntimeError, match="variant 99 can't run this"):
-        torch.ops.replknet_ext.dwconv2d(x, w, None, (75, 75, 1, 1), "none", "ieee", "auto", 99)
+        torch.ops.replknet_ext.dwconv2d(x, w, None, (75, 75, 1, 1), "none", "ieee", "auto", "cpu", 99)
     assert "fft" in str(explain(torch.ones(1, 1, 56, 56), torch.ones(1, 1, 31, 31), padding="same"))
 
 

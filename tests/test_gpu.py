@@ -261,7 +261,7 @@ def test_operands_on_different_devices_are_refused() -> None:
     with pytest.raises(ValueError, match="weight must be on the device of input"):
         depthwise_conv2d(x, weight)
     with pytest.raises(RuntimeError):
-        ops.dwconv2d(x, weight, None, (0, 0, 0, 0), "none", "ieee", "auto", -1)
+        ops.dwconv2d(x, weight, None, (0, 0, 0, 0), "none", "ieee", "auto", "auto", -1)
     torch.cuda.synchronize()
 
 
@@ -284,9 +284,9 @@ def test_more_elements_than_32_bits_count() -> None:
     )
     for pass_ in ("fwd", "bwd_input"):
         if pass_ == "fwd":
-            out = ops.dwconv2d(x, weight.cuda(), None, pads, "none", "ieee", "direct", -1)
+            out = ops.dwconv2d(x, weight.cuda(), None, pads, "none", "ieee", "direct", "auto", -1)
         else:
-            out = ops.dwconv2d_backward_input(x, weight.cuda().flip(2, 3), pads, "ieee", "direct", -1)
+            out = ops.dwconv2d_backward_input(x, weight.cuda().flip(2, 3), pads, "ieee", "direct", "auto", -1)
         assert_same_bits(out[images][:, channels].cpu(), wanted.to(torch.bfloat16))
         del out
 
@@ -417,8 +417,10 @@ def test_opcheck() -> None:
         tests = ("test_schema", "test_faketensor", "test_aot_dispatch_dynamic")
         for layout in ("nchw", "nhwc"):
             placed = on_device(operands(case, "half").to(dtype), layout)
-            arguments = (placed.x, placed.weight, placed.bias, case.padding, "none", "ieee", "auto", -1)
+            arguments = (placed.x, placed.weight, placed.bias, case.padding, "none", "ieee", "auto", "auto", -1)
             torch.library.opcheck(ops.dwconv2d.default, arguments, test_utils=tests)
         torch.library.opcheck(
-            ops.dwconv2d_backward_input.default, (o.grad, o.weight, case.padding, "ieee", "auto", -1), test_utils=tests
+            ops.dwconv2d_backward_input.default,
+            (o.grad, o.weight, case.padding, "ieee", "auto", "auto", -1),
+            test_utils=tests,
         )

@@ -328,7 +328,7 @@ def fake_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
 
     original = gpu_routes._ours  # the CPU has no variants: all run as one
     monkeypatch.setattr(
-        gpu_routes, "_ours", lambda t, pass_, variant, *rest, **more: original(t, pass_, -1, *rest, **more)
+        gpu_routes, "_ours", lambda t, pass_, variant, nhwc=False, backend="": original(t, pass_, -1, nhwc)
     )
 
     def kernels_of(run: Any) -> list[str]:

@@ -87,7 +87,7 @@ def test_bias_gradient_in_the_weights_pass() -> None:
     for dtype, limit in ((torch.float32, 1e-6), (torch.bfloat16, 1e-2), (torch.float64, 1e-14)):
         for layout in (torch.contiguous_format, torch.channels_last):
             g, x = (torch.randn(20, 24, 14, 14, device="cuda", dtype=dtype).to(memory_format=layout) for _ in range(2))
-            rest = ((6, 6, 6, 6), "ieee", "auto", -1)
+            rest = ((6, 6, 6, 6), "ieee", "auto", "auto", -1)
             weight, bias = torch.ops.replknet_ext.dwconv2d_backward_weight_bias(g, x, *rest)
             assert_same_bits(weight, torch.ops.replknet_ext.dwconv2d_backward_weight(g, x, *rest))
             assert relative(bias, g.double().cpu().sum((0, 2, 3))) <= limit

@@ -94,7 +94,7 @@ def threads(count: int) -> Iterator[None]:
 def call(pass_: str, case: Case, o: Operands, how: How) -> Tensor:
     """One raw op on so many threads."""
     with threads(how.threads):
-        tail = (case.padding, "ieee", how.algorithm, how.variant)
+        tail = (case.padding, "ieee", how.algorithm, "auto" if how.variant < 0 else "cpu", how.variant)
         if pass_ == "fwd":
             return ops.dwconv2d(o.x, o.weight, o.bias, case.padding, how.activation, *tail[1:])
         if pass_ == "bwd_input":

@@ -91,7 +91,7 @@ class _Calls(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return torch.ops.replknet_ext.dwconv2d(
-            x, self.conv.weight, self.conv.bias, self.padding, self.activation, "ieee", "auto", -1
+            x, self.conv.weight, self.conv.bias, self.padding, self.activation, "ieee", "auto", "auto", -1
         )
 
 

@@ -29,7 +29,7 @@ TINY = [
     Case("tiny-even", 2, 2, 4, 4, 2, 4, (0, 1, 1, 2)),
     Case("tiny-crop", 1, 2, 6, 5, 3, 2, (-1, 2, 1, -1)),
 ]
-LINEAR = ("ieee", "auto", -1)
+LINEAR = ("ieee", "auto", "auto", -1)
 
 
 def tiny(case: Case) -> tuple[Tensor, Tensor, Tensor, Tensor]:

@@ -17,7 +17,7 @@ def test_weight_and_bias_gradient_in_one_op() -> None:
     """Values, gradients of its gradients and vmap, against the op without bias and a sum."""
     g = torch.randn(2, 3, 6, 7, dtype=torch.float64, requires_grad=True)
     x = torch.randn(2, 3, 6, 7, dtype=torch.float64, requires_grad=True)
-    rest = ((1, 1, 2, 2), "ieee", "auto", -1)
+    rest = ((1, 1, 2, 2), "ieee", "auto", "auto", -1)
     fused = raw.dwconv2d_backward_weight_bias.default
     grad_weight, grad_bias = fused(g, x, *rest)
     assert torch.equal(grad_weight, raw.dwconv2d_backward_weight(g, x, *rest))
@@ -41,7 +41,7 @@ def test_weight_and_bias_gradients_share_a_kernel_on_cuda(device: str) -> None:
         return run
 
     passes = ops.Passes(*map(recorded, ops.Passes._fields))
-    options = ops.Options((1, 1, 1, 1), "none", "ieee", "auto", -1)
+    options = ops.Options((1, 1, 1, 1), "none", "ieee", "auto", "auto", -1)
     with FakeTensorMode():
         x, w, b = (torch.empty(size, device=device) for size in ((2, 3, 8, 8), (3, 1, 3, 3), (3,)))
         grads = ops.fwd_vjp(passes, torch.empty_like(x), (x, w, b, None), options, (True, True, True))

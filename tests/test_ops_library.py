@@ -35,7 +35,7 @@ def _fresh_dynamo() -> Iterator[None]:
 
 def arguments(pass_: str, case: Case, o: Operands, activation: str = "none", bias: bool = True) -> tuple[object, ...]:
     """(op, arguments) of a pass."""
-    options = ("ieee", "auto", -1)
+    options = ("ieee", "auto", "auto", -1)
     if pass_ == "fwd":
         return raw.dwconv2d, (o.x, o.weight, o.bias if bias else None, case.padding, activation, *options)
     if pass_ == "bwd_input":
@@ -97,7 +97,7 @@ def test_fake_equals_real(pass_: str) -> None:
 
 def test_fake_refuses_what_the_kernel_refuses() -> None:
     x, w = torch.empty(2, 3, 6, 6, device="meta"), torch.empty(3, 1, 7, 3, device="meta")
-    options = ("none", "ieee", "auto", -1)
+    options = ("none", "ieee", "auto", "auto", -1)
     for bad in ((x, w), (x[0], w), (x, w[:2]), (x, w.expand(3, 2, 7, 3))):
         with pytest.raises(RuntimeError):
             raw.dwconv2d(*bad, None, (0, 0, 0, 0), *options)
@@ -114,7 +114,7 @@ def test_autocast_like_conv2d(dtype: torch.dtype) -> None:
     low = o.to(dtype)
     calls = {
         "function": lambda x, w, b: depthwise_conv2d(x, w, b, padding="same"),
-        "raw": lambda x, w, b: raw.dwconv2d(x, w, b, (4, 4, 4, 4), "none", "ieee", "auto", -1),
+        "raw": lambda x, w, b: raw.dwconv2d(x, w, b, (4, 4, 4, 4), "none", "ieee", "auto", "auto", -1),
     }
     for call in calls.values():
         x, w, b = (t.clone().requires_grad_() for t in (o.x, o.weight, o.bias))
@@ -141,7 +141,7 @@ def test_autocast_leaves_float64_alone_and_stays_out_of_backward() -> None:
     single = o.to(torch.float32)
     for call in (
         lambda x, w: depthwise_conv2d(x, w, activation="gelu"),
-        lambda x, w: raw.dwconv2d(x, w, None, (0, 0, 0, 0), "gelu", "ieee", "auto", -1),
+        lambda x, w: raw.dwconv2d(x, w, None, (0, 0, 0, 0), "gelu", "ieee", "auto", "auto", -1),
     ):
         x, w = (t.clone().requires_grad_() for t in (single.x, single.weight))
         wanted = torch.autograd.grad(call(x, w).sum(), (x, w))
@@ -161,7 +161,7 @@ def test_flops_are_two_per_tap_in_every_pass(compiled: bool) -> None:
     w = torch.randn(3, 1, 5, 7, requires_grad=True)
     with FlopCounterMode(display=False) as counter:
         if compiled:
-            y = raw.dwconv2d(x, w, None, (2, 2, 3, 3), "none", "ieee", "auto", -1)
+            y = raw.dwconv2d(x, w, None, (2, 2, 3, 3), "none", "ieee", "auto", "auto", -1)
         else:
             y = depthwise_conv2d(x, w, padding="same")
         forward = counter.get_total_flops()
@@ -385,7 +385,7 @@ def test_without_the_extension_everything_runs_on_torch() -> None:
         raw = torch.ops.replknet_ext.dwconv2d
         for layout in (torch.contiguous_format, torch.channels_last):
             xl = x.detach().contiguous(memory_format=layout).requires_grad_()
-            args = (xl, w, b, (1, 2, 1, 1), "gelu", "ieee", "auto", -1)
+            args = (xl, w, b, (1, 2, 1, 1), "gelu", "ieee", "auto", "auto", -1)
             got = raw(*args)
             torch.testing.assert_close(got, wanted)
             theirs = torch.autograd.grad(wanted.sum(), (x, w), retain_graph=True)
@@ -393,11 +393,11 @@ def test_without_the_extension_everything_runs_on_torch() -> None:
             torch.library.opcheck(raw, args)
             for grad in (torch.randn(2, 3, 9, 8).contiguous(memory_format=layout), torch.randn(0, 3, 9, 8)):
                 xs = torch.randn(grad.shape[0], 3, 9, 8)
-                o = ((1, 2, 1, 1), "ieee", "auto", -1)
+                o = ((1, 2, 1, 1), "ieee", "auto", "auto", -1)
                 torch.library.opcheck(torch.ops.replknet_ext.dwconv2d_backward_input, (grad, w.detach().float(), *o))
                 torch.library.opcheck(torch.ops.replknet_ext.dwconv2d_backward_weight, (grad, xs, *o))
         try:
-            raw(x, w[:2], b, (0, 0, 0, 0), "none", "ieee", "auto", -1)
+            raw(x, w[:2], b, (0, 0, 0, 0), "none", "ieee", "auto", "auto", -1)
         except RuntimeError as error:
             assert "one filter for each channel" in str(error)
         else:

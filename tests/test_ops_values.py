@@ -34,7 +34,7 @@ from cases import (
 from torch import Tensor
 
 from replknet_ext import _ext
-from replknet_ext.backends import torch as torch_backend
+from replknet_ext.backends import BACKENDS
 
 ops = torch.ops.replknet_ext
 ids = [case.name for case in CASES]
@@ -50,19 +50,19 @@ COMPACT = by_name(
 def run(pass_: str, case: Case, o: Operands, activation: str = "none", algorithm: str = "direct") -> Tensor:
     """One raw op on the operands; tests/test_cpu_fft.py holds the FFTs and the choice to other bounds."""
     if pass_ == "fwd":
-        return ops.dwconv2d(o.x, o.weight, o.bias, case.padding, activation, "ieee", algorithm, -1)
+        return ops.dwconv2d(o.x, o.weight, o.bias, case.padding, activation, "ieee", algorithm, "auto", -1)
     if pass_ == "bwd_input":
-        return ops.dwconv2d_backward_input(o.grad, o.weight, case.padding, "ieee", algorithm, -1)
-    return ops.dwconv2d_backward_weight(o.grad, o.x, case.padding, "ieee", algorithm, -1)
+        return ops.dwconv2d_backward_input(o.grad, o.weight, case.padding, "ieee", algorithm, "auto", -1)
+    return ops.dwconv2d_backward_weight(o.grad, o.x, case.padding, "ieee", algorithm, "auto", -1)
 
 
 def run_torch(pass_: str, case: Case, o: Operands, activation: str = "none") -> Tensor:
     """torch's own result in the dtype of the operands."""
     if pass_ == "fwd":
-        return torch_backend.fwd(o.x, o.weight, o.bias, case.padding, activation, "ieee", "auto", -1)
+        return BACKENDS["torch"].fwd(o.x, o.weight, o.bias, case.padding, activation, "ieee", "auto", -1)
     if pass_ == "bwd_input":
-        return torch_backend.bwd_input(o.grad, o.weight, case.padding, "ieee", "auto", -1)
-    return torch_backend.bwd_weight(o.grad, o.x, case.padding, "ieee", "auto", -1)
+        return BACKENDS["torch"].bwd_input(o.grad, o.weight, case.padding, "ieee", "auto", -1)
+    return BACKENDS["torch"].bwd_weight(o.grad, o.x, case.padding, "ieee", "auto", -1)
 
 
 @lru_cache(maxsize=512)
@@ -207,11 +207,11 @@ def test_nan_and_infinity_stay_in_their_receptive_field() -> None:
             x = torch.randn(2, 3, 16, 40)
             x[1, 2, 5, 20] = value
             w = torch.rand(3, 1, 5, 7) + 0.1
-            out = ops.dwconv2d(LAYOUTS[layout](x), w, None, (2, 2, 3, 3), "none", "ieee", "direct", -1)
+            out = ops.dwconv2d(LAYOUTS[layout](x), w, None, (2, 2, 3, 3), "none", "ieee", "direct", "auto", -1)
             wanted = torch.zeros(2, 3, 16, 40, dtype=torch.bool)
             wanted[1, 2, 3:8, 17:24] = True
             assert torch.equal(~out.isfinite(), wanted)
-            relu = ops.dwconv2d(LAYOUTS[layout](x), w, None, (2, 2, 3, 3), "relu", "ieee", "direct", -1)
+            relu = ops.dwconv2d(LAYOUTS[layout](x), w, None, (2, 2, 3, 3), "relu", "ieee", "direct", "auto", -1)
             assert torch.equal(relu.isnan(), out.isnan()), "relu must pass NaN on"
 
 
@@ -324,10 +324,15 @@ def test_isa(isa: str) -> None:
     ("change", "text"),
     [
         ({"padding": (0, 0, 0)}, "padding|4"),
+        ({"padding": (-(2**63 - 1), 2**63 - 1, 0, 0)}, "padding must lie between"),
+        ({"padding": (0, 2**41, 0, 0)}, "padding must lie between"),
         ({"activation": "swish"}, "activation"),
         ({"precision": "half"}, "precision"),
         ({"algorithm": "winograd"}, "algorithm"),
-        ({"variant": 99}, "variant"),
+        ({"variant": 99}, "variant 99 is one of a backend"),
+        ({"variant": 99, "backend": "cpu"}, "variant 99 can't run this"),
+        ({"variant": 2**32}, "variant must be"),
+        ({"backend": "nope"}, "backend must be one of 'auto', 'cpu', 'cuda', 'triton', 'torch'; got 'nope'"),
         ({"weight": torch.ones(4, 1, 3, 3)}, "weight"),
         ({"weight": torch.ones(3, 3, 3, 3)}, "weight"),
         ({"weight": torch.ones(3, 1, 9, 3)}, "weight|padded"),
@@ -341,7 +346,8 @@ def test_isa(isa: str) -> None:
 def test_raw_op_refuses(change: dict[str, object], text: str) -> None:
     arguments = {
         "input": torch.ones(2, 3, 6, 6), "weight": torch.ones(3, 1, 3, 3), "bias": None, "padding": (0, 0, 0, 0),
-        "activation": "none", "precision": "ieee", "algorithm": "auto", "variant": -1,
+        "activation": "none", "precision": "ieee", "algorithm": "auto", "backend": "auto", "variant": -1,
     }  # fmt: skip
+    ops.dwconv2d(**arguments)
     with pytest.raises(RuntimeError, match=text):
         ops.dwconv2d(**{**arguments, **change})

@@ -119,7 +119,7 @@ class Spy(TorchDispatchMode):
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
         if func.namespace == "replknet_ext" and func._opname.startswith("dwconv2d"):
-            self.seen.append(tuple(args[-3:-1]))
+            self.seen.append(tuple(args[-4:-2]))
         return func(*args, **(kwargs or {}))
 
 

@@ -45,7 +45,7 @@ def test_supports_says_why_not(served: None, monkeypatch: pytest.MonkeyPatch) ->
         ({"algorithm": "fft"}, "not by FFT"),
         ({"geometry": Geometry((2, 2), (15,) * 4, (1, 1))}, "only stride 1"),
         ({"geometry": Geometry((1, 1), (15,) * 4, (2, 2))}, "only dilation 1"),
-        ({"weight_shape": (256, 1, 31, 31)}, "only one filter a channel"),
+        ({"weight_shape": (256, 1, 31, 31)}, "only one filter per channel"),
     ):
         assert reason in str(supports(replace(ON_GPU, **change)))  # type: ignore[arg-type]
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (7, 5))
@@ -83,7 +83,6 @@ def test_takes_what_the_extension_lacks(served: None, monkeypatch: pytest.Monkey
     monkeypatch.setattr(_ext, "CUDA_OPS", frozenset())
     assert replknet_ext.backends.select(ON_GPU).name == "triton"
     assert set(by_pass(ON_GPU, "triton")[0].values()) == {"triton"}
-    assert set(by_pass(ON_GPU, "cuda")[0].values()) == {"cuda", "triton"}
     assert replknet_ext.backends.select(replace(ON_GPU, dtype=torch.float64)).name == "torch"
     assert "toeplitz_fwd" in str(backend.TritonBackend().kernel(ON_GPU))
 
@@ -94,18 +93,11 @@ def test_named_on_cpu_is_an_error_with_the_reason() -> None:
         replknet_ext.depthwise_conv2d(x, torch.ones(3, 1, 3, 3), backend="triton")
 
 
-def test_raw_ops_of_its_own_have_the_schemas_of_the_plain_ones() -> None:
-    for plain, own in zip(ops.RAW, ops.TRITON, strict=True):
-        theirs = str(plain._schema).replace("replknet_ext::", "replknet_ext::triton_")
-        assert str(own._schema) == theirs
-
-
-def test_meta_and_cpu_tensors_of_the_own_ops() -> None:
-    """Without a GPU and without the interpreter the own ops compute by torch."""
-    x, w = torch.randn(2, 3, 9, 9), torch.randn(3, 1, 5, 5)
-    options = ((2, 2, 2, 2), "none", "ieee", "auto", -1)
-    assert ops.TRITON.fwd(x.to("meta"), w.to("meta"), None, *options).shape == x.shape
-    torch.testing.assert_close(ops.TRITON.fwd(x, w, None, *options), torch.nn.functional.conv2d(x, w, None, 1, 2, 1, 3))
+def test_meta_tensors_need_no_triton() -> None:
+    options = ((2, 2, 2, 2), "none", "ieee", "auto", "triton", -1)
+    assert ops.RAW.fwd(
+        torch.empty(2, 3, 9, 9, device="meta"), torch.empty(3, 1, 5, 5, device="meta"), None, *options
+    ).shape == (2, 3, 9, 9)
 
 
 def test_nothing_imports_triton_before_it_is_needed() -> None:

@@ -21,10 +21,10 @@ KINDS = [(torch.float16, "ieee"), (torch.bfloat16, "ieee"), (torch.float32, "iee
 def run(pass_: str, case: Case, o: Operands, precision: str = "ieee") -> Tensor:
     """A raw op of the Triton kernels."""
     if pass_ == "fwd":
-        return ops.TRITON.fwd(o.x, o.weight, o.bias, case.padding, "none", precision, "direct", -1)
+        return ops.RAW.fwd(o.x, o.weight, o.bias, case.padding, "none", precision, "direct", "triton", -1)
     if pass_ == "bwd_input":
-        return ops.TRITON.bwd_input(o.grad, o.weight, case.padding, precision, "direct", -1)
-    return ops.TRITON.bwd_weight(o.grad, o.x, case.padding, precision, "direct", -1)
+        return ops.RAW.bwd_input(o.grad, o.weight, case.padding, precision, "direct", "triton", -1)
+    return ops.RAW.bwd_weight(o.grad, o.x, case.padding, precision, "direct", "triton", -1)
 
 
 def on_device(o: Operands, layout: str = "nchw") -> Operands:
@@ -128,5 +128,5 @@ def test_more_elements_than_32_bits_count() -> None:
     wanted = F.conv2d(
         x[images][:, channels].cpu().double(), weight[channels].double(), padding=kernel // 2, groups=len(channels)
     )
-    out = ops.TRITON.fwd(x, weight.cuda(), None, pads, "none", "ieee", "direct", -1)
+    out = ops.RAW.fwd(x, weight.cuda(), None, pads, "none", "ieee", "direct", "triton", -1)
     assert_same_bits(out[images][:, channels].cpu(), wanted.to(torch.bfloat16))

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import time
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -18,9 +20,10 @@ from tuning_common import CPU, Recorder, choose, entry, invented_variants, opera
 
 import replknet_ext as r
 from replknet_ext import choices, ops
-from replknet_ext.backends import PASSES, Candidate, configs
+from replknet_ext.backends import BACKENDS, PASSES, Candidate, Problem, configs
+from replknet_ext.backends.torch import TorchBackend
 from replknet_ext.checks import Geometry
-from replknet_ext.tuning import measure, store
+from replknet_ext.tuning import measure, search, store
 
 pytestmark = [
     pytest.mark.skipif(not r.HAS_EXT, reason="the compiled extension is not installed"),
@@ -147,7 +150,7 @@ def test_transforms_look_up_the_sizes_that_run(monkeypatch: pytest.MonkeyPatch) 
 @pytest.mark.parametrize("pass_", PASSES)
 def test_an_op_knows_its_problem(pass_: str, changes: dict[str, Any]) -> None:
     p = problem(pass_=pass_, **changes)
-    ask = Candidate("cpu", "", choices.MEASURED, "", None)
+    ask = Candidate("auto", "", choices.AUTO, "", None)
     with Recorder() as recorder:
         measure.call_of(p, ask, measure.operands(p, CPU, 1))(0)
     (found,) = recorder.problems
@@ -251,75 +254,180 @@ def test_a_program_in_a_new_process_reads_the_users_cache(tmp_path: Path) -> Non
 def test_one_question_for_a_problem_until_choices_change(monkeypatch: pytest.MonkeyPatch) -> None:
     x, w = operands()
     asked: list[str] = []
-    real = choices.choice
+    real = choices.measured
 
-    def choice(backend: str, pass_: str, *rest: Any) -> tuple[bool, int]:
-        asked.append(f"{backend} {pass_}")
-        return real(backend, pass_, *rest)
+    def measured(backend: str, problem: Problem, device: torch.device) -> tuple[str, int]:
+        asked.append(f"{backend} {problem.pass_}")
+        return real(backend, problem, device)
 
-    monkeypatch.setattr(choices, "choice", choice)
+    monkeypatch.setattr(choices, "measured", measured)
     for _ in range(3):
         same_padding(x, w).sum().backward()
         r.depthwise_conv2d(x, w, padding=2, backend="cpu")
     assert asked == [*(f"auto {pass_}" for pass_ in PASSES), "cpu fwd"]
-    ops.RAW.fwd(x, w, None, (2,) * 4, "none", "ieee", "auto", choices.PLANNED)
-    assert len(asked) == 4, "the planner's choice was wanted"
+    planned = configs.BACKENDS["cpu"].candidates(problem())[0].variant
+    ops.RAW.fwd(x, w, None, (2,) * 4, "none", "ieee", "auto", "cpu", planned)
+    assert len(asked) == 4, "a variant by name needs no answer"
     choose({"fwd": "fft"})
     same_padding(x, w)
     assert asked[4:] == ["auto fwd"]
 
 
-def test_other_numbers_are_refused() -> None:
+@pytest.mark.parametrize(
+    ("backend", "variant", "message"),
+    [
+        ("auto", -2, "variant must be the number of a variant of the backend, or -1 .*; got -2"),
+        ("cpu", 1 << 32, "variant must be .*; got 4294967296"),
+        ("auto", 3, "variant 3 is one of a backend: name it by the argument backend"),
+        ("cuda", 3, 'backend="cuda" cannot run this problem: runs CUDA tensors, not cpu'),
+        ("nope", -1, "backend must be one of 'auto', 'cpu', 'cuda', 'triton', 'torch'; got 'nope'"),
+    ],
+)
+def test_other_pairs_are_refused(backend: str, variant: int, message: str) -> None:
     x, w = operands(grad=False)
-    with pytest.raises(RuntimeError, match=r"variant must be a number of a kernel, -1 .*; got -4"):
-        ops.RAW.fwd(x, w, None, (2,) * 4, "none", "ieee", "auto", -4)
+    with pytest.raises(RuntimeError, match=message):
+        ops.RAW.fwd(x, w, None, (2,) * 4, "none", "ieee", "auto", backend, variant)
 
 
-# ---- Triton ----
+# ---- a look-up never breaks an op ----
 
 
-def test_triton_ops_look_up_the_choices_of_triton(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As a build without CUDA kernels does with all ops; with kernels that only note what they are called with."""
-    seen: list[tuple[str, int]] = []
-
-    def kernel_of(pass_: str, tensor: Tensor, algorithm: str) -> Callable[..., Any]:
-        def run(first: Tensor, second: Tensor, *rest: Any) -> Any:
-            seen.append((pass_, rest[-1]))
-            name = "dwconv2d" if pass_ == "fwd" else f"dwconv2d_backward{pass_.removeprefix('bwd')}"
-            return getattr(torch.ops.replknet_ext, name)(first, second, *rest[:-1], -1)
-
-        return run
-
-    monkeypatch.setattr(ops.triton, "kernel_of", kernel_of)
-    monkeypatch.setattr(configs.BACKENDS["triton"], "variant", lambda p, name: int(name), raising=False)
+@pytest.mark.parametrize(
+    "error", [OSError("no disk"), RecursionError(), RuntimeError("no home"), UserWarning("as error")]
+)
+def test_a_failing_look_up_is_one_warning_and_the_planner_decides(
+    error: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
     x, w = operands()
-    padding = (2, 2, 2, 2)
-    rest = (padding, "none", "ieee", "auto", choices.MEASURED_OWN)
     expected = torch.autograd.grad(same_padding(x, w).sum(), (x, w))
-    rows = {p: configs.Entry((("cpu", "fft", 1.0), ("triton", f"{i + 5}", 2.0)), 2.0) for i, p in enumerate(PASSES)}
-    for found, variants in (({}, [-1, -1, -1]), (rows, [5, 6, 7])):
-        configs.remember(CPU, {configs.key_of(problem(pass_=pass_)): row for pass_, row in found.items()})
-        for run in (ops.TRITON.fwd, r.autograd.DIFFERENTIABLE_TRITON.fwd):  # compiled and eager code's
-            seen.clear()
-            got = torch.autograd.grad(run(x, w, None, *rest).sum(), (x, w))
-            assert seen == [*zip(PASSES, variants, strict=True)]
-            assert all(map(torch.equal, got, expected))
-    seen.clear()
-    ops.TRITON.fwd(x, w, None, padding, "none", "ieee", "auto", 3)
-    assert seen == [("fwd", 3)], "a number is a number"
+
+    def lookup(*args: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(configs, "lookup", lookup)
+    monkeypatch.setattr(configs, "_warned", set())
+    configs.forget()
+    with pytest.warns(UserWarning, match="measured choices are not used") as caught:
+        found = torch.autograd.grad(same_padding(x, w).sum(), (x, w))
+    assert len(caught) == 1
+    assert all(map(torch.equal, found, expected))
+    configs.forget()
+    monkeypatch.setattr(configs, "_warned", set())
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert torch.equal(same_padding(x, w), same_padding(x, w)), "where warnings are errors, too"
 
 
-def test_an_answer_may_be_the_other_backends_op(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What the extension is told on a GPU whose choice is a Triton kernel, or one of its own."""
+def test_ctrl_c_in_a_look_up_is_a_keyboard_interrupt(monkeypatch: pytest.MonkeyPatch) -> None:
+    x, w = operands(grad=False)
+
+    def lookup(*args: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(configs, "lookup", lookup)
+    configs.forget()
+    with pytest.raises(KeyboardInterrupt):
+        same_padding(x, w)
+        time.sleep(1)  # the interrupt comes when Python runs again
+
+
+# ---- backends that are written in Python ----
+
+
+class Noting(TorchBackend):
+    """torch, as any backend of somebody's own: only raw ops reach it, and it notes what it is called with."""
+
+    name = "noting"
+    differentiable = False
+    seen: ClassVar[list[tuple[str, int]]] = []
+
+    def candidates(self, problem: Problem, limits: Any = None) -> list[Candidate]:
+        return [Candidate(self.name, f"v{number}", number, "noting", 1.0) for number in range(9)]
+
+    def variant(self, problem: Problem, name: str) -> int | None:
+        return int(name[1:])
+
+    def fwd(self, *args: Any) -> Tensor:
+        self.seen.append(("fwd", args[-1]))
+        return super().fwd(*args)
+
+    def bwd_input(self, grad_output: Tensor, weight: Tensor, padding: Any, *rest: Any) -> Tensor:
+        self.seen.append(("bwd_input", rest[-1]))
+        top, bottom, left, right = padding
+        kh, kw = weight.shape[2:]
+        mirrored = (kh - 1 - top, kh - 1 - bottom, kw - 1 - left, kw - 1 - right)
+        return super().fwd(grad_output, weight.flip(2, 3), None, mirrored, "none", *rest)
+
+    def bwd_weight(self, *args: Any) -> Tensor:
+        self.seen.append(("bwd_weight", args[-1]))
+        return super().bwd_weight(*args)
+
+
+@pytest.fixture
+def noting(monkeypatch: pytest.MonkeyPatch) -> Noting:
+    """Registered by one line, as `backends.registry` would have it."""
+    backend = Noting()
+    monkeypatch.setitem(BACKENDS, backend.name, backend)
+    Noting.seen.clear()
+    return backend
+
+
+def test_a_backend_in_one_place_runs_every_pass_by_name(noting: Noting) -> None:
+    x, w = operands()
+    expected = torch.autograd.grad(torch.nn.functional.conv2d(x, w, None, 1, 2, 1, 4).square().sum(), (x, w))
+    y = r.depthwise_conv2d(x, w, padding=2, backend="noting")
+    found = torch.autograd.grad(y.square().sum(), (x, w), create_graph=True)
+    assert noting.seen == [(pass_, -1) for pass_ in PASSES]
+    for mine, theirs in zip(found, expected, strict=True):
+        torch.testing.assert_close(mine, theirs)
+    noting.seen.clear()
+    (found[0].sum() + found[1].sum()).backward()
+    assert {pass_ for pass_, _ in noting.seen} == set(PASSES), "derivatives of derivatives, too"
+    assert set(r.explain(x, w, padding=2, backend="noting").chosen.values()) == {"noting"}
+    x64, w64 = x.detach().double().requires_grad_(), w.detach().double().requires_grad_()
+    assert torch.autograd.gradcheck(lambda x, w: r.depthwise_conv2d(x, w, padding=2, backend="noting"), (x64, w64))
+
+
+def test_a_measured_choice_takes_it_and_the_tuner_lists_it(noting: Noting) -> None:
+    x, w = operands()
+    for run in (same_padding, torch.compile(same_padding, backend="aot_eager", fullgraph=True)):
+        rows = {
+            p: configs.Entry((("noting", f"v{i + 5}", 1.0), ("cpu", "fft", 2.0)), 2.0) for i, p in enumerate(PASSES)
+        }
+        for found, wanted in (({}, []), (rows, [("fwd", 5), ("bwd_input", 6), ("bwd_weight", 7)])):
+            configs.forget()
+            configs.remember(CPU, {configs.key_of(problem(pass_=pass_)): row for pass_, row in found.items()})
+            noting.seen.clear()
+            run(x, w).sum().backward()
+            assert noting.seen == wanted
+    noting.seen.clear()
+    r.depthwise_conv2d(x, w, padding=2, backend="cpu")
+    assert noting.seen == [], "the named backend's own"
+    assert {"cpu", "noting"} <= {candidate.backend for candidate in search.shortlist(problem())}
+    ops.RAW.fwd(x, w, None, (2,) * 4, "none", "ieee", "auto", "noting", 3)
+    assert noting.seen == [("fwd", 3)], "a number is a number"
+
+
+def test_an_error_of_such_a_backend_keeps_its_words(noting: Noting, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fwd(*args: Any) -> Tensor:
+        raise ZeroDivisionError("out of luck")
+
+    monkeypatch.setattr(noting, "fwd", fwd)
+    x, w = operands(grad=False)
+    with pytest.raises(RuntimeError, match="ZeroDivisionError: out of luck"):
+        r.depthwise_conv2d(x, w, padding=2, backend="noting")
+
+
+def test_the_extension_is_told_backend_and_variant(monkeypatch: pytest.MonkeyPatch) -> None:
     x, w = operands(grad=False)
     ask = torch.ops.replknet_ext._choice
     call = ("fwd", x, w, None, (2, 2, 2, 2), "none", "ieee", "auto")
-    monkeypatch.setattr(configs.BACKENDS["triton"], "variant", lambda p, name: int(name), raising=False)
-    assert ask(*call, False) == ask(*call, True) == (0, -1)
+    monkeypatch.setattr(BACKENDS["triton"], "variant", lambda p, name: int(name), raising=False)
+    assert (ask(*call, "auto"), ask(*call, "cpu")) == ("auto -1", "cpu -1")
     row = configs.Entry((("triton", "7", 1.0), ("cpu", "fft", 2.0)), 3.0)
     configs.remember(CPU, {configs.key_of(problem()): row})
-    assert ask(*call, False) == (1, 7)
-    assert ask(*call, True) == (0, configs.BACKENDS["cpu"].variant(problem(), "fft"))
+    assert ask(*call, "auto") == "triton 7"
+    assert ask(*call, "cpu") == f"cpu {BACKENDS['cpu'].variant(problem(), 'fft')}"
 
 
 # ---- who says so ----

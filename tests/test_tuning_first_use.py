@@ -13,7 +13,7 @@ from tuning_common import CPU, Recorder, operands, problem
 
 import replknet_ext as r
 from replknet_ext.backends import PASSES, candidates, configs
-from replknet_ext.tuning import measure, search
+from replknet_ext.tuning import first_use, measure
 
 pytestmark = [
     pytest.mark.skipif(not r.HAS_EXT, reason="the compiled extension is not installed"),
@@ -44,7 +44,7 @@ def test_first_use_measures_what_a_call_needs_once(invented: list[str]) -> None:
         count = len(invented)
         # Another process, so to speak: what is in the file is not measured again.
         configs.forget()
-        search._given_up.clear()
+        first_use._done.clear()
         y = r.depthwise_conv2d(x, w, padding="same")
         assert len(invented) == count
     with Recorder() as recorder:
@@ -81,7 +81,7 @@ def test_nothing_is_measured_where_it_must_not_be(invented: list[str], monkeypat
     r.set_autotune(True)
     with FakeTensorMode() as mode:
         fake = [mode.from_tensor(t) for t in (x, w)]
-        assert not search.allowed(*fake)
+        assert not first_use.allowed(*fake)
         r.depthwise_conv2d(*fake, padding="same")
     torch.func.jvp(lambda x: r.depthwise_conv2d(x, w, padding="same"), (x,), (x,))
     torch.vmap(lambda x: r.depthwise_conv2d(x, w, padding="same"))(x[None])
@@ -95,7 +95,7 @@ def test_nothing_is_measured_where_it_must_not_be(invented: list[str], monkeypat
     r.depthwise_conv2d(x, w, padding="same", backend="torch")
     r.depthwise_conv2d(x.to("meta"), w.to("meta"), padding="same")
     assert not invented
-    assert search.allowed(x, w, None)
+    assert first_use.allowed(x, w, None)
     r.depthwise_conv2d(x, w, padding="same")
     assert invented, "and where it may be, it is"
 
@@ -106,17 +106,17 @@ def test_nothing_is_measured_while_a_graph_is_captured(invented: list[str], monk
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: capturing)
     x, w = operands(grad=False)
     on_gpu = property(lambda self: True)
-    monkeypatch.setattr(search, "Tensor", x.__class__)
-    assert search.allowed(x, w), "the capture is the GPU's affair"
+    monkeypatch.setattr(first_use, "Tensor", x.__class__)
+    assert first_use.allowed(x, w), "the capture is the GPU's affair"
 
     class OnGpu(Tensor):
         is_cuda = on_gpu  # type: ignore[assignment]
 
     gpu = x.as_subclass(OnGpu)
-    monkeypatch.setattr(search, "Tensor", OnGpu)
-    assert not search.allowed(gpu)
+    monkeypatch.setattr(first_use, "Tensor", OnGpu)
+    assert not first_use.allowed(gpu)
     capturing = False
-    assert search.allowed(gpu)
+    assert first_use.allowed(gpu)
 
 
 def test_a_choice_is_the_same_every_time(invented: list[str]) -> None:

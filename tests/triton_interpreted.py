@@ -41,7 +41,7 @@ from torch import Tensor  # noqa: E402
 
 import replknet_ext  # noqa: E402
 from replknet_ext import ops  # noqa: E402
-from replknet_ext.backends import torch as torch_backend  # noqa: E402
+from replknet_ext.backends import BACKENDS  # noqa: E402
 
 Check = tuple[str, Callable[[], None]]
 
@@ -72,10 +72,10 @@ def affordable(pass_: str, sizes: Any, dtype: str, precision: str) -> Any:
 def run(pass_: str, case: Case, o: Operands, activation: str = "none", precision: str = "ieee") -> Tensor:
     """A raw op of the Triton kernels."""
     if pass_ == "fwd":
-        return ops.TRITON.fwd(o.x, o.weight, o.bias, case.padding, activation, precision, "direct", -1)
+        return ops.RAW.fwd(o.x, o.weight, o.bias, case.padding, activation, precision, "direct", "triton", -1)
     if pass_ == "bwd_input":
-        return ops.TRITON.bwd_input(o.grad, o.weight, case.padding, precision, "direct", -1)
-    return ops.TRITON.bwd_weight(o.grad, o.x, case.padding, precision, "direct", -1)
+        return ops.RAW.bwd_input(o.grad, o.weight, case.padding, precision, "direct", "triton", -1)
+    return ops.RAW.bwd_weight(o.grad, o.x, case.padding, precision, "direct", "triton", -1)
 
 
 def placed(o: Operands, layout: str) -> Operands:
@@ -93,7 +93,7 @@ def check_exact(case: Case, dtype: torch.dtype, layout: str, precision: str = "i
         assert_same_bits(actual, expected(pass_, case, exact).to(dtype))
         wanted = torch._prims_common.suggest_memory_format(o.x if pass_ == "fwd" else o.grad)
         assert actual.stride() == torch.empty(actual.shape, memory_format=wanted).stride(), pass_
-    grad_weight, grad_bias = ops.TRITON.bwd_weight_bias(o.grad, o.x, case.padding, precision, "direct", -1)
+    grad_weight, grad_bias = ops.RAW.bwd_weight_bias(o.grad, o.x, case.padding, precision, "direct", "triton", -1)
     assert_same_bits(grad_weight, expected("bwd_weight", case, exact).to(dtype))
     assert_same_bits(grad_bias, exact.grad.double().sum((0, 2, 3)).to(dtype))
 
@@ -129,7 +129,7 @@ def check_tolerance(case: Case, dtype: torch.dtype, precision: str) -> None:
             tensors = {"fwd": (low.x, low.weight, low.bias), "bwd_input": (low.grad, low.weight),
                        "bwd_weight": (low.grad, low.x)}[pass_]  # fmt: skip
             options = ("none", "ieee", "auto", -1) if pass_ == "fwd" else ("ieee", "auto", -1)
-            theirs = getattr(torch_backend, pass_)(*tensors, case.padding, *options)
+            theirs = getattr(BACKENDS["torch"], pass_)(*tensors, case.padding, *options)
             assert_close(actual, wanted, torch_result=theirs)
         else:
             assert_close(actual, wanted, scale=magnitude(pass_, case, o))
@@ -140,7 +140,7 @@ def check_activation(dtype: torch.dtype, activation: str) -> None:
     for case in (same("act", 2, 2, 6, 7, 3, 3), same("act-16", 16, 1, 8, 8, 9, 9)):
         o = operands(case, kind_of(dtype)).to(dtype)
         wanted = expected("fwd", case, operands(case, kind_of(dtype)), activation)
-        theirs = torch_backend.fwd(o.x, o.weight, o.bias, case.padding, activation, "ieee", "auto", -1)
+        theirs = BACKENDS["torch"].fwd(o.x, o.weight, o.bias, case.padding, activation, "ieee", "auto", -1)
         assert_close(run("fwd", case, o, activation), wanted, scale=magnitude("fwd", case, o) + 1, torch_result=theirs)
         o.x[0, 0, 0, 0] = float("nan")
         assert run("fwd", case, o, activation)[0, 0, 0, 0].isnan(), "a NaN was lost"
@@ -312,12 +312,12 @@ def check_compile() -> None:
 def check_opcheck() -> None:
     """torch's own checks of an operator: schema, gradient registration, fake kernel, dynamic shapes."""
     x, weight, bias = (leaf.requires_grad_() for leaf in _leaves())
-    options = ((1, 1, 1, 1), "ieee", "auto", -1)
+    options = ((1, 1, 1, 1), "ieee", "auto", "triton", -1)
     forward = (x, weight, bias, options[0], "relu", *options[1:])
-    torch.library.opcheck(torch.ops.replknet_ext.triton_dwconv2d.default, forward)
-    torch.library.opcheck(torch.ops.replknet_ext.triton_dwconv2d_backward_input.default, (x, weight, *options))
-    torch.library.opcheck(torch.ops.replknet_ext.triton_dwconv2d_backward_weight.default, (x, x, *options))
-    bias_op = torch.ops.replknet_ext.triton_dwconv2d_backward_weight_bias.default
+    torch.library.opcheck(torch.ops.replknet_ext.dwconv2d.default, forward)
+    torch.library.opcheck(torch.ops.replknet_ext.dwconv2d_backward_input.default, (x, weight, *options))
+    torch.library.opcheck(torch.ops.replknet_ext.dwconv2d_backward_weight.default, (x, x, *options))
+    bias_op = torch.ops.replknet_ext.dwconv2d_backward_weight_bias.default
     torch.library.opcheck(bias_op, (x, x, *options))
 
 

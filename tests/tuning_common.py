@@ -45,23 +45,23 @@ INVENTED = {
 
 
 class Recorder:
-    """(pass, variant) of every op that asks for a measured choice inside the block; the build's own choice runs."""
+    """(pass, variant) of every op that asks for a measured choice inside the block; the planner's choice runs."""
 
     def __init__(self) -> None:
         self.seen: list[tuple[str, int]] = []
         self.problems: list[Problem] = []
 
     def __enter__(self) -> Recorder:
-        real = choices.choice
+        real = choices.measured
 
-        def record(backend: str, pass_: str, *rest: Any) -> tuple[bool, int]:
-            self.problems.append(choices.problem_of(pass_, *rest))
-            self.seen.append((pass_, real(backend, pass_, *rest)[1]))
+        def record(backend: str, problem: Problem, device: torch.device) -> tuple[str, int]:
+            self.problems.append(problem)
+            self.seen.append((problem.pass_, real(backend, problem, device)[1]))
             self.forget()  # or the next call of the problem would not ask
-            return False, choices.PLANNED
+            return backend, choices.AUTO
 
         self.patch = pytest.MonkeyPatch()
-        self.patch.setattr(choices, "choice", record)
+        self.patch.setattr(choices, "measured", record)
         self.forget()
         return self
 

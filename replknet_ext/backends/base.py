@@ -174,9 +174,7 @@ class Backend:
         grad_weight = self.bwd_weight(grad_output, input, padding, precision, algorithm, variant)
         return grad_weight, grad_output.sum((0, 2, 3))
 
-    def run(
-        self, input: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry, activation: str
-    ) -> Tensor:
+    def run(self, input: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry, activation: str) -> Tensor:
         """The forward pass by differentiable functions, of backends that are `differentiable`."""
         raise NotImplementedError
 
@@ -188,7 +186,9 @@ def outside_raw_ops(problem: Problem) -> str | None:
     if problem.geometry.dilation != (1, 1):
         return f"only dilation 1, not {problem.geometry.dilation}"
     if problem.weight_shape[0] != problem.input_shape[1]:
-        return f"only one filter per channel, not {problem.weight_shape[0]} filters for {problem.input_shape[1]} channels"
+        return (
+            f"only one filter per channel, not {problem.weight_shape[0]} filters for {problem.input_shape[1]} channels"
+        )
     if problem.dtype not in DTYPES:
         return f"no kernels for {problem.dtype}"
     return None

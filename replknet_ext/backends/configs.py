@@ -225,7 +225,7 @@ def parse(path: Path, who: Mapping[str, str], *, alike: bool = False) -> tuple[d
     """
     try:
         if not path.is_file():
-            return {}, "is no file" if path.exists() else None
+            return {}, "cannot be read (it is no file)" if path.exists() else None
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         return {}, f"cannot be read ({error})"

@@ -81,9 +81,7 @@ class TorchBackend(Backend):
         )
         return grad_weight.contiguous()  # type: ignore[no-any-return]
 
-    def run(
-        self, input: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry, activation: str
-    ) -> Tensor:
+    def run(self, input: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry, activation: str) -> Tensor:
         """See `Backend.run`."""
         x, padding = _symmetric(input, geometry.padding)
         groups = input.shape[1]

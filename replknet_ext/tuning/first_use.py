@@ -26,9 +26,15 @@ _done: set[tuple[Problem, str]] = set()
 def tune(call: Call, backend: str) -> None:
     """Measures the passes that a call will need, unless that was done or is out of place now."""
     grad = torch.is_grad_enabled()
-    needs = {"fwd": True, "bwd_input": grad and call.input.requires_grad, "bwd_weight": grad and call.weight.requires_grad}
+    needs = {
+        "fwd": True,
+        "bwd_input": grad and call.input.requires_grad,
+        "bwd_weight": grad and call.weight.requires_grad,
+    }
     problem = call.problem()
-    wanted = [pass_ for pass_, needed in needs.items() if needed and (replace(problem, pass_=pass_), backend) not in _done]
+    wanted = [
+        pass_ for pass_, needed in needs.items() if needed and (replace(problem, pass_=pass_), backend) not in _done
+    ]
     if wanted and 0 not in call.input.shape and allowed(call.input, call.weight, call.bias):
         measure_passes(problem, wanted, backend, call.input.device)
 
