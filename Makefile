@@ -43,7 +43,7 @@ sanitize: $(VENV)/.test ## the CPU kernels of every instruction set under addres
 fuzz: $(VENV)/.test ## 10,000 random problems for each test of tests/test_hypothesis.py, new ones every time
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) tests/test_hypothesis.py --hypothesis-profile=fuzz $(PYTEST_ARGS)
 
-bench: $(VENV)/.test ## measures into benchmarks/results, draws, refreshes the tables of README.md; fails below the promises
+bench: $(VENV)/.test ## measures into benchmarks/results, draws, refreshes README.md and docs/benchmarks.md; fails below the promises
 	$(BIN)/python -m benchmarks.cpu_ops --check $(BENCH_ARGS)
 	$(BIN)/python -m benchmarks.plot
 	$(BIN)/python -m benchmarks.readme

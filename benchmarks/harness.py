@@ -193,7 +193,16 @@ def _commit() -> str:
     try:
         revision = git("rev-parse", "--short=12", "HEAD")
         # Result files and the tables made from them change in the very run that writes them.
-        changed = git("status", "--porcelain", "--untracked-files=no", "--", ".", ":!benchmarks/results", ":!README.md")
+        changed = git(
+            "status",
+            "--porcelain",
+            "--untracked-files=no",
+            "--",
+            ".",
+            ":!benchmarks/results",
+            ":!README.md",
+            ":!docs/benchmarks.md",
+        )
     except (OSError, subprocess.SubprocessError):
         return "unknown"
     return revision + ("+changes" if changed else "")

@@ -287,16 +287,21 @@ def test_readme_tables_are_those_of_the_results() -> None:
 
 
 def test_readme_check_can_fail(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    copy = tmp_path / "README.md"
-    copy.write_text(f"before\n{readme.BEGIN}\nold figures\n{readme.END}\nafter\n")
-    monkeypatch.setattr(readme, "README", copy)
+    pages = {"README": tmp_path / "README.md", "PAGE": tmp_path / "benchmarks.md"}
+    for name, copy in pages.items():
+        monkeypatch.setattr(readme, name, copy)
+        copy.write_text(f"before\n{readme.BEGIN}\nold figures\n{readme.END}\nafter\n")
     assert readme.main(["--check"]) == 1
     assert readme.main([]) == 0
     assert readme.main(["--check"]) == 0
-    text = copy.read_text()
-    assert text.startswith("before\n")
-    assert text.endswith("\nafter\n")
-    assert "old figures" not in text
+    for copy in pages.values():
+        text = copy.read_text()
+        assert text.startswith("before\n")
+        assert text.endswith("\nafter\n")
+        assert "old figures" not in text
+        copy.write_text(text.replace("ms", "s"))
+        assert readme.main(["--check"]) == 1, "a stale page goes unnoticed"
+        copy.write_text(text)
     with pytest.raises(ValueError, match="marker"):
         readme.render("no markers", "tables")
 

@@ -173,7 +173,7 @@ def test_registers_leave_room_for_the_blocks_of_every_plan(arch: str) -> None:
 
 
 LARGE_MAPS = [(128, 96, 96), (64, 128, 128), (64, 128, 512), (64, 256, 256)]
-#: (layer, pass, dtype) beyond the rule below; csrc/cuda/README.md ("Small batches") has the arithmetic.
+#: (layer, pass, dtype) beyond the rule below; docs/cuda-kernels.md ("Small batches") has the times.
 EXPENSIVE_ALONE = {
     # one channel an SM: too few warps for its tensor cores, and a table of weight fragments for one image
     ("N1 C128 56x56 K31", "fwd", "bfloat16"),

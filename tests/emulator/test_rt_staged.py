@@ -263,7 +263,7 @@ def test_no_shape_is_refused(plain: ModuleType) -> None:
                     assert 0 < found["shared_bytes"] <= limits[2] and 1 <= found["warps"] <= 16
 
 
-#: Predicted time over NCHW's in the same dtype and precision, at most. The goal was 1.15: see csrc/cuda/README.md.
+#: Predicted time over NCHW's in the same dtype and precision, at most. The goal was 1.15: see toeplitz_fwd/README.md.
 @pytest.mark.parametrize(
     ("kind", "layer", "most"),
     [("f16-nhwc", Case(64, 128, 56, 56, 31), 1.7), ("f16-nhwc", Case(64, 256, 28, 28, 29), 1.45),
