@@ -34,14 +34,14 @@ demo: $(VENV)/.demo ## a real network on real photos, a RepLKNet trained and mer
 test: $(VENV)/.test ## the whole test suite (about 25 minutes on 2 cores)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup $(PYTEST_ARGS)
 
-mutants: $(VENV)/.test ## plants every bug of tests/emulator into the CUDA sources; `make test` does so with some
-	REPLKNET_EXT_MUTANTS=all OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) tests/emulator -k mutants
+mutants: $(VENV)/.test ## plants every bug of tests/cuda/*/bugs.py into the CUDA sources; `make test` does so with some
+	REPLKNET_EXT_MUTANTS=all OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) tests/cuda/test_bugs.py
 
 sanitize: $(VENV)/.test ## the CPU kernels of every instruction set under address and undefined-behaviour sanitizers
-	REPLKNET_EXT_SANITIZE=all OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/cpu_driver -k "sanitized or planted"
+	REPLKNET_EXT_SANITIZE=all OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/cpu/test_driver.py -k "sanitized or planted"
 
-fuzz: $(VENV)/.test ## 10,000 random problems for each test of tests/test_hypothesis.py, new ones every time
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) tests/test_hypothesis.py --hypothesis-profile=fuzz $(PYTEST_ARGS)
+fuzz: $(VENV)/.test ## 10,000 random problems for each test of tests/ops/test_hypothesis.py, new ones every time
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) tests/ops/test_hypothesis.py --hypothesis-profile=fuzz $(PYTEST_ARGS)
 
 bench: $(VENV)/.test ## measures into benchmarks/results, draws, refreshes README.md and docs/benchmarks.md; fails below the promises
 	$(BIN)/python -m benchmarks.cpu_ops --check $(BENCH_ARGS)
@@ -54,7 +54,7 @@ compat: $(VENV)/.test ## the tests of the Triton kernels on the oldest and the n
 	  folder=$(VENV)/triton-$$triton; echo "triton $$triton"; \
 	  test -d $$folder || $(PIP) install --quiet --progress-bar off --no-deps --target $$folder triton==$$triton "numpy<2.4"; \
 	  PYTHONPATH=$$folder OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup \
-	    tests/test_triton_backend.py tests/test_triton_values.py tests/test_triton_compile.py; \
+	    tests/triton/test_backend.py tests/triton/test_values.py tests/triton/test_compile.py; \
 	done
 
 matrix: $(VENV)/.torch ## builds one wheel and tries it with each torch and Python, as users install it (MATRIX_ARGS="--help")
@@ -103,8 +103,8 @@ $(VENV)/.built: $(VENV)/.torch $(SOURCES)
 
 # The extras of pyproject.toml, by their names. The constraints keep that torch: the newest torchvision, which timm asks
 # for, would bring a newer one.
-$(VENV)/.demo $(VENV)/.test $(VENV)/.lint: $(VENV)/.%: $(VENV)/.built tests/torch_pins.py
+$(VENV)/.demo $(VENV)/.test $(VENV)/.lint: $(VENV)/.%: $(VENV)/.built tests/helpers/torch_pins.py
 	@echo "installing what $* needs"
-	@$(BIN)/python tests/torch_pins.py > $(VENV)/.constraints
+	@$(BIN)/python tests/helpers/torch_pins.py > $(VENV)/.constraints
 	@$(PIP) install --quiet --progress-bar off --constraint $(VENV)/.constraints "replknet_ext[$*]"
 	@touch $@

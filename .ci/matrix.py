@@ -28,20 +28,20 @@ PYTHONS = ("3.10", "3.11", "3.12", "3.13")
 TORCHES = ("2.11.0", "2.13.0", "2.14.1", "newest")
 #: A part of the suite that touches every package that we depend on, in a few minutes.
 TESTS = (
-    "test_ops_values.py",
+    "test_values.py",
     "test_modules.py",
     "test_patch.py",
     "test_replknet.py",
     "test_import_name.py",
-    "test_integration_hub.py",
-    "test_integration_onnx.py",
-    "test_integration_timm.py",
+    "test_hub.py",
+    "test_onnx.py",
+    "test_timm.py",
     "test_cli_commands.py",
     "test_doctor.py",
-    "test_tools_transforms.py",
-    "test_tools_predict.py",
-    "test_triton_backend.py",
-    "test_triton_values.py",
+    "test_transforms.py",
+    "test_predict.py",
+    "test_backend.py",
+    "test_values.py",
 )
 
 

@@ -25,7 +25,7 @@ ROOT = Path(__file__).resolve().parent.parent
 CSRC = ROOT / "csrc"
 
 SHIM = r"""
-#include "cuda/dwconv2d_cuda.h"
+#include "cuda/backend.h"
 #include "cuda/model.h"
 
 using namespace replknet_ext;
@@ -78,7 +78,7 @@ extern "C" double sm_cycles(int64_t blocks, int resident, int sms, const double*
 """
 
 
-#: In the order of the enums of csrc/dwconv.h.
+#: In the order of the enums of csrc/problem.h.
 DTYPES = ("float64", "float32", "float16", "bfloat16")
 PRECISIONS = ("ieee", "tf32", "bf16x3")
 ALGORITHMS = ("auto", "direct", "fft")
@@ -127,8 +127,8 @@ def _library() -> ctypes.CDLL:
     compiler = os.environ.get("CXX") or shutil.which("g++") or shutil.which("c++")
     if compiler is None:
         raise PlannerUnavailableError("the launch planner needs a C++ compiler: g++ was not found")
-    code = sorted((CSRC / "cuda").glob("*.cpp"))
-    sources = [*sorted(CSRC.glob("*.h")), *sorted((CSRC / "cuda").glob("*.h")), *code]
+    code = sorted((CSRC / "cuda").rglob("*.cpp"))
+    sources = [*sorted(CSRC.glob("*.h")), *sorted((CSRC / "cuda").rglob("*.h")), *code]
     content = "\0".join([SHIM, compiler, *(path.read_text() for path in sources)])
     key = hashlib.sha256(content.encode()).hexdigest()[:16]
     target = ROOT / f"build/planner/{key}.so"

@@ -23,8 +23,8 @@ from torch._C._autograd import DeviceType
 
 from benchmarks.gpu_plan import PlanError, PlannerUnavailableError, supported
 from benchmarks.shapes import NUMBERS, Layer
-from replknet_ext import ops
-from replknet_ext.backends import triton
+from replknet_ext.backends.triton import backend as triton
+from replknet_ext.operator import ops
 
 #: Of kernel names. What is neither ours nor PyTorch's own is cuDNN's: its kernels have no common name.
 OURS = r"\b(rt|rtw|fma|fft)_\w*kernel|replknet_ext|\b(toeplitz_(fwd|weight)|sliding_fwd|filter_table|add_diagonals)\b"

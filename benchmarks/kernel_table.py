@@ -31,9 +31,9 @@ doctor` prints it for the RepLKNet-31B layers. The planner takes the variant wit
 
 | family | variants | computes | passes | dtypes |
 |---|---|---|---|---|
-| `rt_fwd` | `rt_*` | on tensor cores, a register Toeplitz | fwd, bwd_input | 16 bit; float32 as tf32, bf16x3 |
-| `rt_weight` | `rtw_*` | on tensor cores, its adjoint | bwd_weight | 16 bit; float32 as tf32, bf16x3 |
-| `small` | `small_*` | on tensor cores, whole small planes | all; channels_last: fwd, bwd_input | 16 bit |
+| `toeplitz_fwd` | `rt_*` | on tensor cores, a register Toeplitz | fwd, bwd_input | 16 bit; float32 as tf32, bf16x3 |
+| `toeplitz_weight` | `rtw_*` | on tensor cores, its adjoint | bwd_weight | 16 bit; float32 as tf32, bf16x3 |
+| `small_planes` | `small_*` | on tensor cores, whole small planes | all; channels_last: fwd, bwd_input | 16 bit |
 | `fma` | `fma_*` | by FMA, exactly in the dtype | all | float32, float64 |
 | `fft` | `fft_*` | by fused transforms in shared memory, in float32 | all | float32, 16 bit |
 | `stencil` | `stencil_*` | by FMA, rows sliding in registers; filters of up to 11x11 | all | 16 bit, float32 |

@@ -8,7 +8,7 @@ Nothing here is measured. Three bounds and one prediction a layer:
 * memory: input, output and filter moved once, at the copy bandwidth;
 * taps: multiply-adds of taps inside the image at the rate of a large bf16 matrix product;
 * mma: the tensor instructions that no mapping of ours can avoid, at the rate of mma.sync;
-* predicted: the launch planners' own model (csrc/cuda/*_plan.cpp), which adds tiles, start-up and the last wave.
+* predicted: the launch planners' own model (csrc/cuda/*/plan.cpp), which adds tiles, start-up and the last wave.
 """
 
 from __future__ import annotations

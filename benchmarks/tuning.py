@@ -23,8 +23,9 @@ import torch
 
 from benchmarks import harness, shapes
 from benchmarks.harness import BenchmarkError
-from replknet_ext.backends import PASSES, Candidate, Problem, configs
-from replknet_ext.checks import Geometry
+from replknet_ext.backends import PASSES, Candidate, Problem
+from replknet_ext.choices import table
+from replknet_ext.operator.checks import Geometry
 from replknet_ext.tuning import measure, search, store
 from replknet_ext.tuning.measure import Measured
 from replknet_ext.tuning.report import layer_of, us
@@ -68,9 +69,9 @@ def row_of(subject: Problem, device: torch.device, most: int, budget: float) -> 
     measured = measure.measure(subject, search.shortlist(subject, "auto", most), device, budget_seconds=budget)
     best = min(measured, key=lambda m: m.us)
     if not measured or measured[0].failed is not None:
-        raise BenchmarkError(f"{configs.key_of(subject)}: {measured[0].failed if measured else 'no candidate'}")
+        raise BenchmarkError(f"{table.key_of(subject)}: {measured[0].failed if measured else 'no candidate'}")
     return {
-        "problem": configs.key_of(subject),
+        "problem": table.key_of(subject),
         "layer": layer_of(subject),
         "pass": subject.pass_,
         "first": measured[0].candidate.name,
@@ -91,7 +92,7 @@ def summary(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
-def choices(rows: Sequence[dict[str, Any]]) -> dict[str, configs.Entry]:
+def choices(rows: Sequence[dict[str, Any]]) -> dict[str, table.Entry]:
     """What to take, by the rows of a file, for `store.save_config`."""
     found = {}
     for row in rows:
@@ -126,7 +127,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.save_config is None:
             parser.error("--from is for --save-config")
         path = store.save_config(options.save_config, content["device"], choices(content["rows"]))
-        print(f"wrote {path}, to be shipped as {configs.stem_of(content['device'])}.json")
+        print(f"wrote {path}, to be shipped as {table.stem_of(content['device'])}.json")
         return 0
     device = torch.device(options.device)
     part, parts = map(int, options.part.split("/"))
@@ -138,8 +139,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         first, best = row["candidates"][0], min(row["candidates"], key=lambda c: c["us"] or float("inf"))
         times = f"{first['name']:<18} {us(first['us']):>7}  {best['name']:<18} {us(best['us']):>7}"
         print(f"{row['layer']:<44} {row['pass']:<10} {times} {row['first_over_best']:.2f}", flush=True)
-    who = configs.identity(device)
-    output = options.output or harness.RESULTS / f"tuning_{configs.stem_of(who)}.json"
+    who = table.identity(device)
+    output = options.output or harness.RESULTS / f"tuning_{table.stem_of(who)}.json"
     if part > 1 and output.exists():
         rows = [*harness.read_json(output)["rows"], *rows]
     print(f"{summary(rows)}, {time.monotonic() - started:.0f} s; wrote {output}")

@@ -6,7 +6,7 @@
 #include <mutex>
 #include <unordered_map>
 
-#include "dwconv.h"
+#include "problem.h"
 
 namespace replknet_ext {
 

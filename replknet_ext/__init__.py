@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 
 from ._ext import HAS_EXT
 from ._version import __version__
-from .autograd import DepthwiseConv2dLargeFunction
 from .functional import Explanation, depthwise_conv2d, explain
+from .operator.autograd import DepthwiseConv2dLargeFunction
 from .settings import (
     algorithm,
     autotune,

@@ -9,10 +9,12 @@ import torch
 from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function_variadic
 
-from . import _ext, autograd, checks, settings
-from .backends import BACKENDS, PASSES, Backend, Problem, by_pass, configs, names, select
-from .call import Call, describe, prepare
-from .checks import Geometry
+from . import _ext, settings
+from .backends import BACKENDS, PASSES, Backend, Problem, by_pass, names, select
+from .choices import table
+from .operator import autograd, checks
+from .operator.call import Call, describe, prepare
+from .operator.checks import Geometry
 from .tuning import first_use
 
 IntOrPair = int | tuple[int, int]
@@ -205,7 +207,7 @@ def explain(
     kernels = {pass_: BACKENDS[name].kernel(replace(problem, pass_=pass_)) for pass_, name in runs.items()}
     by = dict.fromkeys(PASSES, "by the model")
     for pass_ in () if forward.differentiable else PASSES:
-        choice = configs.lookup(replace(problem, pass_=pass_), backend, input.device)
+        choice = table.lookup(replace(problem, pass_=pass_), backend, input.device)
         if choice is not None:
             runs[pass_], kernels[pass_], by[pass_] = choice.backend, choice.name, choice.source
     return Explanation(problem, runs, kernels, by, why, _notes(problem, forward))

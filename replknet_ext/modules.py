@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from . import checks
 from .functional import depthwise_conv2d
+from .operator import checks
 
 __all__ = ["DepthwiseConv2dLarge", "why_not_convertible"]
 

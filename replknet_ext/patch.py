@@ -16,8 +16,8 @@ from typing import Literal
 import torch
 from torch import nn
 
-from . import checks
 from .modules import DepthwiseConv2dLarge, why_not_convertible
+from .operator import checks
 
 __all__ = ["ReplaceEntry", "ReplaceReport", "replace_depthwise", "restore"]
 

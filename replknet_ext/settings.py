@@ -16,7 +16,8 @@ from typing import Any, Generic, TypeVar
 
 import torch
 
-from . import _env, checks
+from . import _env
+from .operator import checks
 
 T = TypeVar("T")
 

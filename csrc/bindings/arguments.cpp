@@ -1,4 +1,4 @@
-#include "glue.h"
+#include "arguments.h"
 
 namespace replknet_ext {
 namespace {

@@ -10,7 +10,7 @@
 #include <string>
 #include <vector>
 
-#include "dwconv.h"
+#include "../problem.h"
 
 namespace replknet_ext {
 

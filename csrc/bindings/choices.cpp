@@ -5,7 +5,7 @@
 #include <atomic>
 #include <limits>
 
-#include "plan_cache.h"
+#include "../plan_cache.h"
 
 namespace replknet_ext {
 namespace {

@@ -1,5 +1,5 @@
 // Which backend and which of its variants run a call. What was measured to be fastest is asked for when an op runs, so that
-// compiled and exported code has it, too, and a new choice needs no new trace; what is known is in replknet_ext.choices.
+// compiled and exported code has it, too, and a new choice needs no new trace; what is known is in replknet_ext.choices.query.
 #pragma once
 #include <algorithm>
 #include <array>
@@ -8,7 +8,7 @@
 #include <type_traits>
 #include <utility>
 
-#include "glue.h"
+#include "arguments.h"
 
 namespace replknet_ext {
 

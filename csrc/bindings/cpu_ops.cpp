@@ -2,8 +2,8 @@
 #include <algorithm>
 
 #include "choices.h"
-#include "cpu/cpu.h"
-#include "glue.h"
+#include "../cpu/backend.h"
+#include "arguments.h"
 
 namespace replknet_ext {
 namespace {

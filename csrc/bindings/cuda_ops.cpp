@@ -11,7 +11,7 @@
 #include <tuple>
 
 #include "choices.h"
-#include "cuda/dwconv2d_cuda.h"
+#include "../cuda/backend.h"
 
 namespace replknet_ext {
 namespace {

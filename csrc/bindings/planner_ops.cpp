@@ -1,8 +1,8 @@
 // The CUDA planners as an op. They are plain C++ and in every build: predictions need neither a GPU nor the kernels.
 #include <string>
 
-#include "cuda/dwconv2d_cuda.h"
-#include "glue.h"
+#include "../cuda/backend.h"
+#include "arguments.h"
 
 namespace replknet_ext {
 namespace {

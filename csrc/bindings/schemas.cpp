@@ -1,14 +1,14 @@
-// The operator schemas, in this one place, and what the binary says of itself. The kernels are in cpu_ops.cpp and
-// cuda_ops.cpp. LibTorch stable ABI only, so that one binary serves every torch from TORCH_TARGET_VERSION on.
+// The operator schemas, in this one place, and what the binary says of itself. The kernels are in bindings/cpu_ops.cpp and
+// bindings/cuda_ops.cpp. LibTorch stable ABI only, so that one binary serves every torch from TORCH_TARGET_VERSION on.
 #include <Python.h>
 
 #include <torch/csrc/stable/library.h>
 
 #include <string>
 
-#include "cpu/cpu.h"
-#include "cuda/dwconv2d_cuda.h"
-#include "cuda/model.h"
+#include "../cpu/backend.h"
+#include "../cuda/backend.h"
+#include "../cuda/model.h"
 #ifdef REPLKNET_EXT_WITH_CUDA
 #define REPLKNET_EXT_CUDA_OPS \
   "\"dwconv2d\", \"dwconv2d_backward_input\", \"dwconv2d_backward_weight\", \"dwconv2d_backward_weight_bias\""
@@ -70,7 +70,7 @@ std::string cuda_devices() {
 }  // namespace replknet_ext
 
 // `name` is one of the four ops, by the kernels of the tensors' device; `by_python` the same op by a backend that is written
-// in Python, where the device's own kernels are not to run it or can't. replknet_ext.ops registers those.
+// in Python, where the device's own kernels are not to run it or can't. replknet_ext.operator.ops registers those.
 #define REPLKNET_EXT_DEF(name, schema) \
   m.def(name schema);                  \
   m.def("_python_" name schema)
@@ -84,7 +84,7 @@ STABLE_TORCH_LIBRARY(replknet_ext, m) {
   REPLKNET_EXT_DEF("dwconv2d_backward_weight", "(Tensor grad_output, Tensor input, " REPLKNET_EXT_REST "Tensor");
   REPLKNET_EXT_DEF("dwconv2d_backward_weight_bias",
                    "(Tensor grad_output, Tensor input, " REPLKNET_EXT_REST "(Tensor, Tensor)");
-  // Asked for a measured choice (choices.h): backend, blank, number of its variant; replknet_ext.choices answers.
+  // Asked for a measured choice (choices.h): backend, blank, number of its variant; replknet_ext.choices.query answers.
   m.def(
       "_choice(str pass_, Tensor first, Tensor second, Tensor? bias, int[4] padding, str activation, str precision, "
       "str algorithm, str backend) -> str");

@@ -1,6 +1,6 @@
 // CPU kernels: channels in the vector lanes, one list of kernels for each pass and instruction set.
 #pragma once
-#include "../dwconv.h"
+#include "../problem.h"
 
 namespace replknet_ext::cpu {
 
@@ -15,7 +15,7 @@ struct Plan {
   double cost;       // predicted microseconds of the whole pass on one thread (model.h)
   int64_t finish_units = 0;  // units of a second phase, which starts when the first has ended
   int64_t shared = 0;        // bytes that all threads and both phases share, aligned to kAlign
-  int length_y, length_x;    // fft: rows of the table of lengths (fft_plan.h)
+  int length_y, length_x;    // fft: rows of the table of lengths (fft/plan.h)
   int64_t tile_y, tile_x;    // fft: outputs of a tile
   int64_t groups;            // fft, bwd_weight: parts of the batch that are summed apart
 };

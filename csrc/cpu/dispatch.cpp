@@ -1,5 +1,5 @@
 #include "../plan_cache.h"
-#include "cpu.h"
+#include "backend.h"
 #include "model.h"
 
 #include <cstdlib>

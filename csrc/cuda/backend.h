@@ -4,7 +4,7 @@
 #include <cstddef>
 #include <memory>
 
-#include "../dwconv.h"
+#include "../problem.h"
 
 namespace replknet_ext::cuda {
 

@@ -2,13 +2,13 @@
 #pragma once
 #include <algorithm>
 
-#include "dwconv2d_cuda.h"
+#include "backend.h"
 
-// rt_fwd: fwd and bwd_input on tensor cores; rt_weight: bwd_weight on tensor cores
+// toeplitz_fwd: fwd and bwd_input on tensor cores; toeplitz_weight: bwd_weight on tensor cores
 // small: all passes of small planes in 16-bit types, on tensor cores (channels_last: fwd and bwd_input)
 // fma: float32 and float64 on the FMA pipe, all passes; fft: float32 and 16 bit by fused transforms, all passes
 // stencil: filters of up to 11 x 11 on the FMA pipe, all dtypes but float64, all passes
-#define REPLKNET_EXT_FAMILIES(X) X(rt_fwd) X(rt_weight) X(small) X(stencil) X(fma) X(fft)
+#define REPLKNET_EXT_FAMILIES(X) X(toeplitz_fwd) X(toeplitz_weight) X(small_planes) X(stencil) X(fma) X(fft)
 
 namespace replknet_ext::cuda {
 
@@ -21,7 +21,7 @@ struct Family {
   const char* (*plan)(const Problem& p, const DeviceLimits& limits, int variant, std::shared_ptr<LaunchPlan>* plan);
 };
 
-// x_family is host code (x_plan.cpp), launch_x is not (x_launch.cu): planners are also used without CUDA. launch_x
+// x_family is host code (x/plan.cpp), launch_x is not (x/launch.cu): planners are also used without CUDA. launch_x
 // launches a plan that its family made, of a batch that is not empty, and returns 0 or a CUDA error.
 using LaunchFunction = int (*)(const LaunchPlan& plan, const Tensors& tensors, void* stream);
 #define REPLKNET_EXT_DECLARE(name)   \

@@ -4,7 +4,7 @@
 #pragma once
 #include <algorithm>
 
-#include "dwconv2d_cuda.h"
+#include "backend.h"
 
 namespace replknet_ext::cuda {
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from .. import _ext
-from ..checks import DTYPES, Geometry
+from ..operator.checks import DTYPES, Geometry
 
 #: The passes, by their names everywhere; each is one raw op.
 PASSES = ("fwd", "bwd_input", "bwd_weight")
@@ -116,7 +116,7 @@ class Backend:
 
     It says which problems it `supports` and computes the passes by four functions with the arguments of the raw ops up
     to ``algorithm``, then ``variant``. They get problems that `supports` accepted, need not be differentiable, and
-    return new tensors in the memory format that the raw ops give (see `replknet_ext.ops`).
+    return new tensors in the memory format that the raw ops give (see `replknet_ext.operator.ops`).
 
     Attributes:
         name: what callers and files of choices call it.

@@ -9,7 +9,7 @@ from .base import PASSES, Backend, Candidate, Problem, ordered
 from .cpu import CpuBackend
 from .cuda import CudaBackend
 from .torch import TorchBackend
-from .triton import TritonBackend
+from .triton.backend import TritonBackend
 
 #: Fastest first: ``backend="auto"`` takes the first that supports the problem. torch takes what is left.
 BACKENDS: dict[str, Backend] = {b.name: b for b in (CpuBackend(), CudaBackend(), TritonBackend(), TorchBackend())}

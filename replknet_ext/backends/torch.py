@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch._prims_common import suggest_memory_format
 
-from ..checks import Geometry
+from ..operator.checks import Geometry
 from .base import Backend, Problem
 
 

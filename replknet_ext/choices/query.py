@@ -2,7 +2,7 @@
 
 An op's argument ``backend`` is "auto" or a name, and ``variant`` the number of a variant of the named backend, or -1:
 then what was measured to be fastest (of any backend, or of the named one), else what the planner chooses. The compiled
-extension asks here (csrc/choices.h), once per problem until choices change; so do the ops that are written in Python.
+extension asks here (csrc/bindings/choices.h), once per problem until choices change; so do the ops that are written in Python.
 """
 
 from __future__ import annotations
@@ -16,9 +16,10 @@ import torch
 from torch import Tensor
 from torch._prims_common import suggest_memory_format
 
-from . import _ext
-from .backends import BACKENDS, Backend, Problem, configs, names, select
-from .checks import Geometry
+from .. import _ext
+from ..backends import BACKENDS, Backend, Problem, names, select
+from ..operator.checks import Geometry
+from . import table
 
 __all__ = ["AUTO", "problem_of", "register", "resolve"]
 
@@ -50,12 +51,10 @@ def problem_of(
 def measured(backend: str, problem: Problem, device: torch.device) -> tuple[str, int]:
     """The measured choice, or (backend, `AUTO`). A look-up never breaks an op: what goes wrong in it is one warning."""
     try:
-        found = configs.lookup(problem, backend, device)
+        found = table.lookup(problem, backend, device)
     except Exception as error:
         with suppress(Warning):  # where warnings are errors, too
-            configs.warn_once(
-                f"measured choices are not used: looking them up failed ({type(error).__name__}: {error})"
-            )
+            table.warn_once(f"measured choices are not used: looking them up failed ({type(error).__name__}: {error})")
         return backend, AUTO
     return (backend, AUTO) if found is None else (found.backend, found.variant)
 
@@ -89,7 +88,7 @@ def resolve(
     """
     about = ((t.shape, t.dtype, t.device, suggest_memory_format(t)) for t in (first, second))
     key = (
-        pass_, *about, bias is None, *padding, activation, precision, algorithm, backend, variant, configs.generation(),
+        pass_, *about, bias is None, *padding, activation, precision, algorithm, backend, variant, table.generation(),
         len(BACKENDS),
     )  # fmt: skip
     known = _known.get(key)

@@ -27,8 +27,8 @@ import torch
 
 from .. import _ext, _files
 from .._version import __version__
-from .base import Problem
-from .registry import BACKENDS
+from ..backends.base import Problem
+from ..backends.registry import BACKENDS
 
 __all__ = [
     "Choice",
@@ -54,7 +54,7 @@ __all__ = [
 ]
 
 FORMAT = 1
-SHIPPED = Path(__file__).parent / "configs"
+SHIPPED = Path(__file__).parent / "shipped"
 COMMAND = "`replknet-ext tune` measures anew"
 
 

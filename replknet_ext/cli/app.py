@@ -66,9 +66,9 @@ def predict(
 
     A bad file is reported and stops nothing; the exit status is 1 if no file could be read.
     """
+    from ..data.transforms import pictures
     from ..tools import loading
     from ..tools import predict as tool
-    from ..tools.transforms import pictures
 
     paths = pictures(images)
     if not paths:
@@ -190,9 +190,9 @@ def _convert(
     source: str, target: Path, to: options.Style, form: str, key: str, dtype: options.Dtype | None = None,
     arch: str | None = None,
 ) -> None:  # fmt: skip
+    from ..errors import UsageError
     from ..models import convert_checkpoint
     from ..tools import loading
-    from ..tools.errors import UsageError
 
     if os.path.exists(source) and target.exists() and os.path.samefile(source, target):
         raise UsageError(f"SRC and DST are the same file, {source}: it would be lost")
@@ -395,9 +395,9 @@ def tune(
     this batch size and dtype. Leave the device alone meanwhile. With --dry-run, or
     --device-limits, the cost models' predictions are shown and nothing is measured.
     """
+    from ..errors import UsageError
     from ..tools import loading
     from ..tools import tune as tool
-    from ..tools.errors import UsageError
 
     backend, chosen = tool.checked_backend(backend), tool.passes_of(passes)
     where = "cuda" if limits else str(loading.device_of(device))

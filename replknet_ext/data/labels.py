@@ -6,7 +6,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from .errors import UsageError
+from ..errors import UsageError
 
 __all__ = ["class_names", "folder_labels", "imagenet_names", "imagenet_synsets", "read_classes"]
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from .errors import ToolError, needs
+from ..errors import ToolError, needs
 
 if TYPE_CHECKING:
     import numpy as np

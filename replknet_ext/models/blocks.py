@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
-from .. import checks
 from ..modules import DepthwiseConv2dLarge
+from ..operator import checks
 from .reparam import LEVELS, Reparameterizable, affine, merge_branches
 
 if TYPE_CHECKING:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, cast
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from .. import checks
+from ..operator import checks
 from .blocks import ReparamLargeKernelConv, RepLKNetStage, conv_bn_relu, run_checkpointed
 from .pretrained import MODELS, PretrainedConfig
 from .registry import register_model

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 from torch._prims_common import suggest_memory_format
 
-from . import checks, settings
-from .backends import Problem
+from .. import settings
+from ..backends import Problem
+from . import checks
 from .ops import autocast_enabled, autocast_operands
 
 __all__ = ["Call", "describe", "prepare"]

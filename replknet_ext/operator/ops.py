@@ -3,12 +3,12 @@
 ``torch.ops.replknet_ext.{dwconv2d, dwconv2d_backward_input, dwconv2d_backward_weight}`` are closed under
 differentiation: each derivative of one is one of the others. ``dwconv2d_backward_weight_bias`` is the third with the
 bias gradient from the same pass over memory. Their arguments ``backend`` and ``variant`` say what runs them, see
-`replknet_ext.choices`. Schemas and compiled kernels come from the extension; without it `SCHEMAS` defines the ops here.
+`replknet_ext.choices.query`. Schemas and compiled kernels come from the extension; without it `SCHEMAS` defines the ops here.
 Backends that are written in Python are the kernel where a device has no compiled one, and otherwise of the op
 ``_python_`` + name, which the extension calls.
 
 The derivative formulas are written once, over a `Passes` triple: the raw ops themselves (here, for compiled graphs
-and direct callers) or the autograd Functions of `replknet_ext.autograd` (eager).
+and direct callers) or the autograd Functions of `replknet_ext.operator.autograd` (eager).
 """
 
 from __future__ import annotations
@@ -22,11 +22,12 @@ from torch import Tensor
 from torch._prims_common import suggest_memory_format
 from torch.utils.flop_counter import register_flop_formula
 
-from . import _ext, choices
+from .. import _ext
+from ..choices import query
 
 NAMESPACE = _ext.NAMESPACE
 
-#: The schemas, equal to those of csrc/ops.cpp (a test compares them). padding is (top, bottom, left, right) and may be
+#: The schemas, equal to those of csrc/bindings/schemas.cpp (a test compares them). padding is (top, bottom, left, right) and may be
 #: negative, which crops: the derivative of a padded convolution needs that.
 SCHEMAS = {
     "dwconv2d": "(Tensor input, Tensor weight, Tensor? bias, int[4] padding, str activation, str precision, "
@@ -118,10 +119,10 @@ def _python_kernel(name: str) -> Callable[..., Any]:
         bias, padding, activation = rest[:3] if _is_fwd(name) else (None, rest[0], "none")
         try:
             sizes(first, second, padding)
-            backend, variant = choices.resolve(method, first, second, bias, padding, activation, *rest[-4:])
+            backend, variant = query.resolve(method, first, second, bias, padding, activation, *rest[-4:])
             return getattr(backend, method)(first, second, *rest[:-2], variant)
         except Exception as error:
-            choices.note_failure(error)
+            query.note_failure(error)
             raise
 
     return run
@@ -158,7 +159,7 @@ for _name, _schema in SCHEMAS.items():
     torch.library.register_fake(f"{NAMESPACE}::{_name}", _fake_kernel(_name), lib=_lib)
 if _ext.HAS_EXT:
     _lib.impl("dwconv2d_backward_weight_bias", _bwd_weight_bias_on_cpu, "CPU")
-choices.register(_lib)
+query.register(_lib)
 
 
 # ---- derivative formulas ----
@@ -186,12 +187,12 @@ class Options(NamedTuple):
     @property
     def linear(self) -> tuple[Any, ...]:
         """What the two backward ops take after their tensors: the same backend, whose variants are of one pass each."""
-        return self.padding, self.precision, self.algorithm, self.backend, choices.AUTO
+        return self.padding, self.precision, self.algorithm, self.backend, query.AUTO
 
     @property
     def plain(self) -> tuple[Any, ...]:
         """What ``dwconv2d`` without activation takes after its tensors."""
-        return self.padding, "none", self.precision, self.algorithm, self.backend, choices.AUTO
+        return self.padding, "none", self.precision, self.algorithm, self.backend, query.AUTO
 
 
 RAW = Passes(*(getattr(torch.ops.replknet_ext, name).default for name in SCHEMAS))

@@ -16,10 +16,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from .. import __version__, _env, _ext, settings
-from ..backends import PASSES, Problem, by_pass, configs
+from ..backends import PASSES, Problem, by_pass
 from ..backends.cuda import DEVICES, architecture_for
-from ..checks import Geometry
+from ..choices import table
 from ..models import ARCHS
+from ..operator.checks import Geometry
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -144,14 +145,14 @@ def _choices() -> dict[str, Any]:
     files = []
     for name in names:
         device = torch.device(name)
-        who = configs.identity(device)
+        who = table.identity(device)
         files.append(
             {
-                "device": who["device"], "path": str(configs.path_of(who)), "entries": len(configs.entries(device)),
-                "shipped_as": configs.stem_of(who), "shipped_entries": len(configs.shipped(device)),
+                "device": who["device"], "path": str(table.path_of(who)), "entries": len(table.entries(device)),
+                "shipped_as": table.stem_of(who), "shipped_entries": len(table.shipped(device)),
             }
         )  # fmt: skip
-    return {"files": files, "shipped": configs.shipped_devices()}
+    return {"files": files, "shipped": table.shipped_devices()}
 
 
 def _cuda_plans() -> list[dict[str, Any]]:

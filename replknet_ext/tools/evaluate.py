@@ -19,10 +19,10 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
+from ..data.labels import folder_labels
+from ..data.transforms import SUFFIXES, Preprocessing, open_image, pictures_below
+from ..errors import ToolError, UsageError
 from . import show
-from .errors import ToolError, UsageError
-from .labels import folder_labels
-from .transforms import SUFFIXES, Preprocessing, open_image, pictures_below
 
 if TYPE_CHECKING:
     from rich.console import Console

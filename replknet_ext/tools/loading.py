@@ -10,6 +10,9 @@ from typing import Literal
 
 import torch
 
+from ..data.labels import class_names, read_classes
+from ..data.transforms import Preprocessing
+from ..errors import ToolError, UsageError
 from ..models import (
     ARCHS,
     MODELS,
@@ -20,9 +23,6 @@ from ..models import (
     model_from_checkpoint,
     read_checkpoint,
 )
-from .errors import ToolError, UsageError
-from .labels import class_names, read_classes
-from .transforms import Preprocessing
 
 __all__ = ["Loaded", "device_of", "dtype_of", "load"]
 

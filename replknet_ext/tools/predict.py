@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from ..data.labels import class_names, short_name
+from ..data.transforms import Preprocessing, open_image, to_image
+from ..errors import ToolError, needs
 from ..models import get_model
-from .errors import ToolError, needs
 from .files import replacing
-from .labels import class_names, short_name
 from .show import bar
-from .transforms import Preprocessing, open_image, to_image
 
 if TYPE_CHECKING:
     import numpy as np

@@ -12,15 +12,16 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from .. import checks
-from ..backends import PASSES, Candidate, Problem, candidates, configs, names
+from ..backends import PASSES, Candidate, Problem, candidates, names
 from ..backends.cuda import DEVICES
+from ..choices import table as configs
+from ..errors import ToolError, UsageError
 from ..models import MODELS, get_model
+from ..operator import checks
 from ..tuning import TuneReport, api, problems, store
 from ..tuning.report import layer_of, us
 from ..tuning.search import MOST
 from . import show
-from .errors import ToolError, UsageError
 from .loading import device_of
 
 if TYPE_CHECKING:
@@ -134,7 +135,7 @@ def measure(
 
 def shipped_name(report: TuneReport) -> str:
     """Where a package has to hold the choices of a report."""
-    return f"replknet_ext/backends/configs/{configs.stem_of(report.device)}.json"
+    return f"replknet_ext/choices/shipped/{configs.stem_of(report.device)}.json"
 
 
 def checked_backend(name: str) -> str:

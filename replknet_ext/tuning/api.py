@@ -11,10 +11,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from .. import checks, settings
+from .. import settings
 from .._progress import steps
-from ..backends import PASSES, Problem, configs, names
-from ..backends.configs import Entry
+from ..backends import PASSES, Problem, names
+from ..choices import table
+from ..choices.table import Entry
+from ..operator import checks
 from . import measure as measuring
 from . import problems as collecting
 from . import search, store
@@ -111,14 +113,14 @@ def run(
 ) -> TuneReport:  # fmt: skip
     """`tune` for problems with their counts; `on_start` is told of each pass that is measured."""
     rows: list[Row] = []
-    path: Path | None = configs.path_of(configs.identity(device)) if save else None
+    path: Path | None = table.path_of(table.identity(device)) if save else None
     jobs = [(replace(p, pass_=pass_), count) for p, count in found.items() for pass_ in passes]
     with steps(len(jobs), hidden=not progress) as begin:
         for problem, count in jobs:
             begin(f"{problem.pass_:<10} {layer_of(problem)}")
-            key = configs.key_of(problem, backend)
-            if not force and configs.tuned(problem, backend, device):
-                rows.append(Row(problem, count, configs.entry(problem, backend, device)))
+            key = table.key_of(problem, backend)
+            if not force and table.tuned(problem, backend, device):
+                rows.append(Row(problem, count, table.entry(problem, backend, device)))
                 continue
             on_start(f"{problem.pass_} {layer_of(problem)}")
             listed = search.shortlist(problem, backend, most)
@@ -131,5 +133,5 @@ def run(
             if save:
                 path = store.save(device, kept, replace=True) and path
             else:
-                configs.remember(device, kept)
-    return TuneReport(tuple(rows), dict(configs.identity(device)), path, backend)
+                table.remember(device, kept)
+    return TuneReport(tuple(rows), dict(table.identity(device)), path, backend)

@@ -8,9 +8,10 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from ..backends import Problem, configs
-from ..backends.configs import Entry
-from ..call import Call
+from ..backends import Problem
+from ..choices import table
+from ..choices.table import Entry
+from ..operator.call import Call
 from . import measure as measuring
 from . import search, store
 
@@ -61,14 +62,14 @@ def measure_passes(problem: Problem, passes: Sequence[str], backend: str, device
         if (one, backend) in _done:
             continue
         _done.add((one, backend))  # if it comes to nothing, once is enough
-        if configs.tuned(one, backend, device):
+        if table.tuned(one, backend, device):
             continue
         listed = search.shortlist(one, backend)
         if len(listed) < 2:
             continue
         entry = search.entry_of(measuring.measure(one, listed, device, budget_seconds=SECONDS))
         if entry is not None:
-            found[configs.key_of(one, backend)] = entry
+            found[table.key_of(one, backend)] = entry
     if found:
         store.save(device, found, replace=False)
     return bool(found)

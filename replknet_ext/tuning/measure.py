@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ..backends import Candidate, Problem
-from ..ops import RAW
+from ..operator.ops import RAW
 
 __all__ = ["Measured", "capture", "difference", "measure", "timed"]
 

@@ -11,10 +11,10 @@ from torch import Tensor, nn
 from torch._prims_common import suggest_memory_format
 from torch.overrides import TorchFunctionMode
 
-from .. import checks
 from ..backends import Problem
 from ..backends.base import outside_raw_ops
-from ..call import prepare
+from ..operator import checks
+from ..operator.call import prepare
 
 __all__ = ["of_model", "of_shapes"]
 

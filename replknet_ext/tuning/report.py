@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..backends import Problem, configs
-from ..backends.configs import Entry
+from ..backends import Problem
+from ..choices import table
+from ..choices.table import Entry
 from . import store
 from .measure import Measured
 
@@ -71,7 +72,7 @@ class Row:
         """As JSON knows it."""
         entry = None if self.entry is None else self.entry.as_json()
         return {
-            "problem": configs.key_of(self.problem), "layers": self.count, "choice": entry,
+            "problem": table.key_of(self.problem), "layers": self.count, "choice": entry,
             "measured": [m.as_dict() for m in self.measured],
         }  # fmt: skip
 
@@ -122,7 +123,7 @@ class TuneReport:
 
     def save_config(self, path: str | Path) -> Path:
         """Writes the choices to a file of one's own, from which a package can ship them; see `store.save_config`."""
-        found = {configs.key_of(row.problem, self.backend): row.entry for row in self.rows if row.entry is not None}
+        found = {table.key_of(row.problem, self.backend): row.entry for row in self.rows if row.entry is not None}
         return store.save_config(path, self.device, found)
 
     def table(self) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:

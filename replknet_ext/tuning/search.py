@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from ..backends import Candidate, Problem, candidates
-from ..backends.configs import Entry
+from ..choices.table import Entry
 from . import measure as measuring
 from .measure import Measured
 

@@ -9,8 +9,8 @@ from pathlib import Path
 import torch
 
 from .. import _files
-from ..backends import configs
-from ..backends.configs import Entry
+from ..choices import table
+from ..choices.table import Entry
 
 __all__ = ["config_at", "save", "save_config"]
 
@@ -20,7 +20,7 @@ PATIENCE = 20.0
 
 def _write(path: Path, who: Mapping[str, str], found: Mapping[str, Entry]) -> None:
     with _files.replacing(path) as temporary:
-        temporary.write_text(json.dumps(configs.document(who, found), indent=1) + "\n")
+        temporary.write_text(json.dumps(table.document(who, found), indent=1) + "\n")
 
 
 def save_config(path: str | Path, who: Mapping[str, str], found: Mapping[str, Entry]) -> Path:
@@ -48,7 +48,7 @@ def config_at(path: str | Path, who: Mapping[str, str]) -> dict[str, Entry]:
     Raises:
         ValueError: something else is there, or the choices of another device or version.
     """
-    found, why = configs.parse(Path(path), who, alike=True)
+    found, why = table.parse(Path(path), who, alike=True)
     if why is not None:
         raise ValueError(f"{path} {why}: name another file, or remove it")
     return found
@@ -66,18 +66,18 @@ def save(device: torch.device, found: Mapping[str, Entry], *, replace: bool) -> 
     Returns:
         The file, or None where it can't be written: then the choices hold for this process, and one warning says so.
     """
-    configs.remember(device, found)
-    who = configs.identity(device)
-    path = configs.path_of(who)
+    table.remember(device, found)
+    who = table.identity(device)
+    path = table.path_of(who)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with _files.locked(path, PATIENCE):
-            theirs = configs.read(path, who)
+            theirs = table.read(path, who)
             merged = {**theirs, **found} if replace else {**found, **theirs}
             _write(path, who, merged)
     except OSError as error:
-        configs.warn_once(f"measured choices can't be kept in {path.parent} ({error}) and hold for this process only; "
+        table.warn_once(f"measured choices can't be kept in {path.parent} ({error}) and hold for this process only; "
                           "REPLKNET_EXT_CACHE names another folder")  # fmt: skip
         return None
-    configs.remember(device, merged)
+    table.remember(device, merged)
     return path

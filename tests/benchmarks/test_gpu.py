@@ -24,7 +24,7 @@ from benchmarks.shapes import GROUPS, MAIN, NUMBERS, PASSES, Layer
 
 TINY = Layer(3, 4, 9, 10, 5, 5)
 NATIVE_KERNEL = "at::native::(anonymous namespace)::conv_depthwise2d_forward_kernel<31, float>"
-OUR_KERNEL = "replknet_ext::cuda::rt_fwd_kernel<true, 5, 2, 1, 7, true, true, 8, 2, 1>(replknet_ext::cuda::RtArgs)"
+OUR_KERNEL = "replknet_ext::cuda::toeplitz_fwd_kernel<true, 5, 2, 1, 7, true, true, 8, 2, 1>(replknet_ext::cuda::ToeplitzFwdArgs)"
 CUDNN_KERNEL = "sm80_xmma_fprop_implicit_gemm_bf16bf16_bf16f32"
 
 
@@ -185,10 +185,10 @@ def test_junit() -> None:
 def test_counters() -> None:
     text = (
         '==PROF== Connected\n"ID","Kernel Name","gpu__time_duration.sum","sm__pipe_tensor_cycles.pct","other"\n'
-        '"","","us","%",""\n"0","rt_fwd_kernel","101.5","61.2","7"\n'
+        '"","","us","%",""\n"0","toeplitz_fwd_kernel","101.5","61.2","7"\n'
     )
     assert gpu_steps.counters(text) == [
-        {"kernel": "rt_fwd_kernel", "gpu__time_duration.sum": "101.5 us", "sm__pipe_tensor_cycles.pct": "61.2 %"}
+        {"kernel": "toeplitz_fwd_kernel", "gpu__time_duration.sum": "101.5 us", "sm__pipe_tensor_cycles.pct": "61.2 %"}
     ]
     assert gpu_steps.counters("==ERROR== no counters") == []
 

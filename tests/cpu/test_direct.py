@@ -182,7 +182,7 @@ def test_gelu_is_accurate_to_float() -> None:
 @pytest.mark.skipif("REPLKNET_EXT_CPU_ISA" in os.environ, reason="runs the others")
 @pytest.mark.parametrize("isa", ["base", "avx2"])
 def test_other_instruction_sets(isa: str) -> None:
-    from test_ops_values import _in_process
+    from tests.ops.test_values import _in_process
 
     probe = _in_process(isa, "-c", "from replknet_ext import _ext; print(_ext.cpu_isa())")
     if probe.stdout.strip() != isa:

@@ -26,11 +26,11 @@ from cases import (
     operands,
     same,
 )
-from test_ops_values import ISAS, run, run_torch
 from torch import Tensor
 
 from replknet_ext import _ext, depthwise_conv2d, explain
-from replknet_ext.ops import RAW
+from replknet_ext.operator.ops import RAW
+from tests.ops.test_values import ISAS, run, run_torch
 
 pytestmark = pytest.mark.skipif(not _ext.HAS_EXT, reason="the compiled extension is not installed")
 
@@ -103,7 +103,7 @@ def test_isa(isa: str) -> None:
     environment = {k: v for k, v in os.environ.items() if not k.startswith("PYTEST_")}
     environment["REPLKNET_EXT_CPU_ISA"] = isa
     probe = [sys.executable, "-c", "from replknet_ext import _ext; print(_ext.cpu_isa())"]
-    root = Path(__file__).parents[1]
+    root = Path(__file__).parents[2]
     found = subprocess.run(probe, env=environment, capture_output=True, text=True, check=True, cwd=root)
     if found.stdout.strip() != isa:
         pytest.skip(f"this CPU has no {isa}")

@@ -7,15 +7,6 @@ from types import ModuleType
 import emulator_build
 import pytest
 
-#: Start of a test file's name -> the family of kernels that its automatic choices are limited to.
-FAMILIES = {
-    "test_rt_weight": "rt_weight",
-    "test_rt": "rt_fwd",
-    "test_fma": "fma",
-    "test_fft": "fft",
-    "test_small": "small",
-    "test_stencil": "stencil",
-}
 _loaded: list[ModuleType] = []
 
 
@@ -30,8 +21,9 @@ def _load(module: str) -> ModuleType:
 @pytest.fixture(autouse=True)
 def _only_its_family(request: pytest.FixtureRequest) -> None:
     """A family's tests are of its kernels, also where another family's plan is faster."""
+    folder = request.path.parent
     for emulator in _loaded:
-        emulator.only(next((f for name, f in FAMILIES.items() if request.path.name.startswith(name)), ""))
+        emulator.only(folder.name if (emulator_build.CUDA / folder.name).is_dir() else "")
 
 
 @pytest.fixture(scope="session")

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
+import importlib
 from pathlib import Path
 
-import bugs_fft
-import bugs_fma
-import bugs_rt_fwd
-import bugs_rt_weight
-import bugs_small
-import bugs_stencil
 import pytest
 from mutants import Mutants, code_of
 
-FAMILIES = [module.MUTANTS for module in (bugs_rt_fwd, bugs_rt_weight, bugs_small, bugs_stencil, bugs_fma, bugs_fft)]
+FOLDERS = sorted(path.parent.name for path in Path(__file__).parent.glob("*/bugs.py"))
+FAMILIES = [importlib.import_module(f"tests.cuda.{name}.bugs").MUTANTS for name in FOLDERS]
 
 
 EVERY_FAMILY = pytest.mark.parametrize("mutants", FAMILIES, ids=lambda mutants: mutants.family)

@@ -23,7 +23,12 @@ pytestmark = [
 FORMS = [("ieee", "direct"), ("ieee", "fft"), ("tf32", "direct"), ("bf16x3", "direct")]
 #: ||error|| / ||result|| that a precision or algorithm may have; the long sums of bwd_weight four times as much.
 NORM = {"direct": 1e-6, "fft": 1e-6, "tf32": 2e-3, "bf16x3": 2e-5}
-FAMILY = {("ieee", "direct"): "fma_", ("ieee", "fft"): "fft_", ("tf32", "direct"): "rt", ("bf16x3", "direct"): "rt"}
+FAMILY = {
+    ("ieee", "direct"): "fma_",
+    ("ieee", "fft"): "fft_",
+    ("tf32", "direct"): "toeplitz",
+    ("bf16x3", "direct"): "toeplitz",
+}
 
 
 @pytest.mark.parametrize("pass_", PASSES)
@@ -118,7 +123,9 @@ def test_a_training_step_of_replknet(precision: str, limit: float, layout: torch
                 actual = _step(model, inputs, target.cuda())
         else:
             with replknet_ext.float32_precision(precision):
-                assert any(part in kernels_of(lambda: model(inputs)) for part in ("rt_fwd", "fma_", "fft_", "stencil_"))
+                assert any(
+                    part in kernels_of(lambda: model(inputs)) for part in ("toeplitz_fwd", "fma_", "fft_", "stencil_")
+                )
                 model.zero_grad()
                 actual = _step(model, inputs, target.cuda())
     assert len(actual) == len(wanted)

@@ -12,7 +12,7 @@ import pytest
 import torch
 from emulator_harness import Case, exact_inputs, reference, run
 
-from replknet_ext.backends import triton as backend
+from replknet_ext.backends.triton import backend
 
 TESTS = Path(__file__).resolve().parent.parent
 
@@ -27,7 +27,7 @@ SCRIPT = """
 import sys, torch
 sys.path.insert(0, sys.argv[2])
 import triton_interpreted as t
-from replknet_ext.backends.triton_kernels import configs
+from replknet_ext.backends.triton import tiles as configs
 configs.override = t.affordable
 jobs = torch.load(sys.argv[1])
 for job in jobs:
@@ -48,7 +48,7 @@ def test_emulated_cuda_and_interpreted_triton_give_the_same_bits(plain: ModuleTy
     ]
     torch.save(jobs, tmp_path / "jobs.pt")
     environment = {**os.environ, "TRITON_INTERPRET": "1"}
-    command = [sys.executable, "-c", SCRIPT, str(tmp_path / "jobs.pt"), str(TESTS)]
+    command = [sys.executable, "-c", SCRIPT, str(tmp_path / "jobs.pt"), str(TESTS / "helpers")]
     done = subprocess.run(command, env=environment, cwd=TESTS.parent, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
     for case, given, interpreted in zip(CASES, inputs, torch.load(tmp_path / "jobs.pt"), strict=True):

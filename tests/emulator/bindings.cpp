@@ -6,7 +6,7 @@
 #include <map>
 #include <optional>
 
-#include "dwconv2d_cuda.h"
+#include "backend.h"
 #include "runtime.h"
 
 namespace py = pybind11;

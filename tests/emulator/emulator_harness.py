@@ -57,7 +57,7 @@ class Case:
         return self.h + top + bottom - kh + 1, self.w + left + right - kw + 1
 
     def problem(self) -> dict[str, Any]:
-        """Fields of csrc/dwconv.h's Problem."""
+        """Fields of csrc/problem.h's Problem."""
         (kh, kw), (ho, wo), pad = self.kernel, self.out, self.padding
         return dict(n=self.n, c=self.c, h=self.h, w=self.w, kh=kh, kw=kw, ho=ho, wo=wo, pad_top=pad[0],
                     pad_left=pad[2], dtype=self.dtype, channels_last=self.channels_last, flip=self.flip,
@@ -69,11 +69,11 @@ class Case:
 
 
 def from_table(case: table.Case, **changes: Any) -> Case:
-    """A row of tests/cases.py as a launch."""
+    """A row of tests/helpers/cases.py as a launch."""
     return Case(case.n, case.c, case.h, case.w, (case.kh, case.kw), case.padding).but(**changes)
 
 
-Inputs = dict[str, torch.Tensor]  # fields of csrc/cuda/dwconv2d_cuda.h's Tensors
+Inputs = dict[str, torch.Tensor]  # fields of csrc/cuda/backend.h's Tensors
 
 
 def exact_inputs(case: Case, seed: int = 0) -> Inputs:
@@ -196,7 +196,7 @@ def check_exact(emulator: ModuleType, case: Case, seed: int = 0) -> dict[str, to
 
 
 def bwd_input_of(case: table.Case, **changes: Any) -> Case:
-    """The launch that is bwd_input of a row of tests/cases.py: fwd of the output's gradient with the flipped filter."""
+    """The launch that is bwd_input of a row of tests/helpers/cases.py: fwd of the output's gradient with the flipped filter."""
     _, _, ho, wo = case.output
     top, bottom, left, right = case.padding
     kh, kw = case.kh - 1, case.kw - 1

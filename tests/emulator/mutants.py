@@ -1,6 +1,6 @@
 """Bugs planted in copies of the CUDA sources: what a family's tests need to show that values or the race check notice.
 
-A family's are in `bugs_<family>.py`, as MUTANTS; test_mutants.py runs them. Few run by default;
+A family's are in tests/cuda/<family>/bugs.py, as MUTANTS; tests/cuda/test_bugs.py runs them. Few run by default;
 ``REPLKNET_EXT_MUTANTS=all`` (``make mutants``) runs every one.
 """
 
@@ -46,7 +46,7 @@ def _exact(emulator: ModuleType, case: Case) -> None:
 class Mutants:
     """A family's planted bugs."""
 
-    family: str  # its name in csrc/cuda/family.h, which its files start with
+    family: str  # its folder in csrc/cuda and in tests/cuda
     bugs: dict[str, tuple[str, str, str]]  # name: (file, text of its `code_of`, replacement)
     cases: list[Case]
     cut: Callable[[Path], None]  # leaves few variants in a copy of csrc/cuda, so that it builds in seconds
@@ -103,7 +103,8 @@ class Mutants:
             pytest.skip(why)
         emulator_build.build_module("race")  # objects that every build shares
         emulator_build.build_module("race", folder / "build", self.sources(folder, bug))
-        paths = os.pathsep.join(map(str, Path(__file__).resolve().parents[1:3]))
+        tests = Path(__file__).resolve().parents[1]
+        paths = os.pathsep.join(map(str, (tests.parent, tests / "helpers")))
         done = subprocess.run(
             [sys.executable, __file__, self.family, str(folder)],
             capture_output=True,
@@ -131,7 +132,7 @@ def keep_lines(header: str, macro: str, kept: tuple[str, ...]) -> Callable[[Path
 
 def main(family: str, place: Path) -> None:
     """The process of `Mutants.notice`."""
-    mutants: Mutants = importlib.import_module(f"bugs_{family}").MUTANTS
+    mutants: Mutants = importlib.import_module(f"tests.cuda.{family}.bugs").MUTANTS
     print(json.dumps(mutants.findings(emulator_build.load("race", place / "build", place / "csrc" / "cuda"))))
 
 

@@ -1,6 +1,6 @@
-"""What the compiler may spend on each CUDA kernel: how to measure it. Tables: ``budgets_<family>.py`` beside this file.
+"""What the compiler may spend on each CUDA kernel: how to measure it. Tables: ``tests/cuda/<family>/budgets*.py``.
 
-``python tests/cuda_budgets.py [family ...]`` prints the tables as this machine's nvcc has them, to be pasted into those
+``python tests/helpers/cuda_budgets.py [family ...]`` prints the tables as this machine's nvcc has them, to be pasted into those
 files after a change that is meant.
 """
 
@@ -21,9 +21,9 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-HERE = Path(__file__).resolve().parent
-CUDA = HERE.parent / "csrc" / "cuda"
-CACHE = HERE / "emulator" / "_build" / "budgets"  # ignored by git
+TESTS = Path(__file__).resolve().parents[1]
+CUDA = TESTS.parent / "csrc" / "cuda"
+CACHE = TESTS / "emulator" / "_build" / "budgets"  # ignored by git
 ARCHS = ("80", "86", "89", "90a", "100", "120")
 NVCC = "13.0"  # the compiler that the registers of the tables are of
 
@@ -43,7 +43,7 @@ class Budget:
 
 @dataclass(frozen=True)
 class Family:
-    """A family's sources and table. A module ``budgets_<name>.py`` with a FAMILY is all that a family adds."""
+    """A family's sources and table. A module ``budgets*.py`` in its folder with a FAMILY is all that a family adds."""
 
     name: str
     sources: dict[str, tuple[str, ...]]  # .cu file -> architectures to compile it for
@@ -70,7 +70,10 @@ class Kernel:
 
 def families() -> dict[str, Family]:
     """Every family that has a table, by name."""
-    found = [importlib.import_module(path.stem).FAMILY for path in sorted(HERE.glob("budgets_*.py"))]
+    found = [
+        importlib.import_module(f"tests.cuda.{path.parent.name}.{path.stem}").FAMILY
+        for path in sorted((TESTS / "cuda").glob("*/budgets*.py"))
+    ]
     return {family.name: family for family in found}
 
 
@@ -219,6 +222,7 @@ def measured(family: Family, tables: Tables) -> dict[str, Budget]:
 
 
 if __name__ == "__main__":
+    sys.path.insert(0, str(TESTS.parent))  # for tests.cuda
     compiler = find_nvcc()
     if compiler is None:
         sys.exit("nvcc was not found")

@@ -1,7 +1,7 @@
 """Compiles the Triton kernels for GPUs that are not there, and counts what the compiler made of them.
 
-    python tests/triton_compile.py 90 [NAME ...]     # JSON: kernel -> registers, spills, tensor instructions, ...
-    python tests/triton_compile.py --table           # the budgets of this triton, to paste into test_triton_compile.py
+    python tests/helpers/triton_compile.py 90 [NAME ...]     # JSON: kernel -> registers, spills, tensor instructions, ...
+    python tests/helpers/triton_compile.py --table           # the budgets of this triton, to paste into test_compile.py
 
 A process of its own: triton compiles only where its interpreter is off. Launches are recorded, not made: the arguments
 are those of the real call, on meta tensors.
@@ -21,14 +21,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT)]
 
 import torch  # noqa: E402
 import triton  # noqa: E402
 from triton.backends.compiler import GPUTarget  # noqa: E402
 
-from replknet_ext.backends.triton_kernels import fma, forward, launch, weight  # noqa: E402
+from replknet_ext.backends.triton import launch, sliding_fwd, toeplitz_fwd, toeplitz_weight  # noqa: E402
 
 ARCHS = (80, 90, 100, 120)
 TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
@@ -62,8 +62,8 @@ class _Recorder:
 def recorded() -> Iterator[list[tuple[Any, tuple[Any, ...], dict[str, Any]]]]:
     """Launches inside the block, which are not made."""
     calls: list[tuple[Any, tuple[Any, ...], dict[str, Any]]] = []
-    places = [(forward, "filter_table"), (forward, "toeplitz_fwd"), (fma, "sliding_fwd"), (weight, "toeplitz_weight"),
-              (weight, "add_diagonals")]  # fmt: skip
+    places = [(toeplitz_fwd, "filter_table"), (toeplitz_fwd, "toeplitz_fwd"), (sliding_fwd, "sliding_fwd"), (toeplitz_weight, "toeplitz_weight"),
+              (toeplitz_weight, "add_diagonals")]  # fmt: skip
     kernels = [getattr(module, name) for module, name in places]
     for (module, name), kernel in zip(places, kernels, strict=True):
         setattr(module, name, _Recorder(kernel, calls))

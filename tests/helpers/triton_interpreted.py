@@ -1,8 +1,8 @@
 """Runs the Triton kernels in triton's interpreter and prints a JSON object: check -> None or what went wrong.
 
-    TRITON_INTERPRET=1 python tests/triton_interpreted.py GROUP
+    TRITON_INTERPRET=1 python tests/helpers/triton_interpreted.py GROUP
 
-A process of its own, because the interpreter must be chosen before the kernels are imported. `test_triton_values.py`
+A process of its own, because the interpreter must be chosen before the kernels are imported. `test_values.py`
 starts it, one process for each group of `GROUPS`, and makes a test of every check.
 """
 
@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 os.environ["TRITON_INTERPRET"] = "1"
-sys.path[:0] = [str(Path(__file__).resolve().parent), str(Path(__file__).resolve().parent.parent)]
+sys.path[:0] = [str(Path(__file__).resolve().parent), str(Path(__file__).resolve().parents[2])]
 
 import torch  # noqa: E402
 from cases import (  # noqa: E402
@@ -40,8 +40,8 @@ from cases import (  # noqa: E402
 from torch import Tensor  # noqa: E402
 
 import replknet_ext  # noqa: E402
-from replknet_ext import ops  # noqa: E402
 from replknet_ext.backends import BACKENDS  # noqa: E402
+from replknet_ext.operator import ops  # noqa: E402
 
 Check = tuple[str, Callable[[], None]]
 
@@ -57,16 +57,14 @@ def few(case: Case) -> Case:
 
 def affordable(pass_: str, sizes: Any, dtype: str, precision: str) -> Any:
     """The choice of `configs`, but the form without tensor cores only for small problems: it takes minutes here."""
-    from replknet_ext.backends.triton_kernels import configs
+    from replknet_ext.backends.triton import tiles
 
     if pass_ != "fwd":
         return None
-    t = configs.sliding(sizes, dtype, False)
+    t = tiles.sliding(sizes, dtype, False)
     programs = -(-sizes.ho // t.R) * -(-sizes.wo // t.Q) * -(-sizes.n // t.P) * sizes.c
     steps = programs * min(sizes.h, t.R + sizes.kh) * sizes.kw
-    return (
-        t if precision == "ieee" and dtype == "float32" and steps <= 100 else configs.toeplitz(sizes, dtype, precision)
-    )
+    return t if precision == "ieee" and dtype == "float32" and steps <= 100 else tiles.toeplitz(sizes, dtype, precision)
 
 
 def run(pass_: str, case: Case, o: Operands, activation: str = "none", precision: str = "ieee") -> Tensor:
@@ -148,7 +146,7 @@ def check_activation(dtype: torch.dtype, activation: str) -> None:
 
 def check_tile(case: Case, pass_: str, tile: object, dtype: torch.dtype = torch.float16) -> None:
     """One tile by hand, on strided operands without copies too."""
-    from replknet_ext.backends.triton_kernels import launch
+    from replknet_ext.backends.triton import launch
 
     exact = operands(case, "exact")
     for layout in ("nchw", "nhwc"):
@@ -162,7 +160,7 @@ def check_tile(case: Case, pass_: str, tile: object, dtype: torch.dtype = torch.
 
 def tiles() -> Iterator[Check]:
     """Tiles that the small cases do not get by themselves: several of everything."""
-    from replknet_ext.backends.triton_kernels.configs import Sliding, Toeplitz, Weight
+    from replknet_ext.backends.triton.tiles import Sliding, Toeplitz, Weight
 
     case = same("tile", 5, 1, 11, 18, 5, 7)
     forward = [
@@ -189,15 +187,15 @@ def tiles() -> Iterator[Check]:
 
 def check_workspace_slices() -> None:
     """A workspace too small for all channels is used several times."""
-    from replknet_ext.backends.triton_kernels import configs
+    from replknet_ext.backends.triton import tiles
 
     case = same("slices", 2, 5, 6, 6, 3, 3)
-    most = configs.MAX_WORKSPACE
+    most = tiles.MAX_WORKSPACE
     try:
-        configs.MAX_WORKSPACE = 1
+        tiles.MAX_WORKSPACE = 1
         check_exact(case, torch.float16, "nchw")
     finally:
-        configs.MAX_WORKSPACE = most
+        tiles.MAX_WORKSPACE = most
 
 
 def check_same_bits_again() -> None:
@@ -251,7 +249,7 @@ def _call(x: Tensor, weight: Tensor, bias: Tensor, activation: str = "relu", bac
 
 def _spy() -> list[str]:
     """Names of the launches from here on."""
-    from replknet_ext.backends.triton_kernels import launch
+    from replknet_ext.backends.triton import launch
 
     seen: list[str] = []
     for name in ("convolve", "correlate"):
@@ -361,9 +359,9 @@ GROUPS: dict[str, Callable[[], Iterator[Check]]] = {"table": table, "tiles": til
 
 def main(group: str, only: str = "") -> None:
     """Run the checks of a group whose names contain `only`."""
-    from replknet_ext.backends.triton_kernels import configs
+    from replknet_ext.backends.triton import tiles
 
-    configs.override = affordable
+    tiles.override = affordable
     results: dict[str, str | None] = {}
     started = time.process_time()
     for name, check in GROUPS[group]():

@@ -11,11 +11,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from replknet_ext import choices
-from replknet_ext.backends import PASSES, Candidate, Problem, configs
-from replknet_ext.backends.configs import Entry
+from replknet_ext.backends import PASSES, Candidate, Problem
 from replknet_ext.backends.cpu import CpuBackend
-from replknet_ext.checks import Geometry
+from replknet_ext.choices import query, table
+from replknet_ext.choices.table import Entry
+from replknet_ext.operator.checks import Geometry
 from replknet_ext.tuning import measure
 
 CPU = torch.device("cpu")
@@ -52,16 +52,16 @@ class Recorder:
         self.problems: list[Problem] = []
 
     def __enter__(self) -> Recorder:
-        real = choices.measured
+        real = query.measured
 
         def record(backend: str, problem: Problem, device: torch.device) -> tuple[str, int]:
             self.problems.append(problem)
             self.seen.append((problem.pass_, real(backend, problem, device)[1]))
             self.forget()  # or the next call of the problem would not ask
-            return backend, choices.AUTO
+            return backend, query.AUTO
 
         self.patch = pytest.MonkeyPatch()
-        self.patch.setattr(choices, "measured", record)
+        self.patch.setattr(query, "measured", record)
         self.forget()
         return self
 
@@ -76,8 +76,8 @@ class Recorder:
 
 def choose(names: dict[str, str], **changes: Any) -> None:
     """Choices for `problem` as if they had been measured."""
-    found = {configs.key_of(problem(pass_=pass_, **changes)): entry(name) for pass_, name in names.items()}
-    configs.remember(CPU, found)
+    found = {table.key_of(problem(pass_=pass_, **changes)): entry(name) for pass_, name in names.items()}
+    table.remember(CPU, found)
 
 
 def operands(grad: bool = True) -> tuple[Tensor, Tensor]:
@@ -99,9 +99,9 @@ def invented_variants(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     with monkeypatch.context() as patch:
         patch.setattr(CpuBackend, "candidates", candidates)
         patch.setattr(CpuBackend, "variant", variant)
-        configs.forget()
+        table.forget()
         yield
-    configs.forget()
+    table.forget()
 
 
 def invented_times(monkeypatch: pytest.MonkeyPatch) -> list[str]:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import timm
 
-DOCS = Path(__file__).resolve().parent.parent / "docs"
+DOCS = Path(__file__).resolve().parents[2] / "docs"
 
 
 @pytest.mark.parametrize("page", ["integrations.md", "accelerate-other-models.md"])

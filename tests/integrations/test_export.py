@@ -11,12 +11,12 @@ import torch
 from models_common import SMALL, randomize
 from rich.console import Console
 
+from replknet_ext.errors import ToolError, UsageError
 from replknet_ext.integrations import export
 from replknet_ext.models import RepLKNet, RepLKNetConfig
 from replknet_ext.tools import export as tool
-from replknet_ext.tools.errors import ToolError, UsageError
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def small(**kwargs) -> RepLKNet:

@@ -17,12 +17,12 @@ from torch.func import functional_call, grad, hessian, jacfwd, jacrev, jvp, vjp,
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from replknet_ext import DepthwiseConv2dLargeFunction, depthwise_conv2d
-from replknet_ext.autograd import (
+from replknet_ext.operator.autograd import (
     DIFFERENTIABLE,
     DepthwiseConv2dLargeBackwardInput,
     DepthwiseConv2dLargeBackwardWeight,
 )
-from replknet_ext.ops import RAW
+from replknet_ext.operator.ops import RAW
 
 TINY = [
     Case("tiny", 2, 2, 4, 5, 3, 3, (1, 1, 1, 1)),

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from replknet_ext import ops
+from replknet_ext.operator import ops
 
 raw = torch.ops.replknet_ext
 

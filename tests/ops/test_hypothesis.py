@@ -33,10 +33,11 @@ from cases import (
 )
 from hypothesis import assume, example, given
 from hypothesis import strategies as st
-from test_ops_values import run, run_torch
 from torch import Tensor
 
 from replknet_ext import _ext, depthwise_conv2d
+
+from .test_values import run, run_torch
 
 ops = torch.ops.replknet_ext
 

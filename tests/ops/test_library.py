@@ -19,10 +19,11 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
 import replknet_ext
-from replknet_ext import _ext, depthwise_conv2d, ops
+from replknet_ext import _ext, depthwise_conv2d
+from replknet_ext.operator import ops
 
 raw = torch.ops.replknet_ext
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 OPCHECK = by_name("batch3", "even-6x8", "width1", "crop-and-pad", "one-channel", "batch0")
 
 

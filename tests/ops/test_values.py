@@ -48,7 +48,7 @@ COMPACT = by_name(
 
 
 def run(pass_: str, case: Case, o: Operands, activation: str = "none", algorithm: str = "direct") -> Tensor:
-    """One raw op on the operands; tests/test_cpu_fft.py holds the FFTs and the choice to other bounds."""
+    """One raw op on the operands; tests/cpu/test_fft.py holds the FFTs and the choice to other bounds."""
     if pass_ == "fwd":
         return ops.dwconv2d(o.x, o.weight, o.bias, case.padding, activation, "ieee", algorithm, "auto", -1)
     if pass_ == "bwd_input":
@@ -299,7 +299,7 @@ def _in_process(isa: str, *command: str) -> subprocess.CompletedProcess[str]:
     environment = {k: v for k, v in environment.items() if not k.startswith("PYTEST_")}
     return subprocess.run(
         [sys.executable, *command], env=environment, capture_output=True, text=True, timeout=300, check=False,
-        cwd=Path(__file__).parents[1],
+        cwd=Path(__file__).parents[2],
     )  # fmt: skip
 
 

@@ -15,7 +15,7 @@ from torch import nn
 from replknet_ext import DepthwiseConv2dLarge
 from replknet_ext.integrations.depthwise_conv2d_implicit_gemm import DepthWiseConv2dImplicitGEMM
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def test_the_name_is_taken_only_when_asked_for(tmp_path: Path) -> None:

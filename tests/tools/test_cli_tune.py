@@ -14,7 +14,7 @@ pytest.importorskip("rich")
 from tools_common import cli
 
 from replknet_ext import HAS_EXT
-from replknet_ext.backends import configs
+from replknet_ext.choices import table
 from replknet_ext.tools import doctor
 
 pytestmark = [
@@ -41,7 +41,7 @@ def test_every_layer_is_predicted_without_a_gpu() -> None:
     total = float(re.search(r"all 49 layers, predicted: fwd ([\d.]+) ms, bwd_input", words)[1])  # type: ignore[index]
     assert 0.5 < total < 3
     assert "PREDICTIONS of the cost models for: limits of h200. Nothing was measured." in words
-    assert not configs._files.cache_dir().exists(), "and nothing is written"
+    assert not table._files.cache_dir().exists(), "and nothing is written"
 
 
 def test_predictions_as_json() -> None:

@@ -12,10 +12,10 @@ from PIL import Image
 from tools_common import save_photos
 from torch import Tensor, nn
 
+from replknet_ext.data.transforms import Preprocessing
+from replknet_ext.errors import ToolError, UsageError
 from replknet_ext.models import RepLKNet, RepLKNetConfig
 from replknet_ext.tools import erf
-from replknet_ext.tools.errors import ToolError, UsageError
-from replknet_ext.tools.transforms import Preprocessing
 
 
 def plain_ratio(scores: np.ndarray, share: float) -> tuple[int, float] | None:

@@ -14,9 +14,9 @@ from PIL import Image
 from tools_common import checkpoint, gradient_picture
 from torch import Tensor, nn
 
+from replknet_ext.data.transforms import Preprocessing
+from replknet_ext.errors import ToolError, UsageError
 from replknet_ext.tools import evaluate as tool
-from replknet_ext.tools.errors import ToolError, UsageError
-from replknet_ext.tools.transforms import Preprocessing
 
 GREY = Preprocessing((4, 4), (0.0,), (1.0,), crop=False)
 CLASSES = 7

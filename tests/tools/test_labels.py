@@ -8,8 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from replknet_ext.tools.errors import UsageError
-from replknet_ext.tools.labels import (
+from replknet_ext.data.labels import (
     class_names,
     folder_labels,
     imagenet_names,
@@ -17,6 +16,7 @@ from replknet_ext.tools.labels import (
     read_classes,
     short_name,
 )
+from replknet_ext.errors import UsageError
 
 
 def test_imagenet_names() -> None:

@@ -10,10 +10,10 @@ import torch
 from models_common import SMALL, relative_error
 from tools_common import checkpoint
 
+from replknet_ext.data.transforms import IMAGENET_MEAN, Preprocessing
+from replknet_ext.errors import ToolError, UsageError
 from replknet_ext.models import RepLKNet, convert_checkpoint
 from replknet_ext.tools import loading
-from replknet_ext.tools.errors import ToolError, UsageError
-from replknet_ext.tools.transforms import IMAGENET_MEAN, Preprocessing
 
 NAME = "replknet_31b"
 

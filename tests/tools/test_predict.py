@@ -16,12 +16,12 @@ from tools_common import photo, save_photos
 from torch import nn
 
 import replknet_ext
+from replknet_ext.data.transforms import Preprocessing
+from replknet_ext.errors import ToolError, UsageError
 from replknet_ext.models import RepLKNet
 from replknet_ext.tools import predict as tool
-from replknet_ext.tools.errors import ToolError, UsageError
-from replknet_ext.tools.transforms import Preprocessing
 
-DOCS = Path(__file__).resolve().parent.parent / "docs"
+DOCS = Path(__file__).resolve().parents[2] / "docs"
 PYTHON = re.compile(r"```python\n(.*?)```", re.DOTALL)
 
 

@@ -10,9 +10,9 @@ import torch
 from models_common import SMALL
 from tools_common import checkpoint
 
+from replknet_ext.errors import UsageError
 from replknet_ext.models import MODELS, RepLKNet
 from replknet_ext.tools import summary
-from replknet_ext.tools.errors import UsageError
 
 #: Name, side, parameters train-time and merged, MACs merged, and what mmpretrain's page says.
 PUBLISHED = [

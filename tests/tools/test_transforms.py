@@ -12,10 +12,10 @@ import torch
 from PIL import Image
 from tools_common import gradient_picture, photo
 
+from replknet_ext.data import transforms
+from replknet_ext.data.transforms import IMAGENET_MEAN, IMAGENET_STD, Preprocessing, open_image, pictures, to_image
+from replknet_ext.errors import ToolError
 from replknet_ext.models import MODELS, get_model
-from replknet_ext.tools import transforms
-from replknet_ext.tools.errors import ToolError
-from replknet_ext.tools.transforms import IMAGENET_MEAN, IMAGENET_STD, Preprocessing, open_image, pictures, to_image
 
 HALF = (0.5, 0.5, 0.5)
 

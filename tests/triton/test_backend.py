@@ -16,14 +16,14 @@ from cases import CASES, same
 import replknet_ext
 from benchmarks import triton_model
 from benchmarks.shapes import MAIN, all_layers
-from replknet_ext import _ext, ops
+from replknet_ext import _ext
 from replknet_ext.backends import Problem, by_pass
-from replknet_ext.backends import triton as backend
-from replknet_ext.backends.triton_kernels import configs
-from replknet_ext.backends.triton_kernels.configs import Sizes, Toeplitz
-from replknet_ext.checks import Geometry
+from replknet_ext.backends.triton import backend, tiles
+from replknet_ext.backends.triton.tiles import Sizes, Toeplitz
+from replknet_ext.operator import ops
+from replknet_ext.operator.checks import Geometry
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 ON_GPU = Problem((8, 128, 56, 56), (128, 1, 31, 31), True, Geometry((1, 1), (15,) * 4, (1, 1)), torch.bfloat16, "cuda")
 
 
@@ -124,7 +124,7 @@ def test_meta_tensors_need_no_triton() -> None:
 
 def test_nothing_imports_triton_before_it_is_needed() -> None:
     code = "import sys, torch, replknet_ext as r; r.depthwise_conv2d(torch.ones(1, 1, 5, 5), torch.ones(1, 1, 3, 3)); "
-    code += "assert 'replknet_ext.backends.triton_kernels.launch' not in sys.modules"
+    code += "assert 'replknet_ext.backends.triton.launch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
 
 
@@ -145,16 +145,16 @@ def test_every_case_gets_tiles_that_fit() -> None:
             continue
         for dtype, precision in (("float16", "ieee"), ("float32", "tf32"), ("float32", "ieee")):
             element = 4 if dtype == "float32" else 2
-            t = configs.toeplitz(sizes, dtype, precision)
+            t = tiles.toeplitz(sizes, dtype, precision)
             m, n, k = t.BI * t.G, t.R * t.BX, t.KR * t.BXI
             assert min(m, n, k) >= 16
             assert all(v & (v - 1) == 0 for v in (*t[:6],))
-            assert t.num_stages * (m + n) * k * element <= configs.SHARED_BYTES
-            w = configs.weight(sizes, dtype, precision)
+            assert t.num_stages * (m + n) * k * element <= tiles.SHARED_BYTES
+            w = tiles.weight(sizes, dtype, precision)
             assert min(w.G * w.BX, w.R * w.BXI, w.BI * w.BQ) >= 16
-            assert w.num_stages * (w.G * w.BX + w.R * w.BXI) * w.BI * w.BQ * element <= configs.SHARED_BYTES
+            assert w.num_stages * (w.G * w.BX + w.R * w.BXI) * w.BI * w.BQ * element <= tiles.SHARED_BYTES
             # One column tile of the gradient must see every input column that its taps reach.
-            offset = configs.weight_offset(sizes, w)
+            offset = tiles.weight_offset(sizes, w)
             if w.whole:
                 assert sizes.wo <= w.BX and sizes.w <= w.BXI
             else:
@@ -163,24 +163,24 @@ def test_every_case_gets_tiles_that_fit() -> None:
 
 def test_main_layers_get_large_tiles_for_tensor_cores() -> None:
     for layer in MAIN[:2]:
-        tile = configs.forward(_sizes(same("layer", *astuple(layer))), "bfloat16", "ieee")
+        tile = tiles.forward(_sizes(same("layer", *astuple(layer))), "bfloat16", "ieee")
         assert isinstance(tile, Toeplitz)
         assert tile.BI * tile.G * tile.R * tile.BX >= 64 * 256
 
 
 def test_an_override_comes_first(monkeypatch: pytest.MonkeyPatch) -> None:
     sizes = Sizes(3, 1, 31, 31, 9, 9, 31, 31, 4, 4)
-    wanted = configs.toeplitz(sizes, "float16", "ieee")._replace(num_stages=3)
-    monkeypatch.setattr(configs, "override", lambda pass_, *_: wanted if pass_ == "fwd" else None)
-    configs.forward.cache_clear()
-    assert configs.forward(sizes, "float16", "ieee") is wanted
-    configs.forward.cache_clear()
+    wanted = tiles.toeplitz(sizes, "float16", "ieee")._replace(num_stages=3)
+    monkeypatch.setattr(tiles, "override", lambda pass_, *_: wanted if pass_ == "fwd" else None)
+    tiles.forward.cache_clear()
+    assert tiles.forward(sizes, "float16", "ieee") is wanted
+    tiles.forward.cache_clear()
 
 
 def test_strict_float32_has_no_tensor_cores() -> None:
     for layer in all_layers():
         sizes = _sizes(same("layer", *astuple(layer)))
-        assert isinstance(configs.forward(sizes, "float32", "ieee"), configs.Sliding)
+        assert isinstance(tiles.forward(sizes, "float32", "ieee"), tiles.Sliding)
 
 
 def test_stored_predictions_are_what_the_code_predicts() -> None:

@@ -15,9 +15,9 @@ from pathlib import Path
 import pytest
 import torch_pins
 
-from replknet_ext.backends import triton as backend
+from replknet_ext.backends.triton import backend
 
-SCRIPT = Path(__file__).resolve().parent / "triton_compile.py"
+SCRIPT = Path(__file__).resolve().parents[1] / "helpers" / "triton_compile.py"
 ARCHS = (80, 90, 100, 120)
 pytestmark = [
     pytest.mark.xdist_group("triton-compile"),
@@ -26,7 +26,7 @@ pytestmark = [
 VERSION = "none" if backend.WHY_NOT else ".".join(metadata.version("triton").split(".")[:2])
 
 # kernel -> registers at most, tensor instructions; each for sm_80, 90, 100, 120. HMMA of sm_80 and 120 is 16x8x16, the
-# others' instructions are of a warp group or an SM. From `python tests/triton_compile.py --table`.
+# others' instructions are of a warp group or an SM. From `python tests/helpers/triton_compile.py --table`.
 BUDGETS: dict[str, dict[str, tuple[tuple[int, ...], tuple[int, ...]]]] = {
     "3.9": {
         "fwd-56-k31-bf16": ((230, 166, 102, 180), (64, 4, 8, 64)),

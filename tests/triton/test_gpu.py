@@ -8,8 +8,9 @@ import torch.nn.functional as F
 from cases import CASES, LAYOUTS, PASSES, Case, Operands, assert_same_bits, by_name, expected, operands, same
 from torch import Tensor
 
-from replknet_ext import depthwise_conv2d, ops
-from replknet_ext.backends import triton as backend
+from replknet_ext import depthwise_conv2d
+from replknet_ext.backends.triton import backend
+from replknet_ext.operator import ops
 
 pytestmark = [
     pytest.mark.gpu,

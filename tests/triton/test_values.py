@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 from cases import CASES
 
-from replknet_ext.backends import triton as backend
+from replknet_ext.backends.triton import backend
 
-HERE = Path(__file__).resolve().parent
+HELPERS = Path(__file__).resolve().parents[1] / "helpers"
 GROUPS = ("table", "tiles", "values", "around")
 
 pytestmark = [
@@ -27,7 +27,7 @@ pytestmark = [
 def results(group: str) -> dict[str, str | None]:
     """Every check of a group: None, or what went wrong."""
     environment = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, str(HERE / "triton_interpreted.py"), group]
+    command = [sys.executable, str(HELPERS / "triton_interpreted.py"), group]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stderr[-4000:]
     found: dict[str, str | None] = json.loads(done.stdout.strip().splitlines()[-1])

@@ -19,10 +19,11 @@ from torch._dynamo.utils import counters
 from tuning_common import CPU, Recorder, choose, entry, invented_variants, operands, problem
 
 import replknet_ext as r
-from replknet_ext import choices, ops
-from replknet_ext.backends import BACKENDS, PASSES, Candidate, Problem, configs
+from replknet_ext.backends import BACKENDS, PASSES, Candidate, Problem
 from replknet_ext.backends.torch import TorchBackend
-from replknet_ext.checks import Geometry
+from replknet_ext.choices import query, table
+from replknet_ext.operator import ops
+from replknet_ext.operator.checks import Geometry
 from replknet_ext.tuning import measure, search, store
 
 pytestmark = [
@@ -58,7 +59,7 @@ def test_every_pass_takes_its_own_variant(monkeypatch: pytest.MonkeyPatch) -> No
             r.depthwise_conv2d(x, w, padding=(2, 2))
             r.DepthwiseConv2dLarge(4, 5, bias=False)(x)
         assert recorder.seen == [("fwd", 1)] * 2
-        configs.forget()
+        table.forget()
         choose({"bwd_weight": "bwd_weight_fast"})
         with Recorder() as recorder:
             same_padding(x, w).sum().backward()
@@ -150,11 +151,11 @@ def test_transforms_look_up_the_sizes_that_run(monkeypatch: pytest.MonkeyPatch) 
 @pytest.mark.parametrize("pass_", PASSES)
 def test_an_op_knows_its_problem(pass_: str, changes: dict[str, Any]) -> None:
     p = problem(pass_=pass_, **changes)
-    ask = Candidate("auto", "", choices.AUTO, "", None)
+    ask = Candidate("auto", "", query.AUTO, "", None)
     with Recorder() as recorder:
         measure.call_of(p, ask, measure.operands(p, CPU, 1))(0)
     (found,) = recorder.problems
-    assert configs.key_of(found) == configs.key_of(p)
+    assert table.key_of(found) == table.key_of(p)
     assert found == replace(p, has_bias=found.has_bias, activation=found.activation)
 
 
@@ -219,7 +220,7 @@ def test_compiled_code_takes_choices_of_later_and_is_not_traced_again() -> None:
         assert all(equal(step(compiled, net, x), direct))
         with r.autotune(True):
             assert all(equal(step(compiled, net, x), direct)), "and nothing is measured"
-        configs.forget()
+        table.forget()
         assert all(equal(step(compiled, net, x), by_fft))
         assert counters["stats"]["unique_graphs"] == 1
 
@@ -243,7 +244,7 @@ assert torch.equal(torch.export.load(sys.argv[1]).module()(x), wanted)
 
 def test_a_program_in_a_new_process_reads_the_users_cache(tmp_path: Path) -> None:
     with large_net() as (net, x, _, direct), torch.no_grad():
-        store.save(CPU, {configs.key_of(problem(**LARGE)): entry("direct_tile")}, replace=True)
+        store.save(CPU, {table.key_of(problem(**LARGE)): entry("direct_tile")}, replace=True)
         torch.export.save(torch.export.export(net, (x,)), tmp_path / "net.pt2")
         torch.save((x, direct[0]), tmp_path / "net.pt")
     files = (tmp_path / "net.pt2", tmp_path / "net.pt")
@@ -254,18 +255,18 @@ def test_a_program_in_a_new_process_reads_the_users_cache(tmp_path: Path) -> Non
 def test_one_question_for_a_problem_until_choices_change(monkeypatch: pytest.MonkeyPatch) -> None:
     x, w = operands()
     asked: list[str] = []
-    real = choices.measured
+    real = query.measured
 
     def measured(backend: str, problem: Problem, device: torch.device) -> tuple[str, int]:
         asked.append(f"{backend} {problem.pass_}")
         return real(backend, problem, device)
 
-    monkeypatch.setattr(choices, "measured", measured)
+    monkeypatch.setattr(query, "measured", measured)
     for _ in range(3):
         same_padding(x, w).sum().backward()
         r.depthwise_conv2d(x, w, padding=2, backend="cpu")
     assert asked == [*(f"auto {pass_}" for pass_ in PASSES), "cpu fwd"]
-    planned = configs.BACKENDS["cpu"].candidates(problem())[0].variant
+    planned = table.BACKENDS["cpu"].candidates(problem())[0].variant
     ops.RAW.fwd(x, w, None, (2,) * 4, "none", "ieee", "auto", "cpu", planned)
     assert len(asked) == 4, "a variant by name needs no answer"
     choose({"fwd": "fft"})
@@ -304,15 +305,15 @@ def test_a_failing_look_up_is_one_warning_and_the_planner_decides(
     def lookup(*args: Any) -> None:
         raise error
 
-    monkeypatch.setattr(configs, "lookup", lookup)
-    monkeypatch.setattr(configs, "_warned", set())
-    configs.forget()
+    monkeypatch.setattr(table, "lookup", lookup)
+    monkeypatch.setattr(table, "_warned", set())
+    table.forget()
     with pytest.warns(UserWarning, match="measured choices are not used") as caught:
         found = torch.autograd.grad(same_padding(x, w).sum(), (x, w))
     assert len(caught) == 1
     assert all(map(torch.equal, found, expected))
-    configs.forget()
-    monkeypatch.setattr(configs, "_warned", set())
+    table.forget()
+    monkeypatch.setattr(table, "_warned", set())
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert torch.equal(same_padding(x, w), same_padding(x, w)), "where warnings are errors, too"
@@ -324,8 +325,8 @@ def test_ctrl_c_in_a_look_up_is_a_keyboard_interrupt(monkeypatch: pytest.MonkeyP
     def lookup(*args: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(configs, "lookup", lookup)
-    configs.forget()
+    monkeypatch.setattr(table, "lookup", lookup)
+    table.forget()
     with pytest.raises(KeyboardInterrupt):
         same_padding(x, w)
         time.sleep(1)  # the interrupt comes when Python runs again
@@ -391,12 +392,10 @@ def test_a_backend_in_one_place_runs_every_pass_by_name(noting: Noting) -> None:
 def test_a_measured_choice_takes_it_and_the_tuner_lists_it(noting: Noting) -> None:
     x, w = operands()
     for run in (same_padding, torch.compile(same_padding, backend="aot_eager", fullgraph=True)):
-        rows = {
-            p: configs.Entry((("noting", f"v{i + 5}", 1.0), ("cpu", "fft", 2.0)), 2.0) for i, p in enumerate(PASSES)
-        }
+        rows = {p: table.Entry((("noting", f"v{i + 5}", 1.0), ("cpu", "fft", 2.0)), 2.0) for i, p in enumerate(PASSES)}
         for found, wanted in (({}, []), (rows, [("fwd", 5), ("bwd_input", 6), ("bwd_weight", 7)])):
-            configs.forget()
-            configs.remember(CPU, {configs.key_of(problem(pass_=pass_)): row for pass_, row in found.items()})
+            table.forget()
+            table.remember(CPU, {table.key_of(problem(pass_=pass_)): row for pass_, row in found.items()})
             noting.seen.clear()
             run(x, w).sum().backward()
             assert noting.seen == wanted
@@ -424,8 +423,8 @@ def test_the_extension_is_told_backend_and_variant(monkeypatch: pytest.MonkeyPat
     call = ("fwd", x, w, None, (2, 2, 2, 2), "none", "ieee", "auto")
     monkeypatch.setattr(BACKENDS["triton"], "variant", lambda p, name: int(name), raising=False)
     assert (ask(*call, "auto"), ask(*call, "cpu")) == ("auto -1", "cpu -1")
-    row = configs.Entry((("triton", "7", 1.0), ("cpu", "fft", 2.0)), 3.0)
-    configs.remember(CPU, {configs.key_of(problem()): row})
+    row = table.Entry((("triton", "7", 1.0), ("cpu", "fft", 2.0)), 3.0)
+    table.remember(CPU, {table.key_of(problem()): row})
     assert ask(*call, "auto") == "triton 7"
     assert ask(*call, "cpu") == f"cpu {BACKENDS['cpu'].variant(problem(), 'fft')}"
 

@@ -12,7 +12,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from tuning_common import CPU, Recorder, operands, problem
 
 import replknet_ext as r
-from replknet_ext.backends import PASSES, candidates, configs
+from replknet_ext.backends import PASSES, candidates
+from replknet_ext.choices import table
 from replknet_ext.tuning import first_use, measure
 
 pytestmark = [
@@ -43,7 +44,7 @@ def test_first_use_measures_what_a_call_needs_once(invented: list[str]) -> None:
         assert {name for name in invented if "bwd_input" in name} == {"bwd_input_slow", "bwd_input_fast"}
         count = len(invented)
         # Another process, so to speak: what is in the file is not measured again.
-        configs.forget()
+        table.forget()
         first_use._done.clear()
         y = r.depthwise_conv2d(x, w, padding="same")
         assert len(invented) == count
@@ -125,7 +126,7 @@ def test_a_choice_is_the_same_every_time(invented: list[str]) -> None:
     r.tune([((2, 4, 9, 9), 5)], progress=False)
     seen = []
     for _ in range(3):
-        configs.forget()
+        table.forget()
         with Recorder() as recorder:
             r.depthwise_conv2d(x, w, padding="same")
         seen.append(recorder.seen)

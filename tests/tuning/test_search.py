@@ -11,9 +11,10 @@ from torch import nn
 from tuning_common import CPU, INVENTED, problem
 
 import replknet_ext as r
-from replknet_ext.backends import PASSES, candidates, configs
+from replknet_ext.backends import PASSES, candidates
 from replknet_ext.backends.cuda import DEVICES
-from replknet_ext.checks import Geometry
+from replknet_ext.choices import table as configs
+from replknet_ext.operator.checks import Geometry
 from replknet_ext.tuning import Row, TuneReport, api, measure, search
 from replknet_ext.tuning import problems as collecting
 from replknet_ext.tuning.measure import Measured

@@ -12,15 +12,16 @@ from typing import Any
 
 import pytest
 import torch
-from test_tuning_benchmark import FILES
 from tuning_common import CPU, Recorder, choose, entry, invented_variants, operands, problem
 
 import replknet_ext as r
 from benchmarks import tuning
-from replknet_ext.backends import PASSES, configs
+from replknet_ext.backends import PASSES
 from replknet_ext.backends.cuda import CudaBackend
+from replknet_ext.choices import table
 from replknet_ext.tools import doctor
 from replknet_ext.tuning import store
+from tests.benchmarks.test_tuning import FILES
 
 pytestmark = [
     pytest.mark.skipif(not r.HAS_EXT, reason="the compiled extension is not installed"),
@@ -28,7 +29,7 @@ pytestmark = [
 ]
 
 SHAPES = [((2, 4, 9, 9), 5)]
-FAST = {configs.key_of(problem(pass_=pass_)): entry(f"{pass_}_fast") for pass_ in PASSES}
+FAST = {table.key_of(problem(pass_=pass_)): entry(f"{pass_}_fast") for pass_ in PASSES}
 
 
 @pytest.fixture
@@ -36,15 +37,15 @@ def shipped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """The file that a package would ship for this CPU; there is none yet. Variants are invented."""
     folder = tmp_path / "configs"
     folder.mkdir()
-    monkeypatch.setattr(configs, "SHIPPED", folder)
+    monkeypatch.setattr(table, "SHIPPED", folder)
     with invented_variants(monkeypatch):
-        yield folder / f"{configs.stem_of(configs.identity(CPU))}.json"
+        yield folder / f"{table.stem_of(table.identity(CPU))}.json"
 
 
-def ship(path: Path, found: dict[str, configs.Entry] = FAST, **changes: str) -> None:
+def ship(path: Path, found: dict[str, table.Entry] = FAST, **changes: str) -> None:
     """Writes the file, with changes in what it was measured on, as another process would."""
-    path.write_text(json.dumps(configs.document({**configs.identity(CPU), **changes}, found)))
-    configs.forget()
+    path.write_text(json.dumps(table.document({**table.identity(CPU), **changes}, found)))
+    table.forget()
 
 
 @pytest.mark.parametrize(
@@ -59,17 +60,17 @@ def ship(path: Path, found: dict[str, configs.Entry] = FAST, **changes: str) -> 
     ],
 )
 def test_names_of_gpus(device: str, stem: str) -> None:
-    assert configs.stem_of({"device": device, "driver": "1"}) == stem
+    assert table.stem_of({"device": device, "driver": "1"}) == stem
 
 
 def test_a_cpu_is_its_name_its_instruction_set_and_its_threads() -> None:
     who = {"device": "Intel(R) Xeon(R) Processor @ 2.0GHz", "isa": "avx512", "threads": "2"}
-    assert configs.stem_of(who) == "intel-r-xeon-r-processor-2-0ghz_avx512_2t"
+    assert table.stem_of(who) == "intel-r-xeon-r-processor-2-0ghz_avx512_2t"
 
 
 def test_users_choices_come_first_then_shipped_ones_then_the_model(shipped: Path) -> None:
     x, w = operands()
-    assert configs.lookup(problem(), "auto", CPU) is None
+    assert table.lookup(problem(), "auto", CPU) is None
     ship(shipped, driver="another", torch="another", variants="other")
     choose({"fwd": "fwd_wrong"})
     with Recorder() as recorder:
@@ -91,17 +92,17 @@ def test_a_gpu_reads_the_file_of_its_model(shipped: Path, monkeypatch: pytest.Mo
     gpu = torch.device("cuda:0")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device", lambda device: nullcontext())
-    monkeypatch.setattr(configs, "identity", lambda device: who)
+    monkeypatch.setattr(table, "identity", lambda device: who)
     monkeypatch.setattr(CudaBackend, "variant", lambda self, p, name: {"known": 7, "mine": 3}.get(name))
     p = problem(device="cuda")
-    rows = configs.Entry((("cuda", "gone", 0.5), ("cuda", "known", 1.0)), 2.0)
+    rows = table.Entry((("cuda", "gone", 0.5), ("cuda", "known", 1.0)), 2.0)
     theirs = {**who, "device": "H200", "driver": "2", "variants": "w"}
-    store.save_config(shipped.parent / "h200.json", theirs, {configs.key_of(p): rows})
-    configs.forget()
-    assert configs.lookup(p, "auto", gpu) == configs.Choice("cuda", "known", 7, 1.0, "shipped")
-    assert configs.lookup(p, "triton", gpu) is None
-    store.save(gpu, {configs.key_of(p): entry("mine", backend="cuda")}, replace=True)
-    assert configs.lookup(p, "auto", gpu) == configs.Choice("cuda", "mine", 3, 1.0, "tuned")
+    store.save_config(shipped.parent / "h200.json", theirs, {table.key_of(p): rows})
+    table.forget()
+    assert table.lookup(p, "auto", gpu) == table.Choice("cuda", "known", 7, 1.0, "shipped")
+    assert table.lookup(p, "triton", gpu) is None
+    store.save(gpu, {table.key_of(p): entry("mine", backend="cuda")}, replace=True)
+    assert table.lookup(p, "auto", gpu) == table.Choice("cuda", "mine", 3, 1.0, "tuned")
 
 
 @pytest.mark.parametrize(
@@ -116,8 +117,8 @@ def test_a_gpu_reads_the_file_of_its_model(shipped: Path, monkeypatch: pytest.Mo
 def test_files_of_others_are_left_out(shipped: Path, changes: dict[str, str], words: str) -> None:
     ship(shipped, **changes)
     with pytest.warns(UserWarning) as caught:
-        assert configs.lookup(problem(), "auto", CPU) is None
-        assert configs.lookup(problem(n=3), "auto", CPU) is None
+        assert table.lookup(problem(), "auto", CPU) is None
+        assert table.lookup(problem(n=3), "auto", CPU) is None
     (warning,) = caught
     assert words in str(warning.message) and str(shipped) in str(warning.message)
 
@@ -126,17 +127,17 @@ def test_files_of_others_are_left_out(shipped: Path, changes: dict[str, str], wo
 def test_damaged_files_are_left_out(shipped: Path, text: str) -> None:
     shipped.write_text(text)
     with pytest.warns(UserWarning, match="are not used: the file"):
-        assert configs.lookup(problem(), "auto", CPU) is None
+        assert table.lookup(problem(), "auto", CPU) is None
 
 
 def test_what_was_shipped_is_still_measured_when_asked_for(shipped: Path, invented: list[str]) -> None:
-    slow = {configs.key_of(problem()): entry("fwd_wrong")}
+    slow = {table.key_of(problem()): entry("fwd_wrong")}
     ship(shipped, slow)
     (row,) = r.tune(SHAPES, passes="fwd", progress=False)
     assert invented and row.entry is not None and row.entry.best[0][1] == "fwd_fast"
-    shutil.rmtree(configs.path_of(configs.identity(CPU)).parent)
-    configs.forget()
-    assert configs.lookup(problem(), "auto", CPU) == configs.Choice("cpu", "fwd_wrong", 2, 1.0, "shipped")
+    shutil.rmtree(table.path_of(table.identity(CPU)).parent)
+    table.forget()
+    assert table.lookup(problem(), "auto", CPU) == table.Choice("cpu", "fwd_wrong", 2, 1.0, "shipped")
     invented.clear()
     with r.autotune(True), torch.no_grad():
         r.depthwise_conv2d(*operands(), padding="same")
@@ -147,20 +148,20 @@ def test_a_report_becomes_a_file_that_can_be_shipped(shipped: Path, invented: li
     report = r.tune(SHAPES, passes="fwd", progress=False, save=False)
     file = report.save_config(tmp_path / "mine.json")
     r.tune(SHAPES, passes=PASSES, progress=False, save=False).save_config(file)
-    configs.forget()
+    table.forget()
     shutil.copy(file, shipped)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         for pass_ in PASSES:
-            choice = configs.lookup(problem(pass_=pass_), "auto", CPU)
-            assert choice == configs.Choice("cpu", f"{pass_}_fast", 1, 5.0, "shipped")
+            choice = table.lookup(problem(pass_=pass_), "auto", CPU)
+            assert choice == table.Choice("cpu", f"{pass_}_fast", 1, 5.0, "shipped")
     by_name = r.tune(SHAPES, backend="cpu", progress=False, save=False).save_config(tmp_path / "named.json")
     assert all(key.endswith("backend=cpu") for key in json.loads(by_name.read_text())["choices"])
 
 
 def test_other_files_are_not_overwritten(shipped: Path, tmp_path: Path) -> None:
-    who = configs.identity(CPU)
-    for text in ("a letter", json.dumps(configs.document({**who, "device": "Abacus"}, FAST))):
+    who = table.identity(CPU)
+    for text in ("a letter", json.dumps(table.document({**who, "device": "Abacus"}, FAST))):
         file = tmp_path / "letter"
         file.write_text(text)
         with pytest.raises(ValueError, match=r"letter .*: name another file, or remove it"):
@@ -176,7 +177,7 @@ def test_measurements_of_the_benchmark_become_such_a_file(path: Path, tmp_path: 
     output = tmp_path / "config.json"
     assert tuning.main(["--from", str(path), "--save-config", str(output)]) == 0
     measured = json.loads(path.read_text())
-    found, why = configs.parse(output, measured["device"], alike=True)
+    found, why = table.parse(output, measured["device"], alike=True)
     assert why is None and set(found) == {row["problem"] for row in measured["rows"]}
     for row in measured["rows"]:
         best = found[row["problem"]].best[0]
@@ -188,14 +189,14 @@ def test_measurements_of_the_benchmark_become_such_a_file(path: Path, tmp_path: 
 def mistakes(path: Path) -> list[str]:
     """What is wrong with a file that is to be shipped."""
     who: dict[str, Any] = json.loads(path.read_text())["identity"]
-    found, why = configs.parse(path, {**who, "replknet_ext": r.__version__}, alike=True)
+    found, why = table.parse(path, {**who, "replknet_ext": r.__version__}, alike=True)
     wrong = [] if why is None else [why]
-    wrong += [] if path.stem == configs.stem_of(who) else [f"should be named {configs.stem_of(who)}"]
+    wrong += [] if path.stem == table.stem_of(who) else [f"should be named {table.stem_of(who)}"]
     return wrong + ([] if found else ["holds nothing"])
 
 
 def test_the_files_of_this_package_can_be_used(shipped: Path) -> None:
-    for path in (Path(configs.__file__).parent / "configs").glob("*.json"):
+    for path in (Path(table.__file__).parent / "shipped").glob("*.json"):
         assert mistakes(path) == []
     ship(shipped)
     assert mistakes(shipped) == []

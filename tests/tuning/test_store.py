@@ -15,29 +15,29 @@ import torch
 from tuning_common import CPU, entry, problem
 
 from replknet_ext import _files
-from replknet_ext.backends import configs
+from replknet_ext.choices import table
 from replknet_ext.tuning import store
 
 pytestmark = pytest.mark.usefixtures("own_choices")
 
 
 def path() -> Path:
-    return configs.path_of(configs.identity(CPU))
+    return table.path_of(table.identity(CPU))
 
 
-def read_anew() -> dict[str, configs.Entry]:
-    configs.forget()
-    return dict(configs.entries(CPU))
+def read_anew() -> dict[str, table.Entry]:
+    table.forget()
+    return dict(table.entries(CPU))
 
 
-def quiet_read() -> dict[str, configs.Entry]:
+def quiet_read() -> dict[str, table.Entry]:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         return read_anew()
 
 
 def test_round_trip(own_choices: Path) -> None:
-    found = {"a": entry("x", 1.5), "b": configs.Entry((("cpu", "y", 2.0), ("triton", "t(1)", 3.0)), None)}
+    found = {"a": entry("x", 1.5), "b": table.Entry((("cpu", "y", 2.0), ("triton", "t(1)", 3.0)), None)}
     assert store.save(CPU, found, replace=True) == path()
     assert quiet_read() == found
     assert store.save(CPU, {"a": entry("z")}, replace=True) == path()
@@ -83,7 +83,7 @@ def test_the_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     ],
 )
 def test_a_file_that_cannot_be_used_is_left_out_with_one_warning(text: str, words: str) -> None:
-    good: Any = {"format": 1, "identity": configs.identity(CPU), "choices": {"a": entry("x").as_json()}}
+    good: Any = {"format": 1, "identity": table.identity(CPU), "choices": {"a": entry("x").as_json()}}
     if text == "NO CHOICES":
         good["choices"] = None
     elif text == "NO TIME":
@@ -113,22 +113,22 @@ def test_a_folder_in_its_place_is_no_crash() -> None:
         assert read_anew() == {}
     with pytest.warns(UserWarning, match="hold for this process only"):
         assert store.save(CPU, {"a": entry("x")}, replace=True) is None
-    assert configs.entries(CPU) == {"a": entry("x")}
+    assert table.entries(CPU) == {"a": entry("x")}
 
 
 @pytest.mark.parametrize("what", ["torch", "replknet_ext", "variants", "isa", "device"])
 def test_another_version_has_another_file(what: str, monkeypatch: pytest.MonkeyPatch) -> None:
     store.save(CPU, {"a": entry("x")}, replace=True)
     before = path()
-    fixed = {key: value for key, value in configs.identity(CPU).items() if key != "threads"}
-    monkeypatch.setattr(configs, "_fixed", lambda *_: {**fixed, what: "other"})
+    fixed = {key: value for key, value in table.identity(CPU).items() if key != "threads"}
+    monkeypatch.setattr(table, "_fixed", lambda *_: {**fixed, what: "other"})
     assert path() != before
-    configs.forget()
+    table.forget()
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        assert dict(configs.entries(CPU)) == {}
-        configs.forget()
-        assert dict(configs.entries(CPU)) == {}
+        assert dict(table.entries(CPU)) == {}
+        table.forget()
+        assert dict(table.entries(CPU)) == {}
     if what == "device":
         assert not caught, "another device is not this one's older version"
     else:
@@ -158,13 +158,13 @@ def test_a_read_only_folder_works_in_memory(own_choices: Path, monkeypatch: pyte
         assert store.save(CPU, {"a": entry("x")}, replace=True) is None
         assert store.save(CPU, {"b": entry("y")}, replace=True) is None
     assert len(caught) == 1
-    assert configs.entries(CPU) == {"a": entry("x"), "b": entry("y")}
+    assert table.entries(CPU) == {"a": entry("x"), "b": entry("y")}
     own_choices.parent.chmod(0o755)
 
 
 WRITER = """
 import sys, torch
-from replknet_ext.backends.configs import Entry
+from replknet_ext.choices.table import Entry
 from replknet_ext.tuning import store
 name, count = sys.argv[1], int(sys.argv[2])
 for i in range(count):
@@ -200,7 +200,7 @@ def test_two_processes_at_once_lose_nothing() -> None:
 def test_keys_tell_apart_what_may_differ() -> None:
     one = problem()
     keys = [
-        configs.key_of(p)
+        table.key_of(p)
         for p in (
             one, problem(n=3), problem(c=5), problem(size=10), problem(kernel=7), problem(pass_="bwd_input"),
             problem(dtype=torch.bfloat16), problem(channels_last=True), problem(precision="tf32"),
@@ -208,8 +208,8 @@ def test_keys_tell_apart_what_may_differ() -> None:
         )
     ]  # fmt: skip
     assert len(set(keys)) == len(keys)
-    assert configs.key_of(one, "triton") != configs.key_of(one)
+    assert table.key_of(one, "triton") != table.key_of(one)
     backward = {
-        configs.key_of(problem(pass_="bwd_input", activation=a, has_bias=b)) for a in ("none", "relu") for b in (0, 1)
+        table.key_of(problem(pass_="bwd_input", activation=a, has_bias=b)) for a in ("none", "relu") for b in (0, 1)
     }
     assert len(backward) == 1, "the gradient of the input knows neither bias nor activation"

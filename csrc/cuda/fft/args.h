@@ -1,4 +1,4 @@
-// What the host tells the FFT kernels. See fft.cuh for the mapping that these numbers describe.
+// What the host tells the FFT kernels. See fft/fft.cuh for the mapping that these numbers describe.
 #pragma once
 #include <cstdint>
 

@@ -2,7 +2,7 @@
 #pragma once
 #include <utility>
 
-#include "ptx.cuh"
+#include "../ptx.cuh"
 
 namespace replknet_ext::cuda {
 

@@ -18,8 +18,8 @@
 // bwd_weight: the spectra X conj(G) are summed in registers over the block's images in order, then one inverse.
 // Non-finite values fill their tile of their plane, no other.
 #pragma once
-#include "activation.cuh"
-#include "fft_transform.cuh"
+#include "../activation.cuh"
+#include "transform.cuh"
 
 namespace replknet_ext::cuda {
 

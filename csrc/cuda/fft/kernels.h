@@ -1,6 +1,6 @@
 // The kernels behind the table of FFT variants; one file a pass, so that they compile side by side.
 #pragma once
-#include "fft_args.h"
+#include "args.h"
 
 namespace replknet_ext::cuda {
 

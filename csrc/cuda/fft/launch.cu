@@ -1,10 +1,10 @@
 // Launches the FFT kernels: plan to arguments to grid.
-#include "family.h"
-#include "fft_kernels.h"
-#include "fft_plan.h"
-#include "ptx.cuh"
-#include "fft_variants.h"
-#include "weight_sum.cuh"
+#include "../family.h"
+#include "kernels.h"
+#include "plan.h"
+#include "../ptx.cuh"
+#include "variants.h"
+#include "../weight_sum.cuh"
 
 namespace replknet_ext::cuda {
 

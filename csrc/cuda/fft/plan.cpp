@@ -1,11 +1,11 @@
-#include "fft_plan.h"
+#include "plan.h"
 
 #include <algorithm>
 
-#include "../integers.h"
-#include "family.h"
-#include "fft_variants.h"
-#include "model.h"
+#include "../../integers.h"
+#include "../family.h"
+#include "variants.h"
+#include "../model.h"
 
 namespace replknet_ext::cuda {
 namespace {
@@ -19,7 +19,7 @@ double filled(int64_t blocks, int warps) { return std::min(blocks == 1 ? 0.65 : 
 
 int even(int v) { return (v + 1) / 2 * 2; }
 
-// Arithmetic instructions of fft_codelets.cuh's transforms (an FMA is one)
+// Arithmetic instructions of fft/codelets.cuh's transforms (an FMA is one)
 int arithmetic(int n) {
   switch (n) {
     case 2: return 4;

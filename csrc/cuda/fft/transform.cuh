@@ -1,8 +1,8 @@
-// The transform of a window in shared memory, step by step, and what brings windows in and out. See fft.cuh.
+// The transform of a window in shared memory, step by step, and what brings windows in and out. See fft/fft.cuh.
 #pragma once
-#include "fft_args.h"
-#include "fft_codelets.cuh"
-#include "fft_variants.h"
+#include "args.h"
+#include "codelets.cuh"
+#include "variants.h"
 
 namespace replknet_ext::cuda {
 

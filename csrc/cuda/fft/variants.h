@@ -2,7 +2,7 @@
 #pragma once
 #include <cstdint>
 
-#include "../integers.h"
+#include "../../integers.h"
 
 // length = q p, coprime, no twiddles between them.
 // Place n of a transform stands at (n mod q) * a + (n mod p) * b, columns are s apart (odd): chosen so that few

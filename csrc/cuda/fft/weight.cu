@@ -1,5 +1,5 @@
 #include "fft.cuh"
-#include "fft_kernels.h"
+#include "kernels.h"
 
 namespace replknet_ext::cuda {
 

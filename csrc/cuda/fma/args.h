@@ -1,4 +1,4 @@
-// What the host tells the FMA kernels. See fma.cuh for the mapping that these numbers describe.
+// What the host tells the FMA kernels. See fma/fma.cuh for the mapping that these numbers describe.
 #pragma once
 #include <cstdint>
 

@@ -1,5 +1,5 @@
 #include "fma.cuh"
-#include "fma_kernels.h"
+#include "kernels.h"
 
 namespace replknet_ext::cuda {
 

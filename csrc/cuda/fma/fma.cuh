@@ -12,9 +12,9 @@
 // tile, whose sums stay in registers over parts and, in bwd_weight, over images. Where bwd_weight has few tiles, slices
 // of the gradient's rows go to different warps. No atomics: the same bits on every run.
 #pragma once
-#include "activation.cuh"
-#include "fma_tile.cuh"
-#include "fma_variants.h"
+#include "../activation.cuh"
+#include "tile.cuh"
+#include "variants.h"
 
 namespace replknet_ext::cuda {
 

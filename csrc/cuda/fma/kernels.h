@@ -1,6 +1,6 @@
 // The kernels behind the variants table; one file a dtype, so that they compile side by side.
 #pragma once
-#include "fma_args.h"
+#include "args.h"
 
 namespace replknet_ext::cuda {
 

@@ -1,10 +1,10 @@
 // Launches the FMA kernels: plan to arguments to grid.
-#include "family.h"
-#include "fma_kernels.h"
-#include "fma_plan.h"
-#include "fma_variants.h"
-#include "ptx.cuh"
-#include "weight_sum.cuh"
+#include "../family.h"
+#include "kernels.h"
+#include "plan.h"
+#include "variants.h"
+#include "../ptx.cuh"
+#include "../weight_sum.cuh"
 
 namespace replknet_ext::cuda {
 namespace {

@@ -1,12 +1,12 @@
-#include "fma_plan.h"
+#include "plan.h"
 
 #include <algorithm>
 #include <cmath>
 
-#include "../integers.h"
-#include "family.h"
-#include "fma_variants.h"
-#include "model.h"
+#include "../../integers.h"
+#include "../family.h"
+#include "variants.h"
+#include "../model.h"
 
 namespace replknet_ext::cuda {
 namespace {

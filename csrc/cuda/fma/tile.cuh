@@ -1,7 +1,7 @@
 // A thread's tile of the FMA kernels, and the loads and stores around it.
 #pragma once
-#include "fma_args.h"
-#include "ptx.cuh"
+#include "args.h"
+#include "../ptx.cuh"
 
 namespace replknet_ext::cuda {
 

@@ -1,8 +1,8 @@
-// What the host tells the kernels for small planes. See small_fwd.cuh and small_weight.cuh for the mappings.
+// What the host tells the kernels for small planes. See small_planes/fwd.cuh and small_planes/weight.cuh for the mappings.
 #pragma once
 #include <cstdint>
 
-#include "rt_weight_args.h"
+#include "../toeplitz_weight/args.h"
 
 namespace replknet_ext::cuda {
 
@@ -32,7 +32,7 @@ struct SmallFwdArgs {
 };
 
 struct SmallWeightArgs {
-  RtwArgs rt;             // of one part and one split; groups of 16 images, 4 warps
+  ToeplitzWeightArgs rt;             // of one part and one split; groups of 16 images, 4 warps
   int pitch[2];           // bytes of an image's plane of x and of grad in shared memory
   uint32_t by_words[2];   // reciprocals of the words of their rows
   int stage_bytes;        // of 16 images of both

@@ -16,9 +16,9 @@
 // Inf and NaN: every output of a plane is multiplied by every input, so a non-finite input can turn all outputs of its
 // own plane into NaN (spill_rows, spill_columns: -1); never another image or channel.
 #pragma once
-#include "activation.cuh"
-#include "small_tile.cuh"
-#include "small_variants.h"
+#include "../activation.cuh"
+#include "tile.cuh"
+#include "variants.h"
 
 namespace replknet_ext::cuda {
 

@@ -1,5 +1,5 @@
-#include "small_fwd.cuh"
-#include "small_kernels.h"
+#include "fwd.cuh"
+#include "kernels.h"
 
 namespace replknet_ext::cuda {
 

@@ -1,6 +1,6 @@
 // The kernels behind the tables of variants; one file a dtype, so that they compile side by side.
 #pragma once
-#include "small_args.h"
+#include "args.h"
 
 namespace replknet_ext::cuda {
 

@@ -1,12 +1,12 @@
 // Launches the kernels of small planes: plan to arguments to grid.
-#include "family.h"
-#include "ptx.cuh"
-#include "small_kernels.h"
-#include "small_plan.h"
+#include "../family.h"
+#include "../ptx.cuh"
+#include "kernels.h"
+#include "plan.h"
 
 namespace replknet_ext::cuda {
 
-int launch_small(const LaunchPlan& any, const Tensors& t, void* stream) {
+int launch_small_planes(const LaunchPlan& any, const Tensors& t, void* stream) {
   const SmallPlan& plan = static_cast<const SmallPlan&>(any);
   const Problem& p = plan.problem;
   const auto set = [&](SmallTensor* tensor, const void* data, int channels) {

@@ -1,13 +1,13 @@
-#include "small_plan.h"
+#include "plan.h"
 
 #include <algorithm>
 #include <cmath>
 
-#include "../integers.h"
-#include "family.h"
-#include "model.h"
-#include "rt_weight_plan.h"
-#include "small_variants.h"
+#include "../../integers.h"
+#include "../family.h"
+#include "../model.h"
+#include "../toeplitz_weight/plan.h"
+#include "variants.h"
 
 namespace replknet_ext::cuda {
 namespace {
@@ -155,13 +155,13 @@ double meetings(const Problem& p, int dy_first, int dy_end) {
   return sum;
 }
 
-// The products and their ending are rt_weight's, of one part. Planes of two chunks have an even width, so that their rows
+// The products and their ending are toeplitz_weight's, of one part. Planes of two chunks have an even width, so that their rows
 // start at words.
 bool plan_weight(const Problem& p, const DeviceLimits& limits, int variant, SmallPlan* best) {
   const SmallWeightVariant& v = kSmallWeight[variant];
   const bool in_runs = v.chunks == 1;
   SmallWeightArgs a{};
-  RtwArgs& rt = a.rt;
+  ToeplitzWeightArgs& rt = a.rt;
   rt.n = static_cast<int>(p.n), rt.c = static_cast<int>(p.c), rt.kh = static_cast<int>(p.kh), rt.kw = static_cast<int>(p.kw);
   rt.pad_top = static_cast<int>(p.pad_top), rt.pad_left = static_cast<int>(p.pad_left);
   rt.dtype = p.dtype == DType::f16 ? 1 : 2;
@@ -173,7 +173,7 @@ bool plan_weight(const Problem& p, const DeviceLimits& limits, int variant, Smal
   rt.dy_first = in_runs ? rt.pad_top - 6 : first_offset(p);
   rt.dy_end = rt.dy_first + (in_runs ? v.rows : row_offsets(p));
   for (int i = 0; i < 2; ++i) {
-    const RtwTensor& t = rt.tensor[i];
+    const ToeplitzWeightTensor& t = rt.tensor[i];
     a.run[i].pixels = t.h * t.w;
     a.run[i].pitch = pitch_of(ceil_div(rt.block_channels * t.h * t.w, 2));
     a.pitch[i] = in_runs ? 4 * a.run[i].pitch : (t.h + (t.h & 1)) * 32 + 16;
@@ -267,6 +267,6 @@ int small_access(const Problem& p, uint64_t address, int pixels, int channels) {
   return static_cast<int>(m & (~m + 1));
 }
 
-const Family small_family = family_of<Planner>("small");
+const Family small_planes_family = family_of<Planner>("small_planes");
 
 }  // namespace replknet_ext::cuda

@@ -1,7 +1,7 @@
 // From a problem to launch numbers: which variant, how many channels a block. Host code without CUDA.
 #pragma once
-#include "dwconv2d_cuda.h"
-#include "small_args.h"
+#include "../backend.h"
+#include "args.h"
 
 namespace replknet_ext::cuda {
 

@@ -1,7 +1,7 @@
 // Runs of whole planes between global and shared memory, for the kernels of small planes.
 #pragma once
-#include "ptx.cuh"
-#include "small_args.h"
+#include "../ptx.cuh"
+#include "args.h"
 
 namespace replknet_ext::cuda {
 

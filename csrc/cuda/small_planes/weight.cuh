@@ -1,4 +1,4 @@
-// Small planes, bwd_weight: the products of rt_weight (see rt_weight.cuh) on whole planes, without a ring of rows.
+// Small planes, bwd_weight: the products of toeplitz_weight (see toeplitz_weight/toeplitz_weight.cuh) on whole planes, without a ring of rows.
 // A product is 2 output rows x 8 columns of grad by 8 columns of an input row, summed over 16 images; its sum belongs to
 // a row offset dy and a chunk offset. Planes of up to 16 rows and columns take no more than 32 row offsets, 8 of each of 4
 // warps: dy = dy_first + own + 4 j. An input row then meets every second row pair of a warp: it is loaded once for up to
@@ -7,16 +7,16 @@
 // Shared memory: a ring of kSmallStages groups of 16 images, x and grad of a group as [image][row][16 columns], zeros behind a
 // row's end. A plane is copied word by word; an image takes an odd number of 16-byte units, so that ldmatrix finds 8
 // images in different banks. A block has a channel and all images of the batch: no partial sums, no second launch.
-// Diagonals, the bias gradient and what Inf and NaN do are rt_weight's.
+// Diagonals, the bias gradient and what Inf and NaN do are toeplitz_weight's.
 #pragma once
-#include "rt_weight.cuh"
-#include "small_tile.cuh"
-#include "small_variants.h"
+#include "../toeplitz_weight/toeplitz_weight.cuh"
+#include "tile.cuh"
+#include "variants.h"
 
 namespace replknet_ext::cuda {
 
 template <bool kBf16>
-constexpr RtwKernelMath kSmallMath = kBf16 ? RtwKernelMath::bf16 : RtwKernelMath::f16;
+constexpr ToeplitzWeightKernelMath kSmallMath = kBf16 ? ToeplitzWeightKernelMath::bf16 : ToeplitzWeightKernelMath::f16;
 
 // Sums over images, of a fragment of grad: a product with ones.
 template <bool kBf16>
@@ -29,7 +29,7 @@ __device__ __forceinline__ void add_all(float (&sum)[4], uint4 grad) {
 // The planes of a channel, of 16 images; zeros for images past the batch. Behind a row's end there are zeros already.
 // A warp copies 4 rows at once, of up to 8 words each.
 __device__ __forceinline__ void load_planes(unsigned char* to, const SmallWeightArgs& a, int tensor, int first_image) {
-  const RtwTensor& t = a.rt.tensor[tensor];
+  const ToeplitzWeightTensor& t = a.rt.tensor[tensor];
   int lane = threadIdx.x & 31, warp = threadIdx.x >> 5;
   ptx::opaque(lane), ptx::opaque(warp);  // found again on every call: the registers belong to the sums
   const int words = t.w / 2, row = small_divide(lane, a.by_words[tensor]);
@@ -66,7 +66,7 @@ __device__ __forceinline__ void load_planes(unsigned char* to, const SmallWeight
 __device__ __forceinline__ void clear_gaps(unsigned char* ring, const SmallWeightArgs& a) {
 #pragma unroll 1
   for (int tensor = 0; tensor < 2; ++tensor) {
-    const RtwTensor& t = a.rt.tensor[tensor];
+    const ToeplitzWeightTensor& t = a.rt.tensor[tensor];
     const int rows = t.h + (t.h & 1), all = kSmallStages * 16 * rows;
 #pragma unroll 1
     for (int i = threadIdx.x; i < all; i += blockDim.x) {

@@ -1,5 +1,5 @@
-#include "small_kernels.h"
-#include "small_weight.cuh"
+#include "kernels.h"
+#include "weight.cuh"
 
 namespace replknet_ext::cuda {
 

@@ -1,4 +1,4 @@
-// What the host tells the stencil kernels. See stencil.cuh for the mapping that these numbers describe.
+// What the host tells the stencil kernels. See stencil/stencil.cuh for the mapping that these numbers describe.
 #pragma once
 #include <cstdint>
 

@@ -1,5 +1,5 @@
 #include "stencil.cuh"
-#include "stencil_kernels.h"
+#include "kernels.h"
 
 namespace replknet_ext::cuda {
 

@@ -1,6 +1,6 @@
 // The kernels behind the variants table; one file a type, so that they compile side by side.
 #pragma once
-#include "stencil_args.h"
+#include "args.h"
 
 namespace replknet_ext::cuda {
 

@@ -1,10 +1,10 @@
 // Launches the stencil kernels: plan to arguments to grid.
-#include "family.h"
-#include "ptx.cuh"
-#include "stencil_kernels.h"
-#include "stencil_plan.h"
-#include "stencil_variants.h"
-#include "weight_sum.cuh"
+#include "../family.h"
+#include "../ptx.cuh"
+#include "kernels.h"
+#include "plan.h"
+#include "variants.h"
+#include "../weight_sum.cuh"
 
 namespace replknet_ext::cuda {
 namespace {

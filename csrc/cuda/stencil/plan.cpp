@@ -1,11 +1,11 @@
-#include "stencil_plan.h"
+#include "plan.h"
 
 #include <algorithm>
 
-#include "../integers.h"
-#include "family.h"
-#include "model.h"
-#include "stencil_variants.h"
+#include "../../integers.h"
+#include "../family.h"
+#include "../model.h"
+#include "variants.h"
 
 namespace replknet_ext::cuda {
 namespace {

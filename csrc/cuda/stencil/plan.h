@@ -1,7 +1,7 @@
 // From a problem to launch numbers: which variant, which tile. Host code without CUDA.
 #pragma once
-#include "dwconv2d_cuda.h"
-#include "stencil_args.h"
+#include "../backend.h"
+#include "args.h"
 
 namespace replknet_ext::cuda {
 

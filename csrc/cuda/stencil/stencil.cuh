@@ -19,9 +19,9 @@
 // fwd: an Inf or NaN of the input stays in its receptive field, but for a filter smaller than the kernel's square of
 // taps, whose zeros multiply. Padding is multiplied, as in im2col.
 #pragma once
-#include "activation.cuh"
-#include "stencil_tile.cuh"
-#include "weight_sum.cuh"
+#include "../activation.cuh"
+#include "tile.cuh"
+#include "../weight_sum.cuh"
 
 namespace replknet_ext::cuda {
 

@@ -2,9 +2,9 @@
 #pragma once
 #include <type_traits>
 
-#include "ptx.cuh"
-#include "stencil_args.h"
-#include "stencil_variants.h"
+#include "../ptx.cuh"
+#include "args.h"
+#include "variants.h"
 
 namespace replknet_ext::cuda {
 
@@ -24,7 +24,7 @@ struct StencilRow {
   static constexpr int kSkip = kHalo - kTaps / 2;          // loaded columns before the first that is met
   static constexpr int kLoaded = kColumns + 2 * kHalo;     // columns
   static constexpr int kWords = kHalf && !kLast ? kLoaded / 2 : kLoaded;
-  // of shared memory: stencil_variants.h
+  // of shared memory: stencil/variants.h
   static constexpr int kFilterRow = stencil_filter_row(kTaps, kChannels);
   static constexpr int kFilterPitch = stencil_filter_pitch(kTaps, kChannels);
   static constexpr int kPieces = stencil_ring_pieces(!kHalf, kLast);

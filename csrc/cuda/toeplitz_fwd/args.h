@@ -1,10 +1,10 @@
-// What the host tells the RT kernels. See rt_fwd.cuh for the mapping that these numbers describe.
+// What the host tells the RT kernels. See toeplitz_fwd/toeplitz_fwd.cuh for the mapping that these numbers describe.
 #pragma once
 #include <cstdint>
 
 namespace replknet_ext::cuda {
 
-struct RtArgs {
+struct ToeplitzFwdArgs {
   const uint16_t *x, *w, *bias;  // bias may be null; float in the float32 kernels
   uint16_t* y;
   int n, c, h, width, ho, wo, kh, kw, pad_left;

@@ -1,13 +1,13 @@
-#include "rt_fwd.cuh"
-#include "rt_fwd_kernels.h"
+#include "toeplitz_fwd.cuh"
+#include "kernels.h"
 
 namespace replknet_ext::cuda {
 
-RtKernel rt_fwd_f16(int variant) {
-#define RT_KERNEL(name, offsets, pairs, groups, chunks, whole, rotate, warps, blocks, blocks_elsewhere) \
-  rt_fwd_kernel<false, offsets, pairs, groups, chunks, whole, rotate, warps, blocks, blocks_elsewhere>,
-  static constexpr RtKernel kernels[] = {RT_FWD_VARIANTS(RT_KERNEL)};
-#undef RT_KERNEL
+ToeplitzFwdKernel toeplitz_fwd_f16(int variant) {
+#define TOEPLITZ_KERNEL(name, offsets, pairs, groups, chunks, whole, rotate, warps, blocks, blocks_elsewhere) \
+  toeplitz_fwd_kernel<false, offsets, pairs, groups, chunks, whole, rotate, warps, blocks, blocks_elsewhere>,
+  static constexpr ToeplitzFwdKernel kernels[] = {TOEPLITZ_FWD_VARIANTS(TOEPLITZ_KERNEL)};
+#undef TOEPLITZ_KERNEL
   return kernels[variant];
 }
 

@@ -1,4 +1,4 @@
-#include "rt_fwd_geometry.h"
+#include "geometry.h"
 
 namespace replknet_ext::cuda {
 

@@ -2,12 +2,12 @@
 #pragma once
 #include <algorithm>
 
-#include "../dwconv.h"
-#include "../integers.h"
+#include "../../problem.h"
+#include "../../integers.h"
 
 namespace replknet_ext::cuda {
 
-struct Rows {  // how row pairs meet, see RtArgs
+struct Rows {  // how row pairs meet, see ToeplitzFwdArgs
   int split_log2, split_rows, pairs, row_offset, q_first, q_end, ky0, shift, table_rows;
   int64_t steps;  // (output pair, input pair) meetings of one slot
 };

@@ -1,9 +1,9 @@
 // Launches the RT kernels: plan to arguments to grid.
-#include "family.h"
-#include "ptx.cuh"
-#include "rt_fwd_kernels.h"
-#include "rt_fwd_plan.h"
-#include "rt_fwd_variants.h"
+#include "../family.h"
+#include "../ptx.cuh"
+#include "kernels.h"
+#include "plan.h"
+#include "variants.h"
 
 namespace replknet_ext::cuda {
 namespace {
@@ -16,21 +16,21 @@ int access_bytes(const void* p, int64_t step) {
   return static_cast<int>(m & (~m + 1));
 }
 
-RtKernel kernel_of(const Problem& p, const RtVariant& v) {
+ToeplitzFwdKernel kernel_of(const Problem& p, const ToeplitzFwdVariant& v) {
   const bool bf16 = p.dtype == DType::bf16;
   switch (v.kind) {
-    case RtKind::plain: return bf16 ? rt_fwd_bf16(v.kernel) : rt_fwd_f16(v.kernel);
-    case RtKind::half: return bf16 ? rt_staged_bf16(v.kernel) : rt_staged_f16(v.kernel);
-    case RtKind::tf32: return rt_staged_tf32(v.kernel);
-    default: return rt_staged_bf16x3(v.kernel);
+    case ToeplitzFwdKind::plain: return bf16 ? toeplitz_fwd_bf16(v.kernel) : toeplitz_fwd_f16(v.kernel);
+    case ToeplitzFwdKind::half: return bf16 ? toeplitz_staged_bf16(v.kernel) : toeplitz_staged_f16(v.kernel);
+    case ToeplitzFwdKind::tf32: return toeplitz_staged_tf32(v.kernel);
+    default: return toeplitz_staged_bf16x3(v.kernel);
   }
 }
 }  // namespace
 
-int launch_rt_fwd(const LaunchPlan& any, const Tensors& t, void* stream) {
-  const RtPlan& plan = static_cast<const RtPlan&>(any);
+int launch_toeplitz_fwd(const LaunchPlan& any, const Tensors& t, void* stream) {
+  const ToeplitzFwdPlan& plan = static_cast<const ToeplitzFwdPlan&>(any);
   const Problem& p = plan.problem;
-  RtArgs a = plan.args;
+  ToeplitzFwdArgs a = plan.args;
   a.x = static_cast<const uint16_t*>(t.x);
   a.w = static_cast<const uint16_t*>(t.w);
   a.bias = static_cast<const uint16_t*>(t.bias);
@@ -39,7 +39,7 @@ int launch_rt_fwd(const LaunchPlan& any, const Tensors& t, void* stream) {
   const int64_t bytes = p.dtype == DType::f32 ? 4 : 2, taken = (p.c | a.block_channels) * bytes;
   a.in_vec = access_bytes(t.x, a.channels_last ? taken : p.w * bytes);
   a.out_vec = access_bytes(t.out, a.channels_last ? taken : p.wo * bytes);
-  const auto kernel = kernel_of(p, kRtFwd[plan.family_variant]);
+  const auto kernel = kernel_of(p, kToeplitzFwd[plan.family_variant]);
   const int64_t columns = static_cast<int64_t>((a.c - 1) / a.block_channels + 1) * a.pair_tiles * a.chunk_tiles;
   const int block_groups = a.block_groups * a.turns;
   int64_t left = (plan.groups + block_groups - 1) / block_groups;

@@ -1,9 +1,9 @@
-#include "rt_fwd_plan.h"
+#include "plan.h"
 
-#include "family.h"
-#include "model.h"
-#include "rt_fwd_geometry.h"
-#include "rt_fwd_variants.h"
+#include "../family.h"
+#include "../model.h"
+#include "geometry.h"
+#include "variants.h"
 
 namespace replknet_ext::cuda {
 namespace {
@@ -13,7 +13,7 @@ constexpr double kTableCycles = 10;
 // A further channel of a staged block: its filter and three barriers.
 constexpr double kChannelCycles = 800;
 
-// The tile sizes of rt_fwd_tile.cuh and rt_fwd_staged_tile.cuh, which this file must not include: it is compiled
+// The tile sizes of toeplitz_fwd/tile.cuh and toeplitz_fwd/staged_tile.cuh, which this file must not include: it is compiled
 // without CUDA.
 int transpose_bytes(int chunks) { return 8 * (2 * chunks + 1) * 16; }
 int filter_bytes(bool is_float, int table_rows, int offsets) {
@@ -29,9 +29,16 @@ struct Tile {
 
 class Candidate {
  public:
-  Candidate(const Problem& p, const DeviceLimits& limits, const RtVariant& v, const Rows& r, const Columns& c, Tile t)
-      : p_(p), limits_(limits), v_(v), r_(r), c_(c), t_(t), staged_(v.kind != RtKind::plain),
-        is_float_(v.kind == RtKind::tf32 || v.kind == RtKind::bf16x3) {
+  Candidate(const Problem& p, const DeviceLimits& limits, const ToeplitzFwdVariant& v, const Rows& r, const Columns& c,
+            Tile t)
+      : p_(p),
+        limits_(limits),
+        v_(v),
+        r_(r),
+        c_(c),
+        t_(t),
+        staged_(v.kind != ToeplitzFwdKind::plain),
+        is_float_(v.kind == ToeplitzFwdKind::tf32 || v.kind == ToeplitzFwdKind::bf16x3) {
     columns_ = v.whole ? 1 : ceil_div(t.chunks, v.chunks);
     in_chunks_ = v.whole ? v.chunks : columns_ * v.chunks + v.offsets - 1;
     parts_down_ = ceil_div(r.table_rows, t.part_rows);
@@ -59,7 +66,7 @@ class Candidate {
     return !v_.whole && rounds_ == 1;
   }
 
-  void fill(RtPlan* out) const {
+  void fill(ToeplitzFwdPlan* out) const {
     const int register_warps = (limits_.capability == 90 ? v_.blocks : v_.blocks_elsewhere) * v_.warps;
     const int resident = resident_blocks(limits_, warps_, shared_, register_warps);
     const int64_t slots = p_.n << r_.split_log2, groups = (slots + 7) / 8;
@@ -74,7 +81,7 @@ class Candidate {
       per_step = 0;
       for (int d = -(v_.offsets / 2); d <= v_.offsets / 2; ++d) per_step += std::max(0, v_.chunks - std::abs(d));
     }
-    const int products = v_.kind == RtKind::tf32 ? 2 : v_.kind == RtKind::bf16x3 ? 3 : 1;
+    const int products = v_.kind == ToeplitzFwdKind::tf32 ? 2 : v_.kind == ToeplitzFwdKind::bf16x3 ? 3 : 1;
     const double steps = static_cast<double>(r_.steps) / pair_tiles * t_.channels;
     const double mmas = steps * per_step * t_.groups * products;
     const double reads = steps / (v_.pairs * v_.groups) * columns_ * t_.groups * parts_along_ *
@@ -104,7 +111,7 @@ class Candidate {
     cycles += turns * (waves.beside > 1 ? kExposed * again : p_.channels_last ? loads + stores : again);
 
     out->args = {};
-    RtArgs& a = out->args;
+    ToeplitzFwdArgs& a = out->args;
     a.n = static_cast<int>(p_.n), a.c = static_cast<int>(p_.c);
     a.h = static_cast<int>(p_.h), a.width = static_cast<int>(p_.w);
     a.ho = static_cast<int>(p_.ho), a.wo = static_cast<int>(p_.wo);
@@ -149,7 +156,7 @@ class Candidate {
 
   const Problem& p_;
   const DeviceLimits& limits_;
-  const RtVariant& v_;
+  const ToeplitzFwdVariant& v_;
   const Rows& r_;
   const Columns& c_;
   Tile t_;
@@ -168,28 +175,30 @@ const char* refuse(const Problem& p) {
 }
 
 // Null or why a variant is not for a problem's dtype, memory format or precision.
-const char* refuse_kind(const Problem& p, RtKind kind) {
+const char* refuse_kind(const Problem& p, ToeplitzFwdKind kind) {
   const bool is_float = p.dtype == DType::f32;
-  if (is_float != (kind == RtKind::tf32 || kind == RtKind::bf16x3)) return "the variant is for another dtype";
-  if (kind == RtKind::plain && p.channels_last) return "the variant is not for channels_last tensors";
-  if (kind == RtKind::half && !p.channels_last) return "the variant is for channels_last tensors";
-  if (kind == RtKind::tf32 && p.precision == Precision::bf16x3) return "tf32 is less exact than the bf16x3 asked for";
+  if (is_float != (kind == ToeplitzFwdKind::tf32 || kind == ToeplitzFwdKind::bf16x3))
+    return "the variant is for another dtype";
+  if (kind == ToeplitzFwdKind::plain && p.channels_last) return "the variant is not for channels_last tensors";
+  if (kind == ToeplitzFwdKind::half && !p.channels_last) return "the variant is for channels_last tensors";
+  if (kind == ToeplitzFwdKind::tf32 && p.precision == Precision::bf16x3)
+    return "tf32 is less exact than the bf16x3 asked for";
   return nullptr;
 }
 
 // A whole-plane kernel serves the filters that need all of its offsets: more would waste products and spread NaN.
-bool fits_width(const RtVariant& v, const Columns& c) {
+bool fits_width(const ToeplitzFwdVariant& v, const Columns& c) {
   const int needed = std::max(-c.d_first, c.d_first + c.d_count - 1);
   return !v.whole || (c.in == v.chunks && c.out == v.chunks && needed == std::min(v.offsets / 2, v.chunks - 1));
 }
 
-bool plan_variant(const Problem& p, const DeviceLimits& limits, const RtVariant& v, const Rows* rows, int row_count,
-                  const Columns& c, RtPlan* best) {
+bool plan_variant(const Problem& p, const DeviceLimits& limits, const ToeplitzFwdVariant& v, const Rows* rows,
+                  int row_count, const Columns& c, ToeplitzFwdPlan* best) {
   bool found = false;
   auto consider = [&](const Rows& r, Tile t) {
     const Candidate candidate(p, limits, v, r, c, t);
     if (!candidate.runs()) return false;
-    RtPlan plan;
+    ToeplitzFwdPlan plan;
     candidate.fill(&plan);
     if (!found || plan.cycles < best->cycles) *best = plan;
     return found = true;
@@ -201,7 +210,7 @@ bool plan_variant(const Problem& p, const DeviceLimits& limits, const RtVariant&
     each_split(r.pairs, v.pairs, [&](int pairs) {
       each_split(v.whole ? v.chunks : c.out, v.chunks, [&](int chunks) {
         for (int g = v.groups; g == v.groups || (g <= 16 && g < 2 * groups); g *= 2) {
-          if (v.kind == RtKind::plain) {
+          if (v.kind == ToeplitzFwdKind::plain) {
             consider(r, {pairs, chunks, g, r.table_rows});
             continue;
           }
@@ -222,7 +231,7 @@ bool plan_variant(const Problem& p, const DeviceLimits& limits, const RtVariant&
 
 class Planner {
  public:
-  using Plan = RtPlan;
+  using Plan = ToeplitzFwdPlan;
 
   Planner(const Problem& p, const DeviceLimits& limits) : p_(p), limits_(limits), columns_(meet_columns(p)) {
     if (p.c == 1) p_.channels_last = false;  // the same memory
@@ -231,15 +240,15 @@ class Planner {
       if (split == 0 || (p.n % 8 != 0 && p.n < 64)) row_count_ += meet_rows(p, split, &rows_[row_count_]);
   }
 
-  static int count(Pass pass) { return pass == Pass::fwd ? kRtFwdCount : 0; }
-  static const char* name(Pass, int variant) { return kRtFwd[variant].name; }
+  static int count(Pass pass) { return pass == Pass::fwd ? kToeplitzFwdCount : 0; }
+  static const char* name(Pass, int variant) { return kToeplitzFwd[variant].name; }
   const char* refuse() const { return cuda::refuse(p_); }
   const char* refuse(int variant) const {
-    if (const char* why = refuse_kind(p_, kRtFwd[variant].kind)) return why;
-    return fits_width(kRtFwd[variant], columns_) ? nullptr : "the variant is for planes of another width";
+    if (const char* why = refuse_kind(p_, kToeplitzFwd[variant].kind)) return why;
+    return fits_width(kToeplitzFwd[variant], columns_) ? nullptr : "the variant is for planes of another width";
   }
-  bool plan(int variant, RtPlan* best) const {
-    return plan_variant(p_, limits_, kRtFwd[variant], rows_, row_count_, columns_, best);
+  bool plan(int variant, ToeplitzFwdPlan* best) const {
+    return plan_variant(p_, limits_, kToeplitzFwd[variant], rows_, row_count_, columns_, best);
   }
   const char* none(int) const { return "the variant needs more shared memory than a block of this device has"; }
 
@@ -253,6 +262,6 @@ class Planner {
 
 }  // namespace
 
-const Family rt_fwd_family = family_of<Planner>("rt_fwd");
+const Family toeplitz_fwd_family = family_of<Planner>("toeplitz_fwd");
 
 }  // namespace replknet_ext::cuda

@@ -1,18 +1,18 @@
-// Staged RT kernels: the mapping of rt_fwd.cuh for channels_last tensors and for float32 (tf32 or bf16x3).
+// Staged RT kernels: the mapping of toeplitz_fwd/toeplitz_fwd.cuh for channels_last tensors and for float32 (tf32 or bf16x3).
 // A block has the input tiles of block_channels neighbouring channels in shared memory at once, so that an access of a
 // channels_last tensor uses more of its 32-byte sector, and computes one channel after the other. Each warp has one item;
 // when the sums of a channel are done, its outputs take the place of its input, and all are stored together at the end.
 // For one channel a block can go on to the next images (turns) with the fragments it has.
 // Shared memory: table [k][d][half][lane] x 16 bytes | input, then output, of [channel][group] | filter.
 #pragma once
-#include "rt_fwd.cuh"
-#include "rt_fwd_staged_tile.cuh"
+#include "toeplitz_fwd.cuh"
+#include "staged_tile.cuh"
 
 namespace replknet_ext::cuda {
 
 // One warp's tile of float32 products: two ldmatrix halves a chunk, two fragments a chunk offset.
-template <RtMode kMode, int kOffsets, int kPairs, int kChunks, bool kWhole>
-struct RtFloatWarp {
+template <ToeplitzFwdMode kMode, int kOffsets, int kPairs, int kChunks, bool kWhole>
+struct ToeplitzFwdFloatWarp {
   static constexpr int kIn = kWhole ? kChunks : kChunks + kOffsets - 1;
   float acc[1][kPairs][kChunks][4];
   uint32_t b[kIn][4];
@@ -33,22 +33,23 @@ struct RtFloatWarp {
 #pragma unroll
     for (int d = 0; d < kOffsets; ++d)
 #pragma unroll
-      for (int part = 0; part < (kMode == RtMode::tf32 ? 2 : 3); ++part)
+      for (int part = 0; part < (kMode == ToeplitzFwdMode::tf32 ? 2 : 3); ++part)
 #pragma unroll
         for (int c = 0; c < kChunks; ++c) {
           const int in = kWhole ? c + d - kOffsets / 2 : c + d;
           if (in < 0 || in >= kIn) continue;
-          if constexpr (kMode == RtMode::tf32) ptx::mma_tf32(acc[0][pair][c], v[2 * d + part], &b[in][2 * part]);
+          if constexpr (kMode == ToeplitzFwdMode::tf32)
+            ptx::mma_tf32(acc[0][pair][c], v[2 * d + part], &b[in][2 * part]);
           else ptx::mma<true>(acc[0][pair][c], v[2 * d + (part == 2)], &b[in][part == 1 ? 2 : 0]);
         }
   }
 };
 
-template <RtMode kMode, int kOffsets, int kPairs, int kChunks, bool kWhole, int kWarps, int kBlocks,
+template <ToeplitzFwdMode kMode, int kOffsets, int kPairs, int kChunks, bool kWhole, int kWarps, int kBlocks,
           int kBlocksElsewhere>
 __global__ void __launch_bounds__(kWarps * 32, kSm90 ? kBlocks : kBlocksElsewhere)
-    rt_staged_kernel(const __grid_constant__ RtArgs a) {
-  using Element = RtElement<kMode>;
+    toeplitz_staged_kernel(const __grid_constant__ ToeplitzFwdArgs a) {
+  using Element = ToeplitzFwdElement<kMode>;
   using Type = typename Element::Type;
   constexpr int kQuads = kOffsets * Element::kHalves;
   DYN_SMEM(smem);
@@ -70,8 +71,8 @@ __global__ void __launch_bounds__(kWarps * 32, kSm90 ? kBlocks : kBlocksElsewher
   const bool works = warp < rows * columns * a.block_groups;
   const int group = warp / (rows * columns), column = kWhole ? 0 : warp / rows % columns, pair = warp % rows * kPairs;
   const int own_pairs = min(kPairs, pairs - pair), j = pair0 + pair;
-  std::conditional_t<Element::kFloat, RtFloatWarp<kMode, kOffsets, kPairs, kChunks, kWhole>,
-                     RtWarp<kMode == RtMode::bf16, kOffsets, kPairs, 1, kChunks, kWhole>>
+  std::conditional_t<Element::kFloat, ToeplitzFwdFloatWarp<kMode, kOffsets, kPairs, kChunks, kWhole>,
+                     ToeplitzFwdWarp<kMode == ToeplitzFwdMode::bf16, kOffsets, kPairs, 1, kChunks, kWhole>>
       t;
 
   // One channel after the other, each by parts of the filter; sums stay in registers. Input of all parts and channels
@@ -108,7 +109,7 @@ __global__ void __launch_bounds__(kWarps * 32, kSm90 ? kBlocks : kBlocksElsewher
       const int member = step / passes, pass = step - member * passes;
       begin(pass);
       if constexpr (!kWhole) {  // one element at a time: sums are in registers, and such filters are rare
-        if (step > 0 && !a.load_once) load(RtAccess<RtAlong::none, Element::kBytes>(), first_group);
+        if (step > 0 && !a.load_once) load(ToeplitzFwdAccess<ToeplitzFwdAlong::none, Element::kBytes>(), first_group);
       }
       if (turn == 0 || steps > 1) {
         if (step == 0) {

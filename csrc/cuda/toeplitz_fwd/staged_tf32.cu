@@ -1,13 +1,13 @@
-#include "rt_fwd_kernels.h"
-#include "rt_fwd_staged.cuh"
+#include "kernels.h"
+#include "staged.cuh"
 
 namespace replknet_ext::cuda {
 
-RtKernel rt_staged_tf32(int kernel) {
-#define RT_KERNEL(name, offsets, pairs, chunks, whole, warps, blocks, blocks_elsewhere) \
-  rt_staged_kernel<RtMode::tf32, offsets, pairs, chunks, whole, warps, blocks, blocks_elsewhere>,
-  static constexpr RtKernel kernels[] = {RT_STAGED_FLOAT_VARIANTS(RT_KERNEL)};
-#undef RT_KERNEL
+ToeplitzFwdKernel toeplitz_staged_tf32(int kernel) {
+#define TOEPLITZ_KERNEL(name, offsets, pairs, chunks, whole, warps, blocks, blocks_elsewhere) \
+  toeplitz_staged_kernel<ToeplitzFwdMode::tf32, offsets, pairs, chunks, whole, warps, blocks, blocks_elsewhere>,
+  static constexpr ToeplitzFwdKernel kernels[] = {TOEPLITZ_STAGED_FLOAT_VARIANTS(TOEPLITZ_KERNEL)};
+#undef TOEPLITZ_KERNEL
   return kernels[kernel];
 }
 

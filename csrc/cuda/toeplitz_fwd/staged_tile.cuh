@@ -2,25 +2,25 @@
 #pragma once
 #include <type_traits>
 
-#include "rt_fwd_tile.cuh"
+#include "tile.cuh"
 
 namespace replknet_ext::cuda {
 
 // What products are made of. tf32: one m16n8k8 for 4 columns. bf16x3: an operand is hi + lo, both bf16, and a product is
 // hi * hi + hi * lo + lo * hi. A tile has 2 rows x 8 columns x 8 slots in kUnit bytes, as [half][row][slot] x 16 bytes;
 // halves are 8 columns in 16 bits (one half), columns 0-3 and 4-7 (tf32), or hi and lo of 8 columns (bf16x3).
-enum class RtMode { f16, bf16, tf32, bf16x3 };
+enum class ToeplitzFwdMode { f16, bf16, tf32, bf16x3 };
 
-template <RtMode kMode>
-struct RtElement {
-  static constexpr bool kFloat = kMode == RtMode::tf32 || kMode == RtMode::bf16x3;
+template <ToeplitzFwdMode kMode>
+struct ToeplitzFwdElement {
+  static constexpr bool kFloat = kMode == ToeplitzFwdMode::tf32 || kMode == ToeplitzFwdMode::bf16x3;
   using Type = std::conditional_t<kFloat, float, uint16_t>;
   static constexpr int kBytes = kFloat ? 4 : 2;
   static constexpr int kHalves = kFloat ? 2 : 1;  // also weight fragments of a chunk offset
   static constexpr int kUnit = 256 * kHalves;
   static __device__ __forceinline__ float to_float(Type v) {
     if constexpr (kFloat) return v;
-    else return ptx::to_float<kMode == RtMode::bf16>(v);
+    else return ptx::to_float<kMode == ToeplitzFwdMode::bf16>(v);
   }
 };
 
@@ -74,9 +74,9 @@ __device__ __forceinline__ void write_words(void* p, const uint32_t* v) {
 }
 
 // 8 columns of kCount channels, as they lie in memory: kWords words a column.
-template <RtMode kMode, int kCount>
-struct RtPiece {
-  using Element = RtElement<kMode>;
+template <ToeplitzFwdMode kMode, int kCount>
+struct ToeplitzFwdPiece {
+  using Element = ToeplitzFwdElement<kMode>;
   static constexpr int kColumn = kCount * Element::kBytes;  // bytes
   static constexpr int kWords = kColumn < 4 ? 1 : kColumn / 4;
   uint32_t v[8][kWords];
@@ -108,10 +108,10 @@ struct RtPiece {
       uint32_t first[4], second[4];  // halves
 #pragma unroll
       for (int j = 0; j < 4; ++j) {
-        if constexpr (kMode == RtMode::tf32) {
+        if constexpr (kMode == ToeplitzFwdMode::tf32) {
           first[j] = ptx::to_tf32(ptx::as_float(v[j][i]));
           second[j] = ptx::to_tf32(ptx::as_float(v[j + 4][i]));
-        } else if constexpr (kMode == RtMode::bf16x3) {
+        } else if constexpr (kMode == ToeplitzFwdMode::bf16x3) {
           split_pair(ptx::as_float(v[2 * j][i]), ptx::as_float(v[2 * j + 1][i]), &first[j], &second[j]);
         } else {
           const uint32_t left = v[2 * j][i / 2], right = v[2 * j + 1][i / 2];
@@ -163,32 +163,32 @@ struct RtPiece {
 
 // An access of kBytes: neighbouring columns of an NCHW row, neighbouring channels of a channels_last pixel, or one
 // element of either.
-enum class RtAlong { row, pixel, none };
+enum class ToeplitzFwdAlong { row, pixel, none };
 
-template <RtAlong kAlong_, int kBytes_>
-struct RtAccess {
-  static constexpr RtAlong kAlong = kAlong_;
+template <ToeplitzFwdAlong kAlong_, int kBytes_>
+struct ToeplitzFwdAccess {
+  static constexpr ToeplitzFwdAlong kAlong = kAlong_;
   static constexpr int kBytes = kBytes_;
-  template <RtMode kMode>
+  template <ToeplitzFwdMode kMode>
   __host__ __device__ static constexpr int channels() {
-    return kAlong == RtAlong::row ? 1 : kBytes / RtElement<kMode>::kBytes;
+    return kAlong == ToeplitzFwdAlong::row ? 1 : kBytes / ToeplitzFwdElement<kMode>::kBytes;
   }
-  static __device__ __forceinline__ bool channels_last(const RtArgs& a) {
-    return kAlong == RtAlong::none ? a.channels_last : kAlong == RtAlong::pixel;
+  static __device__ __forceinline__ bool channels_last(const ToeplitzFwdArgs& a) {
+    return kAlong == ToeplitzFwdAlong::none ? a.channels_last : kAlong == ToeplitzFwdAlong::pixel;
   }
 };
 
 // Where a slot's piece of 8 columns lies in a tensor of [n, c, h, w] or [n, h, w, c].
 template <class T>
-struct RtPlace {
+struct ToeplitzFwdPlace {
   T* p;
   int64_t pitch;  // between columns
   int columns;    // how many exist from the piece's first on
 };
 
 template <class T>
-__device__ __forceinline__ RtPlace<T> place(T* tensor, const RtArgs& a, bool last, int image, int channel, int y, int x,
-                                            int height, int width) {
+__device__ __forceinline__ ToeplitzFwdPlace<T> place(T* tensor, const ToeplitzFwdArgs& a, bool last, int image,
+                                                     int channel, int y, int x, int height, int width) {
   const bool inside = image < a.n && static_cast<unsigned>(y) < static_cast<unsigned>(height) && x >= 0;
   const int64_t pixels = static_cast<int64_t>(height) * width, pixel = static_cast<int64_t>(y) * width + x;
   if (last) return {tensor + (image * pixels + pixel) * a.c + channel, a.c, inside ? width - x : 0};
@@ -197,12 +197,12 @@ __device__ __forceinline__ RtPlace<T> place(T* tensor, const RtArgs& a, bool las
 
 // Input pairs [q_low, q_low + pairs) x chunks [chunk_low, chunk_low + chunks) of every channel and group, zeros outside
 // the image, as [channel][group][pair][chunk] tiles.
-template <RtMode kMode, int kChunks, class Access>
-__device__ __forceinline__ void load_tiles(unsigned char* smem, const RtArgs& a, int channel0, int channels,
+template <ToeplitzFwdMode kMode, int kChunks, class Access>
+__device__ __forceinline__ void load_tiles(unsigned char* smem, const ToeplitzFwdArgs& a, int channel0, int channels,
                                            int first_group, int q_low, int pairs, int chunk_low, int chunks_) {
-  using Element = RtElement<kMode>;
+  using Element = ToeplitzFwdElement<kMode>;
   constexpr int kCount = Access::template channels<kMode>();
-  using Piece = RtPiece<kMode, kCount>;
+  using Piece = ToeplitzFwdPiece<kMode, kCount>;
   constexpr int kBatch = Piece::kWords == 1 ? 2 : 1;  // pieces in flight: their loads leave before the first is stored
   const int chunks = kChunks ? kChunks : chunks_, stride = kChunks ? kChunks : a.in_chunks;
   const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, warps = blockDim.x >> 5, slot = lane & 7;
@@ -223,7 +223,8 @@ __device__ __forceinline__ void load_tiles(unsigned char* smem, const RtArgs& a,
           const auto from = place(x, a, Access::channels_last(a), image, channel0 + member, top + r,
                                   (chunk_low + c) * 8, a.h, a.width);
           const int columns = r < 2 * pairs ? from.columns : 0;
-          if constexpr (Access::kAlong == RtAlong::row) piece[b].template read_row<Access::kBytes>(from.p, columns);
+          if constexpr (Access::kAlong == ToeplitzFwdAlong::row)
+            piece[b].template read_row<Access::kBytes>(from.p, columns);
           else piece[b].read_pixels(from.p, from.pitch, columns);
         }
 #pragma unroll
@@ -238,7 +239,8 @@ __device__ __forceinline__ void load_tiles(unsigned char* smem, const RtArgs& a,
 }
 
 // Asks for NCHW rows of a channel's next images, so that their loads need not wait for memory.
-__device__ __forceinline__ void prefetch_rows(const RtArgs& a, int channel, int first_group, int q_low, int pairs) {
+__device__ __forceinline__ void prefetch_rows(const ToeplitzFwdArgs& a, int channel, int first_group, int q_low,
+                                              int pairs) {
   const int slot = threadIdx.x & 7;
   for (int g = 0; g < a.block_groups; ++g) {
     const int s = (first_group + g) * 8 + slot, image = s >> a.split_log2;
@@ -253,10 +255,11 @@ __device__ __forceinline__ void prefetch_rows(const RtArgs& a, int channel, int 
 }
 
 // The block's outputs from where the warps have staged them, tiles of [channel][group][pair][chunk].
-template <RtMode kMode, class Access>
-__device__ __forceinline__ void store_tiles(const unsigned char* smem, const RtArgs& a, int channel0, int channels,
-                                            int first_group, int pair0, int pairs, int chunk0, int chunks, int stride) {
-  using Element = RtElement<kMode>;
+template <ToeplitzFwdMode kMode, class Access>
+__device__ __forceinline__ void store_tiles(const unsigned char* smem, const ToeplitzFwdArgs& a, int channel0,
+                                            int channels, int first_group, int pair0, int pairs, int chunk0, int chunks,
+                                            int stride) {
+  using Element = ToeplitzFwdElement<kMode>;
   constexpr int kCount = Access::template channels<kMode>();
   const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, warps = blockDim.x >> 5, slot = lane & 7;
   auto* y = reinterpret_cast<typename Element::Type*>(a.y);
@@ -273,9 +276,10 @@ __device__ __forceinline__ void store_tiles(const unsigned char* smem, const RtA
         const auto to = place(y, a, Access::channels_last(a), image, channel0 + member, top + r, (chunk0 + c) * 8,
                               a.ho, a.wo);
         if (to.columns <= 0) continue;
-        RtPiece<kMode, kCount> piece;
+        ToeplitzFwdPiece<kMode, kCount> piece;
         piece.take(from + ((r >> 1) * stride + c) * Element::kUnit + (r & 1) * 128, a.block_groups * a.plane);
-        if constexpr (Access::kAlong == RtAlong::row) piece.template write_row<Access::kBytes>(to.p, to.columns);
+        if constexpr (Access::kAlong == ToeplitzFwdAlong::row)
+          piece.template write_row<Access::kBytes>(to.p, to.columns);
         else piece.write_pixels(to.p, to.pitch, to.columns);
       }
     }
@@ -283,28 +287,29 @@ __device__ __forceinline__ void store_tiles(const unsigned char* smem, const RtA
 }
 
 // Calls use(access) with the access that suits a tensor. 16-bit staged kernels serve channels_last only.
-template <RtMode kMode, class Use>
-__device__ __forceinline__ void with_access(const RtArgs& a, int bytes, const Use& use) {
-  if (bytes == RtElement<kMode>::kBytes) {
-    use(RtAccess<RtAlong::none, RtElement<kMode>::kBytes>());
-  } else if (RtElement<kMode>::kFloat && !a.channels_last) {
-    if constexpr (RtElement<kMode>::kFloat) {
-      if (bytes == 16) use(RtAccess<RtAlong::row, 16>());
-      else use(RtAccess<RtAlong::row, 8>());
+template <ToeplitzFwdMode kMode, class Use>
+__device__ __forceinline__ void with_access(const ToeplitzFwdArgs& a, int bytes, const Use& use) {
+  if (bytes == ToeplitzFwdElement<kMode>::kBytes) {
+    use(ToeplitzFwdAccess<ToeplitzFwdAlong::none, ToeplitzFwdElement<kMode>::kBytes>());
+  } else if (ToeplitzFwdElement<kMode>::kFloat && !a.channels_last) {
+    if constexpr (ToeplitzFwdElement<kMode>::kFloat) {
+      if (bytes == 16) use(ToeplitzFwdAccess<ToeplitzFwdAlong::row, 16>());
+      else use(ToeplitzFwdAccess<ToeplitzFwdAlong::row, 8>());
     }
   } else {
-    if (bytes == 16) use(RtAccess<RtAlong::pixel, 16>());
-    else if (RtElement<kMode>::kFloat || bytes == 8) use(RtAccess<RtAlong::pixel, 8>());
-    else if constexpr (!RtElement<kMode>::kFloat) use(RtAccess<RtAlong::pixel, 4>());
+    if (bytes == 16) use(ToeplitzFwdAccess<ToeplitzFwdAlong::pixel, 16>());
+    else if (ToeplitzFwdElement<kMode>::kFloat || bytes == 8) use(ToeplitzFwdAccess<ToeplitzFwdAlong::pixel, 8>());
+    else if constexpr (!ToeplitzFwdElement<kMode>::kFloat) use(ToeplitzFwdAccess<ToeplitzFwdAlong::pixel, 4>());
   }
 }
 
 // Filter rows ky_first ... of one channel with zeros around them; 16-bit elements twice, as load_filter does.
-template <RtMode kMode, int kOffsets>
-__device__ __forceinline__ void load_staged_filter(typename RtElement<kMode>::Type* to, const RtArgs& a, int channel,
-                                                   int ky_first, int kx_first, int rows) {
-  using Type = typename RtElement<kMode>::Type;
-  constexpr int kWidth = RtElement<kMode>::kFloat ? staged_filter_width(kOffsets) : filter_width(kOffsets);
+template <ToeplitzFwdMode kMode, int kOffsets>
+__device__ __forceinline__ void load_staged_filter(typename ToeplitzFwdElement<kMode>::Type* to,
+                                                   const ToeplitzFwdArgs& a, int channel, int ky_first, int kx_first,
+                                                   int rows) {
+  using Type = typename ToeplitzFwdElement<kMode>::Type;
+  constexpr int kWidth = ToeplitzFwdElement<kMode>::kFloat ? staged_filter_width(kOffsets) : filter_width(kOffsets);
   const Type* w = reinterpret_cast<const Type*>(a.w) + static_cast<size_t>(channel) * a.kh * a.kw;
 #pragma unroll 2
   for (int i = threadIdx.x; i < rows * kWidth; i += blockDim.x) {
@@ -313,18 +318,18 @@ __device__ __forceinline__ void load_staged_filter(typename RtElement<kMode>::Ty
     if (static_cast<unsigned>(ky) < static_cast<unsigned>(a.kh) && static_cast<unsigned>(kx) < static_cast<unsigned>(a.kw))
       v = w[static_cast<int64_t>(a.flip ? a.kh - 1 - ky : ky) * a.kw + (a.flip ? a.kw - 1 - kx : kx)];
     to[i] = v;
-    if (!RtElement<kMode>::kFloat && j > 0) to[rows * kWidth + i - 1] = v;
+    if (!ToeplitzFwdElement<kMode>::kFloat && j > 0) to[rows * kWidth + i - 1] = v;
   }
 }
 
 // Weight fragments of float32 filters: table[k][d][half] as build_table's, whose R[ky] is
 // tf32: w[ky][kx], kx = 8 (d + d_first) + 4 half + lane % 4 - lane / 4 + pad_left
 // bf16x3: hi (half 0) or lo of build_table's pair
-template <RtMode kMode, int kOffsets>
+template <ToeplitzFwdMode kMode, int kOffsets>
 __device__ __forceinline__ void build_float_table(uint4* table, const float* filter, int table_rows) {
   constexpr int kWidth = staged_filter_width(kOffsets);
   const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, warps = blockDim.x >> 5;
-  const int j = (kMode == RtMode::tf32 ? lane & 3 : 2 * (lane & 3)) - (lane >> 2) + 7;
+  const int j = (kMode == ToeplitzFwdMode::tf32 ? lane & 3 : 2 * (lane & 3)) - (lane >> 2) + 7;
 #pragma unroll 1
   for (int i = warp; i < table_rows * kOffsets; i += warps) {
     const int k = i / kOffsets, d = i - k * kOffsets;
@@ -332,7 +337,7 @@ __device__ __forceinline__ void build_float_table(uint4* table, const float* fil
     uint32_t r[2][3];  // R[ky - 1], R[ky], R[ky + 1] of both halves
 #pragma unroll
     for (int y = 0; y < 3; ++y) {
-      if constexpr (kMode == RtMode::tf32) {
+      if constexpr (kMode == ToeplitzFwdMode::tf32) {
         r[0][y] = ptx::to_tf32(f[y * kWidth]);
         r[1][y] = ptx::to_tf32(f[y * kWidth + 4]);
       } else {
@@ -347,9 +352,9 @@ __device__ __forceinline__ void build_float_table(uint4* table, const float* fil
 
 // Bias, activation and a warp's output pair into its tiles. Lanes of columns 4 to 7 take the odd slot first where
 // elements are floats: all 32 then write to different banks.
-template <RtMode kMode, int kChunks>
+template <ToeplitzFwdMode kMode, int kChunks>
 __device__ __forceinline__ void stage_pair(unsigned char* to, const float (&acc)[kChunks][4], float bias, int activation) {
-  using Element = RtElement<kMode>;
+  using Element = ToeplitzFwdElement<kMode>;
   const int lane = threadIdx.x & 31, column = lane >> 2, slot_pair = lane & 3, swap = column >> 2;
 #pragma unroll
   for (int c = 0; c < kChunks; ++c, to += Element::kUnit)
@@ -361,7 +366,7 @@ __device__ __forceinline__ void stage_pair(unsigned char* to, const float (&acc)
         *reinterpret_cast<float*>(row + swap * 256 + (2 * slot_pair + (e & 1 ^ swap)) * 16 + (column & 3) * 4) = v;
       } else {
         *reinterpret_cast<uint16_t*>(row + (2 * slot_pair + (e & 1)) * 16 + column * 2) =
-            ptx::from_float<kMode == RtMode::bf16>(activate(acc[c][e] + bias, activation));
+            ptx::from_float<kMode == ToeplitzFwdMode::bf16>(activate(acc[c][e] + bias, activation));
       }
     }
 }

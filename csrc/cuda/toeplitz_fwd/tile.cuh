@@ -1,9 +1,9 @@
 // Tile loaders and stores of the RT kernels: input rows, weight fragments, output rows.
 #pragma once
-#include "../integers.h"
-#include "activation.cuh"
-#include "ptx.cuh"
-#include "rt_fwd_args.h"
+#include "../../integers.h"
+#include "../activation.cuh"
+#include "../ptx.cuh"
+#include "args.h"
 
 namespace replknet_ext::cuda {
 
@@ -78,8 +78,8 @@ __host__ __device__ constexpr int chunks_at_once(int chunks, int pieces) {
 // Input pairs [q_low, q_low + pairs) x chunks [chunk_low, chunk_low + chunks) of every group, zeros outside the image,
 // as [group][pair][chunk][row of the pair][slot] x 16 bytes. kChunks > 0: chunks is known when compiling.
 template <int kChunks, int kVec>
-__device__ __forceinline__ void load_rows(unsigned char* smem, const RtArgs& a, int channel, int first_group, int q_low,
-                                          int pairs, int chunk_low, int chunks_) {
+__device__ __forceinline__ void load_rows(unsigned char* smem, const ToeplitzFwdArgs& a, int channel, int first_group,
+                                          int q_low, int pairs, int chunk_low, int chunks_) {
   // A warp writes 512 contiguous bytes at a time where it can: [chunk or row][slot][part of the piece].
   constexpr int kParts = kVec == 2 ? 1 : 16 / kVec, kPieces = 4 / kParts;
   constexpr int kAlong = chunks_at_once(kChunks, kPieces);
@@ -107,7 +107,7 @@ __device__ __forceinline__ void load_rows(unsigned char* smem, const RtArgs& a, 
 }
 
 template <int kChunks>
-__device__ __forceinline__ void load_input(unsigned char* smem, const RtArgs& a, int channel, int first_group,
+__device__ __forceinline__ void load_input(unsigned char* smem, const ToeplitzFwdArgs& a, int channel, int first_group,
                                            int q_low, int pairs, int chunk_low, int chunks) {
   if (a.in_vec == 16) load_rows<kChunks, 16>(smem, a, channel, first_group, q_low, pairs, chunk_low, chunks);
   else if (a.in_vec == 8) load_rows<kChunks, 8>(smem, a, channel, first_group, q_low, pairs, chunk_low, chunks);
@@ -118,8 +118,8 @@ __device__ __forceinline__ void load_input(unsigned char* smem, const RtArgs& a,
 // Filter rows ky_first ... of one channel with zeros around it, twice: the second copy is one column to the left, so
 // that every pair of neighbours is an aligned word of one of them.
 template <int kOffsets>
-__device__ __forceinline__ void load_filter(uint16_t* to, const RtArgs& a, int channel, int ky_first, int kx_first,
-                                            int rows) {
+__device__ __forceinline__ void load_filter(uint16_t* to, const ToeplitzFwdArgs& a, int channel, int ky_first,
+                                            int kx_first, int rows) {
   constexpr int kWidth = filter_width(kOffsets);
   constexpr int kBatch = 4;                       // rows in flight: their loads leave before the first is stored
   constexpr int kColumns = ceil_div(kWidth, 32);  // of a lane
@@ -172,8 +172,9 @@ __device__ __forceinline__ void build_table(uint4* table, const uint16_t* filter
 // Bias, activation and store of a warp's output pair: fragments are (column, slot) and go through the warp's scratch
 // [slot][row of the pair][chunk] x 16 bytes, 16 more a slot so that writes of 4 slots fall into different banks.
 template <bool kBf16, int kChunks>
-__device__ __forceinline__ void store_pair(unsigned char* scratch, const RtArgs& a, const float (&acc)[kChunks][4],
-                                           float bias, int channel, int group, int pair, int chunk, int chunk_end) {
+__device__ __forceinline__ void store_pair(unsigned char* scratch, const ToeplitzFwdArgs& a,
+                                           const float (&acc)[kChunks][4], float bias, int channel, int group, int pair,
+                                           int chunk, int chunk_end) {
   constexpr int kSlot = (2 * kChunks + 1) * 16;
   const int lane = threadIdx.x & 31, column = lane >> 2, slot_pair = lane & 3;
   __syncwarp();

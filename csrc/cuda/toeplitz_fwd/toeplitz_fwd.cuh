@@ -12,14 +12,14 @@
 // beyond those that see it into NaN: up to 2 rows and, for the "same" padding of the papers' filters, 8 to 14 columns
 // (LaunchPlan::spill_rows and spill_columns); never another image or channel.
 #pragma once
-#include "rt_fwd_tile.cuh"
-#include "rt_fwd_variants.h"
+#include "tile.cuh"
+#include "variants.h"
 
 namespace replknet_ext::cuda {
 
 // One warp's tile: kPairs output pairs x kChunks chunks x kGroups groups of slots.
 template <bool kBf16, int kOffsets, int kPairs, int kGroups, int kChunks, bool kWhole>
-struct RtWarp {
+struct ToeplitzFwdWarp {
   // Whole planes hold no chunk outside the image; their products are left out when compiling.
   static constexpr int kIn = kWhole ? kChunks : kChunks + kOffsets - 1;
   float acc[kGroups][kPairs][kChunks][4];
@@ -121,7 +121,7 @@ constexpr bool kSm90 = true;
 template <bool kBf16, int kOffsets, int kPairs, int kGroups, int kChunks, bool kWhole, bool kRotate, int kWarps,
           int kBlocks, int kBlocksElsewhere>
 __global__ void __launch_bounds__(kWarps * 32, kSm90 ? kBlocks : kBlocksElsewhere)
-    rt_fwd_kernel(const __grid_constant__ RtArgs a) {
+    toeplitz_fwd_kernel(const __grid_constant__ ToeplitzFwdArgs a) {
   DYN_SMEM(smem);
   const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, warps = blockDim.x >> 5;
   const int tiles = a.pair_tiles * a.chunk_tiles, channel = blockIdx.x / tiles, tile = blockIdx.x - channel * tiles;
@@ -138,7 +138,7 @@ __global__ void __launch_bounds__(kWarps * 32, kSm90 ? kBlocks : kBlocksElsewher
   unsigned char* scratch = input + a.block_groups * a.plane;
   const float bias = a.bias ? ptx::to_float<kBf16>(a.bias[channel]) : 0.f;
 
-  RtWarp<kBf16, kOffsets, kPairs, kGroups, kChunks, kWhole> t;
+  ToeplitzFwdWarp<kBf16, kOffsets, kPairs, kGroups, kChunks, kWhole> t;
   // A filter too large for shared memory goes through in parts; a warp then has one item, whose sums stay in registers.
   const int passes = kWhole ? 1 : a.parts_down * a.parts_along;
 #pragma unroll 1

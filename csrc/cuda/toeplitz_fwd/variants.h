@@ -1,7 +1,7 @@
 // The table of RT forward kernels, fp16 and bf16 in NCHW: one line a variant. A variant's number is its place here, the
 // staged kernels' after these.
 #pragma once
-#include "rt_fwd_staged_variants.h"
+#include "staged_variants.h"
 
 // name: offsets x chunks, w = whole plane width, t = tiled, p4 = 4 row pairs a warp, g2 = 2 groups of slots a warp
 // offsets: chunk offsets of the filter a fragment table holds (5: up to 33 taps where the plane is not narrower)
@@ -9,7 +9,7 @@
 // rotate: weight fragments pass between row pairs in registers. warps: at most, a block
 // blocks: an SM that registers are left for, on sm_90 and elsewhere
 //  X(name,        offsets, pairs, groups, chunks, whole, rotate, warps, blocks, elsewhere)
-#define RT_FWD_VARIANTS(X)                                                                                         \
+#define TOEPLITZ_FWD_VARIANTS(X)                                                                                         \
   X("rt_5x7_w",    5, 2, 1, 7,  true,  true,  8, 2, 1) /* 56 K31 */                                                \
   X("rt_5x4_w",    5, 2, 1, 4,  true,  true,  8, 2, 2) /* 28 K29 */                                                \
   X("rt_3x2_w",    3, 2, 1, 2,  true,  true,  8, 3, 3) /* 14 K27, 12 and 16 wide */                                \
@@ -35,48 +35,49 @@
 
 namespace replknet_ext::cuda {
 
-// plain: fp16 and bf16 in NCHW (rt_fwd.cuh); the others are staged kernels (rt_fwd_staged.cuh)
-enum class RtKind { plain, half, tf32, bf16x3 };
+// plain: fp16 and bf16 in NCHW (toeplitz_fwd/toeplitz_fwd.cuh); the others are staged kernels (toeplitz_fwd/staged.cuh)
+enum class ToeplitzFwdKind { plain, half, tf32, bf16x3 };
 
-struct RtVariant {
+struct ToeplitzFwdVariant {
   const char* name;
-  RtKind kind;
+  ToeplitzFwdKind kind;
   int kernel;  // place among the kernels of its kind
   int offsets, pairs, groups, chunks;
   bool whole, rotate;
   int warps, blocks, blocks_elsewhere;
 };
 
-#define RT_ONE(...) +1
-inline constexpr int kRtPlainCount = 0 RT_FWD_VARIANTS(RT_ONE);
-inline constexpr int kRtHalfCount = 0 RT_STAGED_HALF_VARIANTS(RT_ONE), kRtFloatCount = 0 RT_STAGED_FLOAT_VARIANTS(RT_ONE);
-#undef RT_ONE
-inline constexpr int kRtFwdCount = kRtPlainCount + kRtHalfCount + 2 * kRtFloatCount;
+#define TOEPLITZ_ONE(...) +1
+inline constexpr int kToeplitzPlainCount = 0 TOEPLITZ_FWD_VARIANTS(TOEPLITZ_ONE);
+inline constexpr int kToeplitzHalfCount = 0 TOEPLITZ_STAGED_HALF_VARIANTS(TOEPLITZ_ONE), kToeplitzFloatCount = 0 TOEPLITZ_STAGED_FLOAT_VARIANTS(TOEPLITZ_ONE);
+#undef TOEPLITZ_ONE
+inline constexpr int kToeplitzFwdCount = kToeplitzPlainCount + kToeplitzHalfCount + 2 * kToeplitzFloatCount;
 
-struct RtTable {
-  RtVariant rows[kRtFwdCount];
+struct ToeplitzFwdTable {
+  ToeplitzFwdVariant rows[kToeplitzFwdCount];
 };
 
-constexpr RtTable rt_table() {
-#define RT_ROW(name, offsets, pairs, groups, chunks, whole, rotate, warps, blocks, blocks_elsewhere) \
-  {name, RtKind::plain, 0, offsets, pairs, groups, chunks, whole, rotate, warps, blocks, blocks_elsewhere},
-#define RT_HALF(name, offsets, pairs, chunks, whole, warps, blocks, blocks_elsewhere) \
-  {name "_cl", RtKind::half, 0, offsets, pairs, 1, chunks, whole, false, warps, blocks, blocks_elsewhere},
-#define RT_TF32(name, offsets, pairs, chunks, whole, warps, blocks, blocks_elsewhere) \
-  {name "_tf32", RtKind::tf32, 0, offsets, pairs, 1, chunks, whole, false, warps, blocks, blocks_elsewhere},
-#define RT_BF16X3(name, offsets, pairs, chunks, whole, warps, blocks, blocks_elsewhere) \
-  {name "_bf16x3", RtKind::bf16x3, 0, offsets, pairs, 1, chunks, whole, false, warps, blocks, blocks_elsewhere},
-  RtTable t{{RT_FWD_VARIANTS(RT_ROW) RT_STAGED_HALF_VARIANTS(RT_HALF) RT_STAGED_FLOAT_VARIANTS(RT_TF32)
-                 RT_STAGED_FLOAT_VARIANTS(RT_BF16X3)}};
-#undef RT_ROW
-#undef RT_HALF
-#undef RT_TF32
-#undef RT_BF16X3
-  for (int i = 1; i < kRtFwdCount; ++i)
+constexpr ToeplitzFwdTable toeplitz_table() {
+#define TOEPLITZ_ROW(name, offsets, pairs, groups, chunks, whole, rotate, warps, blocks, blocks_elsewhere) \
+  {name, ToeplitzFwdKind::plain, 0, offsets, pairs, groups, chunks, whole, rotate, warps, blocks, blocks_elsewhere},
+#define TOEPLITZ_HALF(name, offsets, pairs, chunks, whole, warps, blocks, blocks_elsewhere) \
+  {name "_cl", ToeplitzFwdKind::half, 0, offsets, pairs, 1, chunks, whole, false, warps, blocks, blocks_elsewhere},
+#define TOEPLITZ_TF32(name, offsets, pairs, chunks, whole, warps, blocks, blocks_elsewhere) \
+  {name "_tf32", ToeplitzFwdKind::tf32, 0, offsets, pairs, 1, chunks, whole, false, warps, blocks, blocks_elsewhere},
+#define TOEPLITZ_BF16X3(name, offsets, pairs, chunks, whole, warps, blocks, blocks_elsewhere)  \
+  {name "_bf16x3", ToeplitzFwdKind::bf16x3, 0, offsets, pairs, 1, chunks, whole, false, warps, \
+   blocks,         blocks_elsewhere},
+  ToeplitzFwdTable t{{TOEPLITZ_FWD_VARIANTS(TOEPLITZ_ROW) TOEPLITZ_STAGED_HALF_VARIANTS(
+      TOEPLITZ_HALF) TOEPLITZ_STAGED_FLOAT_VARIANTS(TOEPLITZ_TF32) TOEPLITZ_STAGED_FLOAT_VARIANTS(TOEPLITZ_BF16X3)}};
+#undef TOEPLITZ_ROW
+#undef TOEPLITZ_HALF
+#undef TOEPLITZ_TF32
+#undef TOEPLITZ_BF16X3
+  for (int i = 1; i < kToeplitzFwdCount; ++i)
     t.rows[i].kernel = t.rows[i].kind == t.rows[i - 1].kind ? t.rows[i - 1].kernel + 1 : 0;
   return t;
 }
-inline constexpr RtTable kRtTable = rt_table();
-inline constexpr const RtVariant (&kRtFwd)[kRtFwdCount] = kRtTable.rows;
+inline constexpr ToeplitzFwdTable kToeplitzTable = toeplitz_table();
+inline constexpr const ToeplitzFwdVariant (&kToeplitzFwd)[kToeplitzFwdCount] = kToeplitzTable.rows;
 
 }  // namespace replknet_ext::cuda

@@ -1,8 +1,8 @@
-// What the host tells the kernels of rt_weight. See rt_weight.cuh for the mapping that these numbers describe.
+// What the host tells the kernels of toeplitz_weight. See toeplitz_weight/toeplitz_weight.cuh for the mapping that these numbers describe.
 #pragma once
 #include <cstdint>
 
-#include "../integers.h"
+#include "../../integers.h"
 
 namespace replknet_ext::cuda {
 
@@ -11,7 +11,7 @@ struct FastDivisor {  // quotients of small numbers: n * divisor < 2^31
   uint32_t multiplier;  // ceil(2^31 / divisor)
 };
 
-struct RtwTensor {  // x or grad
+struct ToeplitzWeightTensor {  // x or grad
   const void* p;
   int h, w, chunks;  // planes; 8-column chunks of a row of shared memory
   int access;        // bytes of a global access that every row start allows; channels_last: of one pixel's channels
@@ -19,8 +19,8 @@ struct RtwTensor {  // x or grad
   FastDivisor by_units;  // channels of the block; channels_last: accesses of a pixel
 };
 
-struct RtwArgs {
-  RtwTensor tensor[2];    // x, grad
+struct ToeplitzWeightArgs {
+  ToeplitzWeightTensor tensor[2];    // x, grad
   float* partial;         // [split][c][kh * kw + 1]: sums, last the bias gradient; null: one split, straight to out
   void *out, *grad_bias;  // grad_bias may be null
   int n, c, kh, kw, pad_top, pad_left;

@@ -1,24 +1,24 @@
-#include "rt_weight.cuh"
-#include "rt_weight_kernels.h"
+#include "toeplitz_weight.cuh"
+#include "kernels.h"
 
 namespace replknet_ext::cuda {
 namespace {
 // null where a variant is of 16-bit types
-template <RtwMath kMath, int kOffsets, int kRows, int kChunks, bool kWhole, int kWarps>
-constexpr RtwKernel kernel() {
-  if constexpr (kMath == RtwMath::half)
+template <ToeplitzWeightMath kMath, int kOffsets, int kRows, int kChunks, bool kWhole, int kWarps>
+constexpr ToeplitzWeightKernel kernel() {
+  if constexpr (kMath == ToeplitzWeightMath::half)
     return nullptr;
   else
-    return rt_weight_kernel<kMath == RtwMath::tf32 ? RtwKernelMath::tf32 : RtwKernelMath::bf16x3, kOffsets, kRows, kChunks,
+    return toeplitz_weight_kernel<kMath == ToeplitzWeightMath::tf32 ? ToeplitzWeightKernelMath::tf32 : ToeplitzWeightKernelMath::bf16x3, kOffsets, kRows, kChunks,
                             kWhole, kWarps>;
 }
 }  // namespace
 
-RtwKernel rt_weight_f32(int variant) {
-#define RT_KERNEL(name, math, offsets, rows, chunks, whole, warps) \
-  kernel<RtwMath::math, offsets, rows, chunks, whole, warps>(),
-  static constexpr RtwKernel kernels[] = {RT_WEIGHT_VARIANTS(RT_KERNEL)};
-#undef RT_KERNEL
+ToeplitzWeightKernel toeplitz_weight_f32(int variant) {
+#define TOEPLITZ_KERNEL(name, math, offsets, rows, chunks, whole, warps) \
+  kernel<ToeplitzWeightMath::math, offsets, rows, chunks, whole, warps>(),
+  static constexpr ToeplitzWeightKernel kernels[] = {TOEPLITZ_WEIGHT_VARIANTS(TOEPLITZ_KERNEL)};
+#undef TOEPLITZ_KERNEL
   return kernels[variant];
 }
 

@@ -1,12 +1,12 @@
-#include "rt_weight_plan.h"
+#include "plan.h"
 
 #include <algorithm>
 #include <cmath>
 
-#include "../integers.h"
-#include "family.h"
-#include "model.h"
-#include "rt_weight_variants.h"
+#include "../../integers.h"
+#include "../family.h"
+#include "../model.h"
+#include "variants.h"
 
 namespace replknet_ext::cuda {
 namespace {
@@ -17,16 +17,16 @@ FastDivisor fast_divisor(int d) {
   return {d, static_cast<uint32_t>(((uint64_t{1} << 31) + static_cast<uint64_t>(d) - 1) / static_cast<uint64_t>(d))};
 }
 
-// Layout of shared memory, as RtwLayout of rt_weight_tile.cuh, which this file must not include.
+// Layout of shared memory, as ToeplitzWeightLayout of toeplitz_weight/tile.cuh, which this file must not include.
 struct Layout {
   int slots, chunk_bytes, halves, element, products;
 };
-Layout layout_of(RtwMath math) {
-  if (math == RtwMath::tf32) return {8, 8 * 32 + 32, 1, 4, 1};
-  if (math == RtwMath::bf16x3) return {16, 16 * 16 + 16, 2, 4, 3};
+Layout layout_of(ToeplitzWeightMath math) {
+  if (math == ToeplitzWeightMath::tf32) return {8, 8 * 32 + 32, 1, 4, 1};
+  if (math == ToeplitzWeightMath::bf16x3) return {16, 16 * 16 + 16, 2, 4, 3};
   return {16, 16 * 16 + 16, 1, 2, 1};
 }
-int in_chunks_of(const RtwVariant& v) { return v.whole ? v.chunks : v.chunks + v.offsets - 1; }
+int in_chunks_of(const ToeplitzWeightVariant& v) { return v.whole ? v.chunks : v.chunks + v.offsets - 1; }
 
 // Model constants, in cycles of one SM; predictions, used only to compare candidates.
 constexpr double kStageCycles = 150;   // barrier and first fragments of a stage, for a block alone on its SM
@@ -43,12 +43,12 @@ const char* refuse(const Problem& p) {
   return nullptr;
 }
 
-bool admits(const Problem& p, RtwMath math) {
-  if (p.dtype != DType::f32) return math == RtwMath::half;
-  return math == RtwMath::bf16x3 || (math == RtwMath::tf32 && p.precision == Precision::tf32);
+bool admits(const Problem& p, ToeplitzWeightMath math) {
+  if (p.dtype != DType::f32) return math == ToeplitzWeightMath::half;
+  return math == ToeplitzWeightMath::bf16x3 || (math == ToeplitzWeightMath::tf32 && p.precision == Precision::tf32);
 }
 
-struct Rows {  // how output row pairs meet input rows, see RtwArgs
+struct Rows {  // how output row pairs meet input rows, see ToeplitzWeightArgs
   int split_log2, split_rows, pairs, row_first, row_end, dy_first, dy_end;
 };
 
@@ -76,7 +76,7 @@ Columns meet_columns(const Problem& p) {
   return c;
 }
 
-bool fits_width(const RtwVariant& v, const Columns& c) {
+bool fits_width(const ToeplitzWeightVariant& v, const Columns& c) {
   const int needed = std::max(-c.d_first, c.d_first + c.d_count - 1);
   return !v.whole || (c.in <= v.chunks && c.out <= v.chunks && needed <= v.offsets / 2);
 }
@@ -87,7 +87,8 @@ struct Shape {  // what a candidate chooses
 
 class Candidate {
  public:
-  Candidate(const Problem& p, const DeviceLimits& limits, const RtwVariant& v, const Rows& r, const Columns& c)
+  Candidate(const Problem& p, const DeviceLimits& limits, const ToeplitzWeightVariant& v, const Rows& r,
+            const Columns& c)
       : p_(p), limits_(limits), v_(v), r_(r), c_(c), l_(layout_of(v.math)) {
     groups_ = static_cast<int>(((p.n << r.split_log2) + l_.slots - 1) / l_.slots);
     tiles_ = v.whole ? 1 : ceil_div(c.out, v.chunks);
@@ -176,7 +177,7 @@ class Candidate {
     return shared_ <= limits_.shared_per_block && blocks_x_ <= 0x7fffffff && all_jobs() <= 1 << 30 && s.splits <= 65535;
   }
 
-  void fill(RtwPlan* out) const {
+  void fill(ToeplitzWeightPlan* out) const {
     const Shape& s = s_;
     const int resident = resident_blocks(limits_, warps_, shared_, v_.warps);
     const int64_t blocks = blocks_x_ * s.splits;
@@ -195,12 +196,12 @@ class Candidate {
     const double bytes = (in_rows * columns_in + 2 * pairs * columns_out) * slots * s.channels * l_.element;
     const int64_t row = p_.w * l_.element;
     const int copies = p_.channels_last || row % 4 ? 1 : row % 16 == 0 ? l_.element / 2 : row % 8 == 0 ? l_.element : 2 * l_.element;
-    const bool gathers = p_.channels_last || row % 4 || v_.math == RtwMath::bf16x3;
+    const bool gathers = p_.channels_last || row % 4 || v_.math == ToeplitzWeightMath::bf16x3;
     // a job of one stage loads all of its rows at once: longer runs of them a thread
     const int item_rows = s.stage_pairs >= r_.pairs ? 8 : s.stage_pairs == 1 ? 2 : 4;
     const double load = pieces / 32 * (kFind / item_rows + (gathers ? kGather : kCopy + kPart * copies));
-    const double fragments = rows * in_chunks_of(v_) * (v_.math == RtwMath::tf32 ? 4.0 : 0.5 * l_.halves) +
-                             pairs * warps_ * v_.chunks * (v_.math == RtwMath::tf32 ? 8.0 : l_.halves);
+    const double fragments = rows * in_chunks_of(v_) * (v_.math == ToeplitzWeightMath::tf32 ? 4.0 : 0.5 * l_.halves) +
+                             pairs * warps_ * v_.chunks * (v_.math == ToeplitzWeightMath::tf32 ? 8.0 : l_.halves);
     const double issue = (mmas + fragments + load + rows * kRow + pairs * warps_ * kPair) / 4;
     const double tensor = mmas / 4 * kMmaCycles;
     const double shared = (rows * in_chunks_of(v_) * 256 * l_.halves + pairs * warps_ * v_.chunks * 512 * l_.halves + 2 * bytes) / kSharedBytes;
@@ -227,7 +228,7 @@ class Candidate {
     if (s.splits > 1) cycles += second_launch_cycles(limits_, 4.0 * s.splits * p_.c * (p_.kh * p_.kw + 1));
 
     out->args = {};
-    RtwArgs& a = out->args;
+    ToeplitzWeightArgs& a = out->args;
     a.tensor[0].h = static_cast<int>(p_.h), a.tensor[0].w = static_cast<int>(p_.w), a.tensor[0].chunks = in_chunks_of(v_);
     a.tensor[1].h = static_cast<int>(p_.ho), a.tensor[1].w = static_cast<int>(p_.wo), a.tensor[1].chunks = v_.chunks;
     a.n = static_cast<int>(p_.n), a.c = static_cast<int>(p_.c);
@@ -261,7 +262,7 @@ class Candidate {
  private:
   const Problem& p_;
   const DeviceLimits& limits_;
-  const RtwVariant& v_;
+  const ToeplitzWeightVariant& v_;
   const Rows& r_;
   const Columns& c_;
   const Layout l_;
@@ -271,8 +272,8 @@ class Candidate {
   int64_t x_bytes_ = 0, grad_bytes_ = 0, plane_bytes_ = 0, shared_ = 0, blocks_x_ = 0;
 };
 
-bool plan_variant(const Problem& p, const DeviceLimits& limits, const RtwVariant& v, const Rows& r, const Columns& c,
-                  RtwPlan* best) {
+bool plan_variant(const Problem& p, const DeviceLimits& limits, const ToeplitzWeightVariant& v, const Rows& r,
+                  const Columns& c, ToeplitzWeightPlan* best) {
   Candidate candidate(p, limits, v, r, c);
   bool found = false;
   const int offsets = candidate.row_offsets(), all = ceil_div(offsets, v.rows);
@@ -291,7 +292,7 @@ bool plan_variant(const Problem& p, const DeviceLimits& limits, const RtwVariant
         for (int64_t jobs = candidate.all_jobs();; jobs = (jobs + 1) / 2) {  // of a block
           const int splits = static_cast<int>((candidate.all_jobs() + jobs - 1) / jobs);
           if (splits != last_splits && candidate.choose({warps, down, channels, stage, stage == 1 ? 2 : 1, splits})) {
-            RtwPlan plan;
+            ToeplitzWeightPlan plan;
             candidate.fill(&plan);
             // partials stay few: no more splits than give every SM 8 blocks
             if (splits > 1 && plan.blocks > 8 * limits.sms) break;
@@ -309,26 +310,26 @@ bool plan_variant(const Problem& p, const DeviceLimits& limits, const RtwVariant
 
 class Planner {
  public:
-  using Plan = RtwPlan;
+  using Plan = ToeplitzWeightPlan;
 
   Planner(const Problem& p, const DeviceLimits& limits) : p_(p), limits_(limits), columns_(meet_columns(p)) {}
 
-  static int count(Pass pass) { return pass == Pass::bwd_weight ? kRtWeightCount : 0; }
-  static const char* name(Pass, int variant) { return kRtWeight[variant].name; }
+  static int count(Pass pass) { return pass == Pass::bwd_weight ? kToeplitzWeightCount : 0; }
+  static const char* name(Pass, int variant) { return kToeplitzWeight[variant].name; }
   const char* refuse() const { return cuda::refuse(p_); }
   const char* refuse(int variant) const {
-    if (!admits(p_, kRtWeight[variant].math)) return "the variant is for another dtype or precision";
-    return fits_width(kRtWeight[variant], columns_) ? nullptr : "the variant is for narrower planes or filters";
+    if (!admits(p_, kToeplitzWeight[variant].math)) return "the variant is for another dtype or precision";
+    return fits_width(kToeplitzWeight[variant], columns_) ? nullptr : "the variant is for narrower planes or filters";
   }
-  bool plan(int variant, RtwPlan* best) const {
-    const RtwVariant& v = kRtWeight[variant];
+  bool plan(int variant, ToeplitzWeightPlan* best) const {
+    const ToeplitzWeightVariant& v = kToeplitzWeight[variant];
     const int slots = layout_of(v.math).slots;
     bool found = false;
     for (int split = 0; 1 << split <= slots; ++split) {
       Rows rows;
       if (split > 0 && (p_.n % slots == 0 || p_.n >= 64)) break;
       if (!meet_rows(p_, split, &rows)) continue;
-      RtwPlan candidate;
+      ToeplitzWeightPlan candidate;
       if (!plan_variant(p_, limits_, v, rows, columns_, &candidate) || (found && candidate.cycles >= best->cycles)) continue;
       *best = candidate;
       found = true;
@@ -345,8 +346,8 @@ class Planner {
 
 }  // namespace
 
-void set_access(const Problem& p, int variant, int block_channels, int access, RtwTensor* t) {
-  const Layout l = layout_of(kRtWeight[variant].math);
+void set_access(const Problem& p, int variant, int block_channels, int access, ToeplitzWeightTensor* t) {
+  const Layout l = layout_of(kToeplitzWeight[variant].math);
   t->by_chunks = fast_divisor(t->chunks);
   t->access = access;
   t->by_units = fast_divisor(block_channels);
@@ -355,6 +356,6 @@ void set_access(const Problem& p, int variant, int block_channels, int access, R
   t->by_units = fast_divisor(block_channels * l.element / t->access);
 }
 
-const Family rt_weight_family = family_of<Planner>("rt_weight");
+const Family toeplitz_weight_family = family_of<Planner>("toeplitz_weight");
 
 }  // namespace replknet_ext::cuda

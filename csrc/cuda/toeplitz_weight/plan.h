@@ -1,12 +1,12 @@
 // From a problem to launch numbers: which variant, which split of the batch. Host code without CUDA.
 #pragma once
-#include "dwconv2d_cuda.h"
-#include "rt_weight_args.h"
+#include "../backend.h"
+#include "args.h"
 
 namespace replknet_ext::cuda {
 
-struct RtwPlan : LaunchPlan {
-  RtwArgs args;  // without pointers and what depends on them: see set_access
+struct ToeplitzWeightPlan : LaunchPlan {
+  ToeplitzWeightArgs args;  // without pointers and what depends on them: see set_access
 };
 
 // The model's instructions of a warp that sums the diagonals of its row offsets.
@@ -17,6 +17,6 @@ inline double diagonal_instructions(int offsets, int rows) {
 }
 
 // Fills in how x or grad is read: `access` bytes at a time (NCHW: of a row; channels_last: of a pixel's channels).
-void set_access(const Problem& p, int variant, int block_channels, int access, RtwTensor* t);
+void set_access(const Problem& p, int variant, int block_channels, int access, ToeplitzWeightTensor* t);
 
 }  // namespace replknet_ext::cuda

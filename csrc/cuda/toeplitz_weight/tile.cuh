@@ -1,21 +1,22 @@
-// Shared-memory layout of rt_weight and the loads into it.
+// Shared-memory layout of toeplitz_weight and the loads into it.
 #pragma once
-#include "ptx.cuh"
-#include "rt_weight_args.h"
+#include "../ptx.cuh"
+#include "args.h"
 
 namespace replknet_ext::cuda {
 
-enum class RtwKernelMath { f16, bf16, tf32, bf16x3 };
+enum class ToeplitzWeightKernelMath { f16, bf16, tf32, bf16x3 };
 
 // Shared memory holds rows as [row][channel of the block][chunk][slot] x 8 columns. A chunk takes a few bytes more than
 // its slots: neighbouring chunks of an image then start in different banks, for ldmatrix and for copies along a row.
-template <RtwKernelMath kMath>
-struct RtwLayout {
-  static constexpr int kElement = kMath == RtwKernelMath::tf32 || kMath == RtwKernelMath::bf16x3 ? 4 : 2;  // bytes
-  static constexpr int kSlots = kMath == RtwKernelMath::tf32 ? 8 : 16;   // of a product's contraction
-  static constexpr int kPiece = kMath == RtwKernelMath::tf32 ? 32 : 16;  // bytes: 8 columns of one slot
-  static constexpr int kChunk = kSlots * kPiece + (kMath == RtwKernelMath::tf32 ? 32 : 16);
-  static constexpr int kHalves = kMath == RtwKernelMath::bf16x3 ? 2 : 1;  // high and low parts
+template <ToeplitzWeightKernelMath kMath>
+struct ToeplitzWeightLayout {
+  static constexpr int kElement =
+      kMath == ToeplitzWeightKernelMath::tf32 || kMath == ToeplitzWeightKernelMath::bf16x3 ? 4 : 2;  // bytes
+  static constexpr int kSlots = kMath == ToeplitzWeightKernelMath::tf32 ? 8 : 16;   // of a product's contraction
+  static constexpr int kPiece = kMath == ToeplitzWeightKernelMath::tf32 ? 32 : 16;  // bytes: 8 columns of one slot
+  static constexpr int kChunk = kSlots * kPiece + (kMath == ToeplitzWeightKernelMath::tf32 ? 32 : 16);
+  static constexpr int kHalves = kMath == ToeplitzWeightKernelMath::bf16x3 ? 2 : 1;  // high and low parts
 };
 
 // n becomes the quotient; returns the remainder.
@@ -58,9 +59,9 @@ __device__ __forceinline__ void copy_halves(unsigned char* to, const uint16_t* s
 }
 
 // 4 float32 columns into a slot: as they are (tf32), or as the sum of two bfloat16 (bf16x3), half_bytes apart.
-template <RtwKernelMath kMath>
+template <ToeplitzWeightKernelMath kMath>
 __device__ __forceinline__ void put_singles(unsigned char* to, const uint32_t (&v)[4], int half_bytes) {
-  if constexpr (kMath == RtwKernelMath::tf32) {
+  if constexpr (kMath == ToeplitzWeightKernelMath::tf32) {
     ptx::store_shared(reinterpret_cast<uint4*>(to), make_uint4(v[0], v[1], v[2], v[3]));
   } else {
     uint32_t high[2], low[2];
@@ -81,29 +82,30 @@ __device__ __forceinline__ void put_singles(unsigned char* to, const uint32_t (&
 
 // Rows row0 ... of a group of slots, at most as many as by_rows' groups of item_rows hold, chunks chunk0 ..., into `to`, a
 // ring of `ring` rows, from `place` on.
-struct RtwRows {
+struct ToeplitzWeightRows {
   unsigned char* to;
   int channel0, group, row0, rows, chunk0, place, ring, half_bytes;
   FastDivisor by_rows;
 };
 
 // What a thread copies: a chunk of one slot in several rows. It finds its place once and steps from row to row.
-struct RtwItem {
+struct ToeplitzWeightItem {
   const unsigned char* from;  // in the first row; may lie outside the tensor
   int to;                     // bytes from the start of the ring
   int iy, left;               // input row, rows to copy
   int columns;                // from here to the end of a row; <= 0: there are none to copy
 };
 
-template <RtwKernelMath kMath>
-__device__ __forceinline__ RtwItem find_item(const RtwArgs& a, const RtwTensor& t, const RtwRows& r, int rest) {
-  using L = RtwLayout<kMath>;
+template <ToeplitzWeightKernelMath kMath>
+__device__ __forceinline__ ToeplitzWeightItem find_item(const ToeplitzWeightArgs& a, const ToeplitzWeightTensor& t,
+                                                        const ToeplitzWeightRows& r, int rest) {
+  using L = ToeplitzWeightLayout<kMath>;
   const int chunk = divide(rest, t.by_chunks), row = divide(rest, r.by_rows) * a.item_rows;
   const int unit = divide(rest, t.by_units);  // of the block's channels
   const int s = r.group * L::kSlots + rest, image = s >> a.split_log2;
   const int in_block = a.channels_last ? unit * t.access / L::kElement : unit, channel = r.channel0 + in_block;
   const int ix = (r.chunk0 + chunk) * 8;
-  RtwItem item;
+  ToeplitzWeightItem item;
   item.iy = r.row0 + row + (s - (image << a.split_log2)) * a.split_rows;
   item.left = min(r.rows - row, a.item_rows);
   int place = r.place + row;
@@ -129,10 +131,10 @@ __device__ __forceinline__ void copy_piece(unsigned char* to, const unsigned cha
 
 // channels_last: 8 columns of one channel or, of 16-bit types that allow it, of two, `second` bytes apart. Four at a time,
 // to save registers.
-template <RtwKernelMath kMath>
+template <ToeplitzWeightKernelMath kMath>
 __device__ __forceinline__ void copy_pixels(unsigned char* to, const unsigned char* from, int columns, int64_t pixel,
                                             bool two, int second, int half_bytes) {
-  using L = RtwLayout<kMath>;
+  using L = ToeplitzWeightLayout<kMath>;
 #pragma unroll 1
   for (int part = 0; part < 2; ++part, columns -= 4, to += L::kPiece / 2) {
     uint32_t v[4];
@@ -154,7 +156,7 @@ __device__ __forceinline__ void copy_pixels(unsigned char* to, const unsigned ch
 }
 
 // NCHW float32 that is split on its way.
-template <RtwKernelMath kMath>
+template <ToeplitzWeightKernelMath kMath>
 __device__ __forceinline__ void copy_singles(unsigned char* to, const unsigned char* from, int columns, int access,
                                              int half_bytes) {
   uint32_t v[2][4];
@@ -177,9 +179,10 @@ __device__ __forceinline__ void copy_singles(unsigned char* to, const unsigned c
 // Fetches rows; zeros outside the map, the batch and the channels. All is computed from the thread's number again on
 // every call: the registers belong to the accumulators. kBatch: pieces of rows that start anywhere in flight together, 1
 // where registers are few.
-template <RtwKernelMath kMath, int kBatch>
-__device__ __forceinline__ void load_rows(const RtwArgs& a, const RtwTensor& t, const RtwRows& r) {
-  using L = RtwLayout<kMath>;
+template <ToeplitzWeightKernelMath kMath, int kBatch>
+__device__ __forceinline__ void load_rows(const ToeplitzWeightArgs& a, const ToeplitzWeightTensor& t,
+                                          const ToeplitzWeightRows& r) {
+  using L = ToeplitzWeightLayout<kMath>;
   if (r.rows <= 0) return;
   const int row_bytes = a.block_channels * t.chunks * L::kChunk;
   const int items = t.chunks * r.by_rows.divisor * t.by_units.divisor * L::kSlots;
@@ -188,7 +191,7 @@ __device__ __forceinline__ void load_rows(const RtwArgs& a, const RtwTensor& t, 
   ptx::opaque(i);
 #pragma unroll 1
   for (; i < items; i += blockDim.x) {
-    RtwItem item = find_item<kMath>(a, t, r, i);
+    ToeplitzWeightItem item = find_item<kMath>(a, t, r, i);
     const auto columns = [&] { return static_cast<unsigned>(item.iy) < static_cast<unsigned>(t.h) ? item.columns : 0; };
     const auto to = [&] { return r.to + item.to; };
     const auto next = [&] {
@@ -201,7 +204,7 @@ __device__ __forceinline__ void load_rows(const RtwArgs& a, const RtwTensor& t, 
       for (; item.left > 0; next())
         copy_pixels<kMath>(to(), item.from, columns(), static_cast<int64_t>(a.c) * L::kElement,
                            t.access > L::kElement, t.chunks * L::kChunk, r.half_bytes);
-    } else if constexpr (kMath == RtwKernelMath::bf16x3) {
+    } else if constexpr (kMath == ToeplitzWeightKernelMath::bf16x3) {
 #pragma unroll 1
       for (; item.left > 0; next())
         copy_singles<kMath>(to(), item.from, columns(), t.access, r.half_bytes);

@@ -12,17 +12,17 @@
 // Inf and NaN: every tap that sees a non-finite value is non-finite. Products with the zeros beyond the edges of x and
 // grad may turn more taps of that channel into NaN; never another channel.
 #pragma once
-#include "rt_weight_tile.cuh"
-#include "rt_weight_variants.h"
-#include "weight_sum.cuh"
+#include "tile.cuh"
+#include "variants.h"
+#include "../weight_sum.cuh"
 
 namespace replknet_ext::cuda {
 
 __device__ __forceinline__ uint32_t to_tf32(uint32_t bits) { return ptx::to_tf32(ptx::as_float(bits)); }
 
-template <RtwKernelMath kMath, int kOffsets, int kRows, int kChunks, bool kWhole>
-struct RtwWarp {
-  using L = RtwLayout<kMath>;
+template <ToeplitzWeightKernelMath kMath, int kOffsets, int kRows, int kChunks, bool kWhole>
+struct ToeplitzWeightWarp {
+  using L = ToeplitzWeightLayout<kMath>;
   static constexpr int kIn = kWhole ? kChunks : kChunks + kOffsets - 1;  // chunks of an input row
   float acc[kRows][kOffsets][4];
   uint4 a[L::kHalves][kChunks];
@@ -33,16 +33,16 @@ struct RtwWarp {
   }
   // Where a lane starts to read: in a chunk of two output rows `row` bytes apart, and in two chunks of an input row.
   __device__ __forceinline__ static int lane_a(int lane, int row) {
-    if constexpr (kMath == RtwKernelMath::tf32) return (lane & 3) * L::kPiece + (lane >> 2) * 4;
+    if constexpr (kMath == ToeplitzWeightKernelMath::tf32) return (lane & 3) * L::kPiece + (lane >> 2) * 4;
     else return (lane >> 3 & 1) * row + ((lane >> 4) * 8 + (lane & 7)) * L::kPiece;
   }
   __device__ __forceinline__ static int lane_b(int lane) {
-    if constexpr (kMath == RtwKernelMath::tf32) return (lane & 3) * L::kPiece + (lane >> 2) * 4;
+    if constexpr (kMath == ToeplitzWeightKernelMath::tf32) return (lane & 3) * L::kPiece + (lane >> 2) * 4;
     else return (lane >> 4) * L::kChunk + (lane & 15) * L::kPiece;
   }
   // p, here and below: with the lane's offset
   __device__ __forceinline__ static uint4 load_chunk(const unsigned char* p, int row) {
-    if constexpr (kMath == RtwKernelMath::tf32) {
+    if constexpr (kMath == ToeplitzWeightKernelMath::tf32) {
       const uint32_t* w = reinterpret_cast<const uint32_t*>(p);
       return make_uint4(w[0], w[row / 4], w[L::kPiece], w[row / 4 + L::kPiece]);  // kPiece words: 4 slots
     } else {
@@ -57,35 +57,35 @@ struct RtwWarp {
 #pragma unroll
       for (int c = 0; c < kChunks; ++c) {
         uint4 v = load_chunk(p + half * half_bytes + c * L::kChunk, row);
-        if constexpr (kMath == RtwKernelMath::tf32)
+        if constexpr (kMath == ToeplitzWeightKernelMath::tf32)
           v = make_uint4(to_tf32(v.x), to_tf32(v.y), to_tf32(v.z), to_tf32(v.w));
         a[half][c] = v;
       }
   }
   // A chunk's sum, spread over lanes: 8 of them (a product with ones) or, in tf32, all, which keeps what tf32 would round.
   __device__ __forceinline__ static float sum_chunk(const unsigned char* p, int row, int half_bytes) {
-    if constexpr (kMath == RtwKernelMath::tf32) {
+    if constexpr (kMath == ToeplitzWeightKernelMath::tf32) {
       const uint4 v = load_chunk(p, row);
       return (ptx::as_float(v.x) + ptx::as_float(v.y)) + (ptx::as_float(v.z) + ptx::as_float(v.w));
     } else {
-      constexpr uint32_t kOnes = kMath == RtwKernelMath::f16 ? 0x3c003c00 : 0x3f803f80;
+      constexpr uint32_t kOnes = kMath == ToeplitzWeightKernelMath::f16 ? 0x3c003c00 : 0x3f803f80;
       const uint32_t ones[2] = {kOnes, kOnes};
       float sum[4] = {0.f, 0.f, 0.f, 0.f};
 #pragma unroll
       for (int half = 0; half < L::kHalves; ++half)
-        ptx::mma<kMath != RtwKernelMath::f16>(sum, load_chunk(p + half * half_bytes, row), ones);
+        ptx::mma<kMath != ToeplitzWeightKernelMath::f16>(sum, load_chunk(p + half * half_bytes, row), ones);
       return sum[0] + sum[2];
     }
   }
   __device__ __forceinline__ void product(float (&d)[4], int c, const uint32_t (&b)[L::kHalves][4], int at) {
-    if constexpr (kMath == RtwKernelMath::tf32) {
+    if constexpr (kMath == ToeplitzWeightKernelMath::tf32) {
       ptx::mma_tf32(d, a[0][c], b[0] + at);
-    } else if constexpr (kMath == RtwKernelMath::bf16x3) {
+    } else if constexpr (kMath == ToeplitzWeightKernelMath::bf16x3) {
       ptx::mma<true>(d, a[1][c], b[0] + at);
       ptx::mma<true>(d, a[0][c], b[1] + at);
       ptx::mma<true>(d, a[0][c], b[0] + at);
     } else {
-      ptx::mma<kMath == RtwKernelMath::bf16>(d, a[0][c], b[0] + at);
+      ptx::mma<kMath == ToeplitzWeightKernelMath::bf16>(d, a[0][c], b[0] + at);
     }
   }
   // The products of row offset j with an input row, of which the chunks [first, last) lie inside the image.
@@ -93,7 +93,7 @@ struct RtwWarp {
     uint32_t b[L::kHalves][4];
 #pragma unroll
     for (int q = 0; q < kIn; ++q) {
-      if constexpr (kMath == RtwKernelMath::tf32) {
+      if constexpr (kMath == ToeplitzWeightKernelMath::tf32) {
         const uint32_t* w = reinterpret_cast<const uint32_t*>(row + q * L::kChunk);
         b[0][0] = to_tf32(w[0]), b[0][1] = to_tf32(w[L::kPiece]);
       } else if (q % 2 == 0) {
@@ -107,22 +107,22 @@ struct RtwWarp {
 #pragma unroll
       for (int d = 0; d < kOffsets; ++d) {
         const int c = kWhole ? q - d + kOffsets / 2 : q - d;
-        if (c >= 0 && c < kChunks) product(acc[j][d], c, b, kMath == RtwKernelMath::tf32 ? 0 : q % 2 * 2);
+        if (c >= 0 && c < kChunks) product(acc[j][d], c, b, kMath == ToeplitzWeightKernelMath::tf32 ? 0 : q % 2 * 2);
       }
     }
   }
 };
 
 // The part of the filter and of the batch that a block computes, and where its sums go.
-struct RtwPart {
+struct ToeplitzWeightPart {
   int channel0, dy0, dy_end, d_first;       // row offsets [dy0, dy_end), chunk offsets from d_first on
   int ky_low, ky_high, kx_low, kx_high;     // the taps it writes
   bool first;                               // the part that sums the bias gradient
 };
 
 template <int kOffsets>
-__device__ __forceinline__ RtwPart find_part(const RtwArgs& a, int row_offsets) {
-  RtwPart p;
+__device__ __forceinline__ ToeplitzWeightPart find_part(const ToeplitzWeightArgs& a, int row_offsets) {
+  ToeplitzWeightPart p;
   int x = blockIdx.x;
   ptx::opaque(x);
   const int parts = a.parts_down * a.parts_along, block = x / parts, part = x - block * parts;
@@ -141,7 +141,7 @@ __device__ __forceinline__ RtwPart find_part(const RtwArgs& a, int row_offsets) 
   return p;
 }
 
-__device__ __forceinline__ void store_sum(const RtwArgs& a, int64_t channel, int tap, float v) {
+__device__ __forceinline__ void store_sum(const ToeplitzWeightArgs& a, int64_t channel, int tap, float v) {
   const int taps = a.kh * a.kw;
   if (a.partial) {
     a.partial[(static_cast<int64_t>(blockIdx.y) * a.c + channel) * (taps + 1) + tap] = v;
@@ -158,8 +158,8 @@ __device__ __forceinline__ void store_sum(const RtwArgs& a, int64_t channel, int
 // neighbouring diagonals, 16 bytes at a time.
 // tile: this warp's; sums: [2][row offset][diagonal] of a channel.
 template <int kOffsets, int kRows>
-__device__ __forceinline__ void sum_diagonals(const RtwArgs& a, const float (&acc)[kRows][kOffsets][4], float* tile,
-                                              float* sums, int own, int offsets) {
+__device__ __forceinline__ void sum_diagonals(const ToeplitzWeightArgs& a, const float (&acc)[kRows][kOffsets][4],
+                                              float* tile, float* sums, int own, int offsets) {
   constexpr int kColumns = sum_columns(kOffsets), kPitch = kColumns + 4, kHalf = half_floats(kOffsets);
   constexpr int kQuads = kColumns / 4, kAtOnce = rows_at_once(kOffsets), kTile = tile_floats(kOffsets);
   const int lane = threadIdx.x & 31, m = lane >> 2;
@@ -193,13 +193,14 @@ __device__ __forceinline__ void sum_diagonals(const RtwArgs& a, const float (&ac
 }
 
 // The block's sums, from its warps' tiles. All is found again, so that the products need not keep it in registers.
-template <RtwKernelMath kMath, int kOffsets, int kRows, bool kWhole>
-__device__ __forceinline__ void finish(const RtwArgs& a, const float (&acc)[kRows][kOffsets][4], unsigned char* smem) {
-  using L = RtwLayout<kMath>;
+template <ToeplitzWeightKernelMath kMath, int kOffsets, int kRows, bool kWhole>
+__device__ __forceinline__ void finish(const ToeplitzWeightArgs& a, const float (&acc)[kRows][kOffsets][4],
+                                       unsigned char* smem) {
+  using L = ToeplitzWeightLayout<kMath>;
   int thread = threadIdx.x;
   ptx::opaque(thread);
   const int lane = thread & 31, warp = thread >> 5, in_block = warp / a.row_warps, own = warp - in_block * a.row_warps;
-  const RtwPart p = find_part<kOffsets>(a, a.row_warps * kRows);
+  const ToeplitzWeightPart p = find_part<kOffsets>(a, a.row_warps * kRows);
   const bool sums_bias = a.grad_bias && p.first;
   float* const bias = reinterpret_cast<float*>(smem + a.plane_bytes * L::kHalves) + thread;
   constexpr int kColumns = sum_columns(kOffsets);
@@ -211,7 +212,7 @@ __device__ __forceinline__ void finish(const RtwArgs& a, const float (&acc)[kRow
   sum_diagonals<kOffsets, kRows>(a, acc, tiles + warp * kTile, warp_sums, own, offsets);
   if (sums_bias) {  // lanes hold pixels (and, in tf32, slots): add them in a fixed order
     float v = *bias;
-    if (kMath == RtwKernelMath::tf32) v += __shfl_xor_sync(~0u, v, 1), v += __shfl_xor_sync(~0u, v, 2);
+    if (kMath == ToeplitzWeightKernelMath::tf32) v += __shfl_xor_sync(~0u, v, 1), v += __shfl_xor_sync(~0u, v, 2);
     v += __shfl_xor_sync(~0u, v, 4), v += __shfl_xor_sync(~0u, v, 8), v += __shfl_xor_sync(~0u, v, 16);
     if (lane == 0) *bias = v;
   }
@@ -238,16 +239,16 @@ __device__ __forceinline__ void finish(const RtwArgs& a, const float (&acc)[kRow
   }
 }
 
-template <RtwKernelMath kMath, int kOffsets, int kRows, int kChunks, bool kWhole, int kWarps>
-__global__ void __launch_bounds__(kWarps * 32, 1) rt_weight_kernel(const __grid_constant__ RtwArgs a) {
+template <ToeplitzWeightKernelMath kMath, int kOffsets, int kRows, int kChunks, bool kWhole, int kWarps>
+__global__ void __launch_bounds__(kWarps * 32, 1) toeplitz_weight_kernel(const __grid_constant__ ToeplitzWeightArgs a) {
   DYN_SMEM(smem);
-  using L = RtwLayout<kMath>;
-  using Warp = RtwWarp<kMath, kOffsets, kRows, kChunks, kWhole>;
+  using L = ToeplitzWeightLayout<kMath>;
+  using Warp = ToeplitzWeightWarp<kMath, kOffsets, kRows, kChunks, kWhole>;
   constexpr int kBatch = kOffsets * kRows <= 8 ? 2 : 1;  // few accumulators leave registers for more
   // the shuffle tells nvcc that a warp's number is the same in all its lanes
   const int lane = threadIdx.x & 31, warp = __shfl_sync(~0u, static_cast<int>(threadIdx.x >> 5), 0);
   const int in_block = warp / a.row_warps, own = warp - in_block * a.row_warps;
-  const RtwPart p = find_part<kOffsets>(a, a.row_warps * kRows);
+  const ToeplitzWeightPart p = find_part<kOffsets>(a, a.row_warps * kRows);
   const int row_base = p.dy0 - a.pad_top;  // input row of the first row offset at output row 0
   const int x_row = a.block_channels * Warp::kIn * L::kChunk, grad_row = a.block_channels * kChunks * L::kChunk;
   const int start = min(max(row_base, a.row_first), a.row_end);  // first input row of a job

@@ -1,4 +1,4 @@
-// The table of rt_weight kernels: one line a variant. A variant's number is its place here; add new ones at the end.
+// The table of toeplitz_weight kernels: one line a variant. A variant's number is its place here; add new ones at the end.
 #pragma once
 
 // name: offsets x chunks, w = rows of at most that many chunks, input and output; t = column tiles with a halo
@@ -6,7 +6,7 @@
 // offsets: chunk offsets of the filter, rows: row offsets, both of a warp; chunks: of an output row (of a tile)
 // warps: at most, a block; it bounds the registers
 //  X(name,               math,   offsets, rows, chunks, whole, warps)
-#define RT_WEIGHT_VARIANTS(X)                                                            \
+#define TOEPLITZ_WEIGHT_VARIANTS(X)                                                            \
   X("rtw_5x7_w",          half,   5, 4, 7, true, 16)  /* 56 K31 */                       \
   X("rtw_5x4_w",          half,   5, 4, 4, true, 16)  /* 28 K29, 24 K27 */               \
   X("rtw_3x2_w",          half,   3, 7, 2, true, 16)  /* 14 K27, 12 and 16 wide */       \
@@ -24,20 +24,20 @@
 
 namespace replknet_ext::cuda {
 
-enum class RtwMath { half, tf32, bf16x3 };
+enum class ToeplitzWeightMath { half, tf32, bf16x3 };
 
-struct RtwVariant {
+struct ToeplitzWeightVariant {
   const char* name;
-  RtwMath math;
+  ToeplitzWeightMath math;
   int offsets, rows, chunks;
   bool whole;
   int warps;
 };
 
-#define RT_ROW(name, math, offsets, rows, chunks, whole, warps) \
-  {name, RtwMath::math, offsets, rows, chunks, whole, warps},
-inline constexpr RtwVariant kRtWeight[] = {RT_WEIGHT_VARIANTS(RT_ROW)};
-#undef RT_ROW
-inline constexpr int kRtWeightCount = sizeof kRtWeight / sizeof kRtWeight[0];
+#define TOEPLITZ_ROW(name, math, offsets, rows, chunks, whole, warps) \
+  {name, ToeplitzWeightMath::math, offsets, rows, chunks, whole, warps},
+inline constexpr ToeplitzWeightVariant kToeplitzWeight[] = {TOEPLITZ_WEIGHT_VARIANTS(TOEPLITZ_ROW)};
+#undef TOEPLITZ_ROW
+inline constexpr int kToeplitzWeightCount = sizeof kToeplitzWeight / sizeof kToeplitzWeight[0];
 
 }  // namespace replknet_ext::cuda

@@ -18,8 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .base import CYCLES_PER_US, Backend, Candidate, Problem, ordered, outside_raw_ops, sizes_of
-from .triton_kernels import configs
+from ..base import CYCLES_PER_US, Backend, Candidate, Problem, ordered, outside_raw_ops, sizes_of
+from . import tiles as configs
 
 #: The oldest triton that the kernels run on, and the newest that they are tested with. A newer one, which a newer torch
 #: brings, is tried with a warning.
@@ -50,7 +50,7 @@ WHY_NOT = _version_problem()
 
 @functools.cache
 def _import() -> tuple[Any, str | None]:
-    """The module `triton_kernels.launch`, or why it can't be imported. Warns, once, of a triton that is too new."""
+    """The module `triton.launch`, or why it can't be imported. Warns, once, of a triton that is too new."""
     if (_version() or NEWEST) > NEWEST:
         warnings.warn(
             f"replknet_ext: triton {metadata.version('triton')} is newer than {'.'.join(map(str, NEWEST))}, the newest "
@@ -59,7 +59,7 @@ def _import() -> tuple[Any, str | None]:
             stacklevel=2,
         )
     try:
-        return importlib.import_module(".triton_kernels.launch", __package__), None
+        return importlib.import_module(".launch", __package__), None
     except (ImportError, RuntimeError) as error:
         return None, f"triton could not be imported: {error}"
 

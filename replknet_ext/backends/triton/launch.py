@@ -12,12 +12,12 @@ import triton
 from torch import Tensor
 from torch._prims_common import suggest_memory_format
 
-from ..triton import shared_bytes
-from . import configs, fma, forward, weight
-from .configs import Sizes, Sliding, Toeplitz, Weight, cdiv, power_of_2
+from . import sliding_fwd, tiles, toeplitz_fwd, toeplitz_weight
+from .backend import shared_bytes
+from .tiles import Sizes, Sliding, Toeplitz, Weight, cdiv, power_of_2
 
 #: Whether kernels run in triton's interpreter, on CPU tensors (TRITON_INTERPRET=1 when this module is imported).
-INTERPRETED = not isinstance(forward.toeplitz_fwd, triton.JITFunction)
+INTERPRETED = not isinstance(toeplitz_fwd.toeplitz_fwd, triton.JITFunction)
 
 #: The default of triton is in transition; asked for in words it means the same in all versions.
 COMMON: dict[str, Any] = {"enable_fp_fusion": True}
@@ -80,7 +80,7 @@ def convolve(
     sizes = Sizes(n, c, h, w, kh, kw, size[2], size[3], top, left)
     last = _is_channels_last(x)
     if tile is None:
-        tile = configs.forward(sizes, _name(x.dtype), precision, last, shared_bytes(x.device), variant)
+        tile = tiles.forward(sizes, _name(x.dtype), precision, last, shared_bytes(x.device), variant)
         if isinstance(tile, Toeplitz) and x.stride(3) != 1:
             # Rows that are not contiguous would be read, and written, an element at a time: copies are cheaper.
             x = x.contiguous()
@@ -97,24 +97,24 @@ def _toeplitz(
     flip: bool,
 ) -> None:  # fmt: skip
     element = x.element_size()
-    row = configs.table_row(s.kw)
+    row = tiles.table_row(s.kw)
     filters = weight
     if t.TABLE:
         filters = torch.empty(s.c * s.kh * 8 * row, dtype=x.dtype, device=x.device)
-        forward.filter_table[(cdiv(filters.numel(), 1024),)](
+        toeplitz_fwd.filter_table[(cdiv(filters.numel(), 1024),)](
             weight, filters, s.c, s.kh, s.kw, weight.stride(0), weight.stride(2), weight.stride(3),
-            FLIP=flip, JL=row, Q0=configs.table_origin(s.kw), BLOCK=1024, num_warps=4, **COMMON,
+            FLIP=flip, JL=row, Q0=tiles.table_origin(s.kw), BLOCK=1024, num_warps=4, **COMMON,
         )  # fmt: skip
     unit = _unit(element, (*x.stride()[:3], s.w))
     out_unit = _unit(element, (*out.stride()[:3], s.wo))
     row_tiles, col_tiles, image_tiles = cdiv(s.ho, t.R * t.G), cdiv(s.wo, t.BX), cdiv(s.n, t.BI)
-    forward.toeplitz_fwd[(s.c * row_tiles * col_tiles * image_tiles,)](
+    toeplitz_fwd.toeplitz_fwd[(s.c * row_tiles * col_tiles * image_tiles,)](
         x, filters, bias if bias is not None else x, out,
         s.n, s.h, s.w // unit, s.ho, s.wo // out_unit, s.kh, s.kw, s.top, s.left,
         *_scaled(x.stride(), unit), weight.stride(0), weight.stride(2), weight.stride(3),
         *_scaled(out.stride(), out_unit), row_tiles, col_tiles, image_tiles,
         UNIT=unit, OUT_UNIT=out_unit, BI=t.BI, G=t.G, R=t.R, BX=t.BX, KR=t.KR, BXI=t.BXI, TABLE=t.TABLE, JL=row,
-        Q0=configs.table_origin(s.kw), FLIP=flip, HAS_BIAS=bias is not None, ACTIVATION=activation,
+        Q0=tiles.table_origin(s.kw), FLIP=flip, HAS_BIAS=bias is not None, ACTIVATION=activation,
         PRECISION=_precision(x.dtype, precision), INTERPRETED=INTERPRETED,
         num_warps=t.num_warps, num_stages=t.num_stages, **COMMON,
     )  # fmt: skip
@@ -131,7 +131,7 @@ def _sliding(
     else:
         col_tiles, outer = cdiv(s.wo, t.Q), s.c * cdiv(s.n, t.P)
     row_tiles = cdiv(s.ho, t.R)
-    fma.sliding_fwd[(row_tiles * col_tiles * outer,)](
+    sliding_fwd.sliding_fwd[(row_tiles * col_tiles * outer,)](
         x, weight, bias if bias is not None else x, out,
         s.n, s.c, s.h, s.w, s.ho, s.wo, s.kh, s.kw, s.top, s.left,
         *x.stride(), weight.stride(0), weight.stride(2), weight.stride(3), *out.stride(),
@@ -205,21 +205,21 @@ def correlate(
         return grad_weight.zero_(), grad_bias.zero_() if grad_bias is not None else None
     s = Sizes(n, c, h, w, kh, kw, ho, wo, top, left)
     if tile is None:
-        tile = configs.weight(s, _name(x.dtype), precision, shared_bytes(x.device), variant)
+        tile = tiles.weight(s, _name(x.dtype), precision, shared_bytes(x.device), variant)
         # Rows that are not contiguous would be read an element at a time: copies are cheaper.
         grad, x = (v if v.stride(3) == 1 else v.contiguous() for v in (grad, x))
     t = tile
     unit = _unit(x.element_size(), (*x.stride()[:3], *grad.stride()[:3], w, wo))
-    ky_blocks, offset = cdiv(kh, t.G * t.R), configs.weight_offset(s, t)
-    floats = configs.weight_workspace(s, t)
-    slice_ = max(1, min(c, configs.MAX_WORKSPACE // (4 * floats)))
+    ky_blocks, offset = cdiv(kh, t.G * t.R), tiles.weight_offset(s, t)
+    floats = tiles.weight_workspace(s, t)
+    slice_ = max(1, min(c, tiles.MAX_WORKSPACE // (4 * floats)))
     part = torch.empty(slice_ * floats, dtype=torch.float32, device=x.device)
     part_bias = torch.empty(slice_ * t.splits, dtype=torch.float32, device=x.device) if with_bias else part
     bkx = min(64, power_of_2(kw))
     with _on(x):
         for first in range(0, c, slice_):
             channels = min(slice_, c - first)
-            weight.toeplitz_weight[(channels * ky_blocks * t.splits,)](
+            toeplitz_weight.toeplitz_weight[(channels * ky_blocks * t.splits,)](
                 grad, x, part, part_bias, n, h, w // unit, ho, wo // unit, kh, top, first,
                 *_scaled(grad.stride(), unit), *_scaled(x.stride(), unit),
                 1 if t.whole else cdiv(wo, t.BX), ky_blocks, t.splits, offset // unit,
@@ -227,7 +227,7 @@ def correlate(
                 PRECISION=_precision(x.dtype, precision), INTERPRETED=INTERPRETED,
                 num_warps=t.num_warps, num_stages=t.num_stages, **COMMON,
             )  # fmt: skip
-            weight.add_diagonals[(channels * kh, cdiv(kw, bkx))](
+            toeplitz_weight.add_diagonals[(channels * kh, cdiv(kw, bkx))](
                 part, part_bias, grad_weight, grad_bias if grad_bias is not None else grad_weight,
                 kh, kw, channels, first, t.splits, ky_blocks, left + offset,
                 G=t.G, R=t.R, BX=t.BX, BXI=t.BXI, BKX=bkx, HAS_BIAS=with_bias, INTERPRETED=INTERPRETED,

@@ -7,7 +7,7 @@ R filter rows that reach it to R rows of sums, which stay in registers.
 import triton
 import triton.language as tl
 
-from .forward import activated, rounded
+from .toeplitz_fwd import activated, rounded
 
 
 @triton.jit

@@ -10,7 +10,7 @@ floats.
 import triton
 import triton.language as tl
 
-from .forward import rounded
+from .toeplitz_fwd import rounded
 
 
 @triton.jit

@@ -36,7 +36,7 @@ BUDGETS: dict[str, Budget] = {
 
 def variants() -> dict[tuple[str, int, int], str]:
     """(pass, q, p) of every line of the two tables of variants."""
-    text = (CUDA / "fft_variants.h").read_text()
+    text = (CUDA / "fft/variants.h").read_text()
     found = {}
     for pass_ in ("fwd", "weight"):
         table = text.split(f"#define FFT_{pass_.upper()}_VARIANTS(X)")[1].split("\n\n")[0]
@@ -52,5 +52,5 @@ def variant_of(symbol: str) -> str | None:
 
 
 FAMILY = Family(
-    "fft", {"fft_fwd.cu": ARCHS, "fft_weight.cu": ARCHS}, BUDGETS, variant_of, list(variants().values()), work="FFMA"
+    "fft", {"fft/fwd.cu": ARCHS, "fft/weight.cu": ARCHS}, BUDGETS, variant_of, list(variants().values()), work="FFMA"
 )

@@ -19,7 +19,7 @@ def fft(*sizes: int, k: int | tuple[int, int], **rest: object) -> Case:
 
 
 def check_close(emulator: ModuleType, case: Case, inputs: Inputs | None = None) -> dict[str, torch.Tensor]:
-    """Random data against the float64 oracle, within the tolerance of tests/cases.py."""
+    """Random data against the float64 oracle, within the tolerance of tests/helpers/cases.py."""
     inputs = harness.random_inputs(case) if inputs is None else inputs
     got, want = harness.run(emulator, case, inputs), harness.reference(case, inputs)
     if case.n == 0:  # launches nothing, in any family: the op itself makes the gradients zeros
@@ -51,7 +51,7 @@ def variant_cases(emulator: ModuleType, pass_: str) -> dict[str, Case]:
 
 def cut_variants(cuda: Path, kept: tuple[str, ...] = ("fft_14", "fft_20")) -> None:
     """Leaves few lengths in a copy of the sources, so that a mutant builds in seconds."""
-    path = cuda / "fft_variants.h"
+    path = cuda / "fft/variants.h"
     lines = path.read_text().split("\n")
     rows = [i for i, line in enumerate(lines) if line.startswith('  X("fft_')]
     last = {i for i in rows if i + 1 not in rows}

@@ -10,9 +10,10 @@ import pytest
 import reference as oracle
 import torch
 from emulator_harness import A100, H200, RTX4090, RTX5090, Case
-from fft_harness import PASSES, check_close, fft, variant_cases
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
+from .harness import PASSES, check_close, fft, variant_cases
 
 ONE_SM = (90, 1, 227 << 10, 228 << 10)  # nothing to split a channel for
 SMALLEST = (86, 1, 48 << 10, 49 << 10)  # a device that grants no opt-in shared memory

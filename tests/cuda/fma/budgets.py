@@ -17,7 +17,7 @@ BUDGETS: dict[str, Budget] = {
 
 def names(macro: str, type_: str) -> dict[tuple[int, int], str]:
     """Template arguments (rows, bwd_weight) of the lines of a variants table."""
-    text = (CUDA / "fma_variants.h").read_text().split(f"#define {macro}(X)", 1)[1].split("\n\n", 1)[0]
+    text = (CUDA / "fma/variants.h").read_text().split(f"#define {macro}(X)", 1)[1].split("\n\n", 1)[0]
     rows = re.findall(rf'X\("(\w+)",\s*{type_},\s*(\d+),', text)
     fwd = {(int(row), 0): f"fma_{name}" for name, row in rows}
     return fwd | {(int(row), 1): f"fma_weight_{name}" for name, row in rows}
@@ -31,7 +31,7 @@ def variant_of(symbol: str) -> str | None:
 
 FAMILY = Family(
     "fma",
-    {"fma_f32.cu": ARCHS},
+    {"fma/f32.cu": ARCHS},
     BUDGETS,
     variant_of,
     list(names("FMA_VARIANTS", "float").values()),

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import re
 
-from budgets_fma import names
 from cuda_budgets import ARCHS, Budget, Family
+
+from .budgets import names
 
 # registers of sm_80, 86, 89, 90a, 100, 120; DFMA, LDSM, LDS, share
 BUDGETS: dict[str, Budget] = {
@@ -22,7 +23,7 @@ def variant_of(symbol: str) -> str | None:
 
 FAMILY = Family(
     "fma_f64",
-    {"fma_f64.cu": ARCHS},
+    {"fma/f64.cu": ARCHS},
     BUDGETS,
     variant_of,
     list(names("FMA_VARIANTS_F64", "double").values()),

@@ -13,54 +13,70 @@ NAN = float("nan")
 
 # name: (file, text, replacement)
 BUGS = {
-    "no wait for the input": ("fma.cuh", "    ptx::cp_async_wait<0>();\n", ""),
-    "no barrier after the load": ("fma.cuh", "wait<0>();\n    __syncthreads();\n", "wait<0>();\n"),
-    "no barrier between rounds": ("fma.cuh", "    if (round > 0) __syncthreads();", "    "),
-    "no barrier before the slices": ("fma.cuh", "    __syncthreads();\n    if (warp >= items", "    if (warp >= items"),
+    "no wait for the input": ("fma/fma.cuh", "    ptx::cp_async_wait<0>();\n", ""),
+    "no barrier after the load": ("fma/fma.cuh", "wait<0>();\n    __syncthreads();\n", "wait<0>();\n"),
+    "no barrier between rounds": ("fma/fma.cuh", "    if (round > 0) __syncthreads();", "    "),
+    "no barrier before the slices": (
+        "fma/fma.cuh",
+        "    __syncthreads();\n    if (warp >= items",
+        "    if (warp >= items",
+    ),
     "no barrier after the slices": (
-        "fma.cuh",
+        "fma/fma.cuh",
         "= sums.acc[i / 4][i % 4];\n    __syncthreads();",
         "= sums.acc[i / 4][i % 4];",
     ),
     "no barrier before the bias gradient's sum": (
-        "fma.cuh",
+        "fma/fma.cuh",
         "      input[threadIdx.x] = grad_sum;\n      __syncthreads();\n",
         "      input[threadIdx.x] = grad_sum;\n",
     ),
-    "a slice is lost": ("fma.cuh", "for (int slice = 1; slice < a.slices", "for (int slice = 1; slice + 1 < a.slices"),
-    "a slice starts too high": ("fma.cuh", "item / items * a.slice_rows, f", "item / items * (a.slice_rows + 1), f"),
-    "an image is lost": ("fma.cuh", "for (int bit = channels; bit", "for (int bit = 2 * channels; bit"),
-    "sums are not cleared": ("fma.cuh", "if (!kWeight && round == 0) sums.clear();", ""),
-    "no zero rows for merged groups": ("fma.cuh", "(a.merge - 1) * kRows;", "0;"),
-    "the last row is clipped": ("fma.cuh", "rows - 1, a.h + above - y0)", "rows - 1, a.h + above - y0 - 1)"),
-    "the first window is clipped": ("fma.cuh", "max(t0, low_window - (group_x0", "max(t0, low_window + 1 - (group_x0"),
-    "the last window is clipped": ("fma.cuh", "min(t_end - 1, high_window - ", "min(t_end - 1, high_window - 1 - "),
-    "the row order repeats a group": ("fma.cuh", "groups / 2 - (i + 1) / 2", "groups / 2 - i / 2"),
-    "ragged rows are stored": ("fma.cuh", "if (y + i < a.oh) ", ""),
+    "a slice is lost": (
+        "fma/fma.cuh",
+        "for (int slice = 1; slice < a.slices",
+        "for (int slice = 1; slice + 1 < a.slices",
+    ),
+    "a slice starts too high": (
+        "fma/fma.cuh",
+        "item / items * a.slice_rows, f",
+        "item / items * (a.slice_rows + 1), f",
+    ),
+    "an image is lost": ("fma/fma.cuh", "for (int bit = channels; bit", "for (int bit = 2 * channels; bit"),
+    "sums are not cleared": ("fma/fma.cuh", "if (!kWeight && round == 0) sums.clear();", ""),
+    "no zero rows for merged groups": ("fma/fma.cuh", "(a.merge - 1) * kRows;", "0;"),
+    "the last row is clipped": ("fma/fma.cuh", "rows - 1, a.h + above - y0)", "rows - 1, a.h + above - y0 - 1)"),
+    "the first window is clipped": (
+        "fma/fma.cuh",
+        "max(t0, low_window - (group_x0",
+        "max(t0, low_window + 1 - (group_x0",
+    ),
+    "the last window is clipped": ("fma/fma.cuh", "min(t_end - 1, high_window - ", "min(t_end - 1, high_window - 1 - "),
+    "the row order repeats a group": ("fma/fma.cuh", "groups / 2 - (i + 1) / 2", "groups / 2 - i / 2"),
+    "ragged rows are stored": ("fma/fma.cuh", "if (y + i < a.oh) ", ""),
     "ragged columns are stored": ("ptx.cuh", "if (i < count) to[i * stride]", "to[i * stride]"),
     "bias after the activation": (
-        "fma.cuh",
+        "fma/fma.cuh",
         "fma_activate(sums.acc[i / 4][i % 4] + bias, a.activation)",
         "fma_activate(sums.acc[i / 4][i % 4], a.activation) + bias",
     ),
-    "channels share a filter": ("fma.cuh", "w.plane & (channels - 1)) * a.f_plane", "0) * a.f_plane"),
-    "an edge row too many": ("fma_tile.cuh", "max(0, p.k - f_rows + 1), high", "max(0, p.k - f_rows), high"),
-    "an edge row too few": ("fma_tile.cuh", "high = min(rows - 1, p.k);", "high = min(rows - 1, p.k - 1);"),
-    "rotation off by one": ("fma_tile.cuh", "w[(u - i + kRows) % kRows]", "w[(u - i + 1 + kRows) % kRows]"),
-    "the first filter rows are not passed on": ("fma_tile.cuh", "w[u + 1] = ptx", "w[u] = ptx"),
-    "the last filter rows are mixed up": ("fma_tile.cuh", "w[i - u - 1]);", "w[i - u]);"),
-    "a missing tap multiplies": ("fma_tile.cuh", "else if (high == 4) part<1, 4>", "else if (high == 4) part<0, 4>"),
-    "a tap is lost": ("fma_tile.cuh", "else if (high == 2) part<0, 2>", "else if (high == 2) part<0, 1>"),
-    "the border is not cleared": ("fma_tile.cuh", "else target[x] = T(0);", ""),
-    "the tail of zeros is missing": ("fma_tile.cuh", "p.rows + (p.tail > 0)", "p.rows"),
-    "a batch's end is read": ("fma_tile.cuh", "image + n < image_end && ", ""),
+    "channels share a filter": ("fma/fma.cuh", "w.plane & (channels - 1)) * a.f_plane", "0) * a.f_plane"),
+    "an edge row too many": ("fma/tile.cuh", "max(0, p.k - f_rows + 1), high", "max(0, p.k - f_rows), high"),
+    "an edge row too few": ("fma/tile.cuh", "high = min(rows - 1, p.k);", "high = min(rows - 1, p.k - 1);"),
+    "rotation off by one": ("fma/tile.cuh", "w[(u - i + kRows) % kRows]", "w[(u - i + 1 + kRows) % kRows]"),
+    "the first filter rows are not passed on": ("fma/tile.cuh", "w[u + 1] = ptx", "w[u] = ptx"),
+    "the last filter rows are mixed up": ("fma/tile.cuh", "w[i - u - 1]);", "w[i - u]);"),
+    "a missing tap multiplies": ("fma/tile.cuh", "else if (high == 4) part<1, 4>", "else if (high == 4) part<0, 4>"),
+    "a tap is lost": ("fma/tile.cuh", "else if (high == 2) part<0, 2>", "else if (high == 2) part<0, 1>"),
+    "the border is not cleared": ("fma/tile.cuh", "else target[x] = T(0);", ""),
+    "the tail of zeros is missing": ("fma/tile.cuh", "p.rows + (p.tail > 0)", "p.rows"),
+    "a batch's end is read": ("fma/tile.cuh", "image + n < image_end && ", ""),
     "relu drops NaN": ("activation.cuh", "v > T(0) || v != v", "v > T(0)"),
-    "filter not flipped along x": ("fma_launch.cu", "-p.kw, -1}", "-p.kw, 1}"),
-    "splits are not summed": ("fma_launch.cu", "if (!split) return 0;", "return 0;"),
-    "unaligned rows": ("fma_launch.cu", " && a.ow % 4 == 0", ""),
-    "unaligned tensors": ("fma_launch.cu", " && reinterpret_cast<uint64_t>(a.out) % 16 == 0", ""),
-    "plane one row too small": ("fma_plan.cpp", "* v.rows + t.part_rows - 1);", "* v.rows + t.part_rows - 2);"),
-    "rows share a border that is not zeros": ("fma_plan.cpp", "+ origin + 3 < 0 &&", "+ origin < 0 &&"),
+    "filter not flipped along x": ("fma/launch.cu", "-p.kw, -1}", "-p.kw, 1}"),
+    "splits are not summed": ("fma/launch.cu", "if (!split) return 0;", "return 0;"),
+    "unaligned rows": ("fma/launch.cu", " && a.ow % 4 == 0", ""),
+    "unaligned tensors": ("fma/launch.cu", " && reinterpret_cast<uint64_t>(a.out) % 16 == 0", ""),
+    "plane one row too small": ("fma/plan.cpp", "* v.rows + t.part_rows - 1);", "* v.rows + t.part_rows - 2);"),
+    "rows share a border that is not zeros": ("fma/plan.cpp", "+ origin + 3 < 0 &&", "+ origin < 0 &&"),
 }
 
 CASES = [
@@ -85,7 +101,7 @@ CASES = [
 
 def cut(cuda: Path) -> None:
     """Leaves one line of float32."""
-    path = cuda / "fma_variants.h"
+    path = cuda / "fma/variants.h"
     before, after = path.read_text().split("#define FMA_VARIANTS(X)", 1)
     path.write_text(before + '#define FMA_VARIANTS(X) X("7x4", float, 7, 16, 1)\n\n' + after.split("\n\n", 1)[1])
 

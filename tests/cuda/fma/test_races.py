@@ -8,7 +8,8 @@ import emulator_build
 import emulator_harness as harness
 import pytest
 from emulator_harness import Case
-from test_fma import FMA_CASES, PASSES, SMALLEST, fma_case
+
+from .test_values import FMA_CASES, PASSES, SMALLEST, fma_case
 
 
 @pytest.mark.parametrize("name", FMA_CASES)
@@ -46,4 +47,4 @@ def test_bank_conflicts(race: ModuleType, pass_: str, channels_last: bool) -> No
     loads = next(i for i, line in enumerate(source, 1) if "load_quad" in line)
     places = [line.split(":") for line in harness.conflicts_by_line(race)]
     assert not any(file == "ptx.cuh" and loads <= int(number) < loads + 16 for file, number in places)
-    assert {file for file, _ in places} <= {"ptx.cuh", "fma_tile.cuh"}  # the loader
+    assert {file for file, _ in places} <= {"ptx.cuh", "fma/tile.cuh"}  # the loader

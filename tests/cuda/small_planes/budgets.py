@@ -24,7 +24,7 @@ BUDGETS: dict[str, Budget] = {
 
 def variants() -> dict[tuple[str, ...], str]:
     """(pass, numbers of the line) of every line of the tables of variants."""
-    text = (CUDA / "small_variants.h").read_text()
+    text = (CUDA / "small_planes/variants.h").read_text()
     found = {}
     for pass_ in ("fwd", "weight"):
         lines = text.split(f"#define SMALL_{pass_.upper()}_VARIANTS(X)")[1].split("\n\n")[0]
@@ -42,12 +42,12 @@ def variant_of(symbol: str) -> str | None:
 
 # The block counted is 16 input pixels of the forward, or one input row of bwd_weight.
 FAMILY = Family(
-    "small",
+    "small_planes",
     {
-        "small_fwd_bf16.cu": ARCHS,
-        "small_weight_bf16.cu": ARCHS,
-        "small_fwd_f16.cu": ("90a",),
-        "small_weight_f16.cu": ("90a",),
+        "small_planes/fwd_bf16.cu": ARCHS,
+        "small_planes/weight_bf16.cu": ARCHS,
+        "small_planes/fwd_f16.cu": ("90a",),
+        "small_planes/weight_f16.cu": ("90a",),
     },
     BUDGETS,
     variant_of,

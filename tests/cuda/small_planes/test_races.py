@@ -7,8 +7,9 @@ from types import ModuleType
 import emulator_harness as harness
 import pytest
 from emulator_harness import Case
-from test_small import RUNS, VARIANT_CASES, variant_case
-from test_small_weight import WEIGHT_CASES, weight, weight_case
+
+from .test_values import RUNS, VARIANT_CASES, variant_case
+from .test_weight import WEIGHT_CASES, weight, weight_case
 
 ONE_SM = (90, 1, 32 << 10, 33 << 10)  # with so little shared memory that blocks go on to further units
 
@@ -58,7 +59,7 @@ def test_no_race_in_odd_shapes_of_bwd_weight(race: ModuleType, case: Case, sched
 
 
 def test_bank_conflicts_of_bwd_weight(race: ModuleType) -> None:
-    """None in ldmatrix. Diagonals are rt_weight's; copies are not counted, as lanes have 3 or 4 words of a plane."""
+    """None in ldmatrix. Diagonals are toeplitz_weight's; copies are not counted, as lanes have 3 or 4 words of a plane."""
     race.set_options(banks=True)
     harness.check_exact(race, weight(64, 1, 14, 14, kernel=27, variant=weight_case(race, "small_weight_7x3").variant))
     assert race.take_counters()["ldmatrix_conflicts"] == 0

@@ -62,7 +62,7 @@ def test_bwd_input_is_exact_on_the_table(plain: ModuleType, case: table.Case, ch
 def test_every_variant_is_exact(plain: ModuleType, name: str, dtype: str) -> None:
     case = variant_case(plain, name, dtype)
     plan = plain.plan(case.problem(), case.limits, case.variant)
-    assert plan["name"] == name and plan["family"] == "small"
+    assert plan["name"] == name and plan["family"] == "small_planes"
     harness.check_exact(plain, case.but(bias=True, activation="relu"))
     assert plain.take_counters()["mma"] == plan["mmas"]
     harness.check_exact(plain, case.but(n=1, c=2 if case.channels_last else 1))

@@ -57,7 +57,7 @@ def test_exact_on_the_table(plain: ModuleType, case: table.Case, dtype: str) -> 
 def test_every_variant_is_exact(plain: ModuleType, name: str, dtype: str) -> None:
     case = weight_case(plain, name, dtype).but(bias=False)
     plan = plain.plan(case.problem(), case.limits, case.variant)
-    assert plan["name"] == name and plan["family"] == "small" and plan["workspace_bytes"] == 0
+    assert plan["name"] == name and plan["family"] == "small_planes" and plan["workspace_bytes"] == 0
     harness.check_exact(plain, case)
     counters = plain.take_counters()
     assert counters["mma"] == plan["mmas"] and counters["ldmatrix_conflicts"] == 0
@@ -158,7 +158,7 @@ def test_plans_fit_every_device(plain: ModuleType, limits: tuple[int, int, int, 
 
 
 def test_layers_of_the_papers_get_these_kernels(plain: ModuleType) -> None:
-    """On an H200, by the model and ahead of rt_weight; where batches are small that family is."""
+    """On an H200, by the model and ahead of toeplitz_weight; where batches are small that family is."""
     plain.only("")
     for n, name in ((64, "small_weight_7x3"), (256, "small_weight_7x3"), (8, "rtw_3x2_w")):
         assert plain.plan(weight(n, 512, 14, 14, kernel=27).problem(), H200, -1)["name"] == name

@@ -45,7 +45,7 @@ BUDGETS: dict[str, Budget] = {
 
 def names() -> dict[tuple[str, ...], str]:
     """(bwd_weight, type, taps, channels_last) of every line of the variants table, as in a mangled name."""
-    text = (CUDA / "stencil_variants.h").read_text()
+    text = (CUDA / "stencil/variants.h").read_text()
     rows = re.findall(r'X\("(\w+)",\s*(\w+),\s*(\d+), *(\w+),', text)
     kinds = {"uint16_t": "t", "float": "f", "false": "0", "true": "1"}
     return {
@@ -64,7 +64,7 @@ def variant_of(symbol: str) -> str | None:
 # The loop counted is that of an input row with all of its paths: accesses of every width, every activation.
 FAMILY = Family(
     "stencil",
-    {"stencil_half.cu": ARCHS, "stencil_f32.cu": ARCHS},
+    {"stencil/half.cu": ARCHS, "stencil/f32.cu": ARCHS},
     BUDGETS,
     variant_of,
     list(names().values()),

@@ -1,4 +1,4 @@
-"""Compile budgets of rt_fwd: fwd and bwd_input on tensor cores."""
+"""Compile budgets of toeplitz_fwd: fwd and bwd_input on tensor cores."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ BUDGETS: dict[str, Budget] = {
 
 def variant_names() -> dict[tuple[int, ...], str]:
     """Template arguments (offsets, pairs, groups, chunks, whole, rotate) of every line of the variants table."""
-    text = (CUDA / "rt_fwd_variants.h").read_text()
+    text = (CUDA / "toeplitz_fwd/variants.h").read_text()
     rows = re.findall(r'X\("(\w+)",\s*(\d+), (\d+), (\d+), (\d+),\s*(true|false),\s*(true|false),', text)
     return {(*map(int, row[1:5]), int(row[5] == "true"), int(row[6] == "true")): row[0] for row in rows}
 
@@ -47,5 +47,9 @@ def variant_of(symbol: str) -> str:
 
 # Registers are of the bf16 kernels; the fp16 ones are the same code but for one instruction's type.
 FAMILY = Family(
-    "rt_fwd", {"rt_fwd_bf16.cu": ARCHS, "rt_fwd_f16.cu": ("90a",)}, BUDGETS, variant_of, list(variant_names().values())
+    "toeplitz_fwd",
+    {"toeplitz_fwd/bf16.cu": ARCHS, "toeplitz_fwd/f16.cu": ("90a",)},
+    BUDGETS,
+    variant_of,
+    list(variant_names().values()),
 )

@@ -1,4 +1,4 @@
-"""Compile budgets of rt_fwd's staged kernels: channels_last, and float32 by tf32 and bf16x3."""
+"""Compile budgets of toeplitz_fwd's staged kernels: channels_last, and float32 by tf32 and bf16x3."""
 
 from __future__ import annotations
 
@@ -32,11 +32,11 @@ SUFFIXES = {"HALF": ("cl",), "FLOAT": ("tf32", "bf16x3")}
 
 
 def variant_names() -> dict[tuple[str, ...], str]:
-    """(suffix, offsets, pairs, chunks, whole) of every line of both tables, in the order of rt_fwd_variants.h."""
-    text = (CUDA / "rt_fwd_staged_variants.h").read_text()
+    """(suffix, offsets, pairs, chunks, whole) of every line of both tables, in the order of toeplitz_fwd/variants.h."""
+    text = (CUDA / "toeplitz_fwd/staged_variants.h").read_text()
     names = {}
     for table, suffixes in SUFFIXES.items():
-        part = text.split(f"#define RT_STAGED_{table}_VARIANTS(X)")[1].split("#define")[0]
+        part = text.split(f"#define TOEPLITZ_STAGED_{table}_VARIANTS(X)")[1].split("#define")[0]
         rows = re.findall(r'X\("(\w+)",\s*(\d+), (\d+), (\d+),\s*(true|false),', part)
         for suffix in suffixes:
             for name, *key, whole in rows:
@@ -46,7 +46,7 @@ def variant_names() -> dict[tuple[str, ...], str]:
 
 def variant_of(symbol: str) -> str | None:
     """The variant that a mangled kernel name belongs to."""
-    found = re.search(r"rt_staged_kernelIL\w+?RtModeE(\d)ELi(\d+)ELi(\d+)ELi(\d+)ELb(\d)E", symbol)
+    found = re.search(r"toeplitz_staged_kernelIL\w+?ToeplitzFwdModeE(\d)ELi(\d+)ELi(\d+)ELi(\d+)ELb(\d)E", symbol)
     if found is None:
         return None
     suffix = {"0": "cl", "1": "cl", "2": "tf32", "3": "bf16x3"}[found.group(1)]
@@ -55,12 +55,12 @@ def variant_of(symbol: str) -> str | None:
 
 # Registers are of the bf16 kernels; the fp16 ones are the same code but for one instruction's type.
 FAMILY = Family(
-    "rt_staged",
+    "toeplitz_staged",
     {
-        "rt_fwd_staged_bf16.cu": ARCHS,
-        "rt_fwd_staged_tf32.cu": ARCHS,
-        "rt_fwd_staged_bf16x3.cu": ARCHS,
-        "rt_fwd_staged_f16.cu": ("90a",),
+        "toeplitz_fwd/staged_bf16.cu": ARCHS,
+        "toeplitz_fwd/staged_tf32.cu": ARCHS,
+        "toeplitz_fwd/staged_bf16x3.cu": ARCHS,
+        "toeplitz_fwd/staged_f16.cu": ("90a",),
     },
     BUDGETS,
     variant_of,

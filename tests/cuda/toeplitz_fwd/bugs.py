@@ -15,105 +15,117 @@ KEPT = ("rt_3x2_w", "rt_3x4_t", "rt_1x1_w")
 
 # name: (file, text, replacement)
 BUGS = {
-    "no barrier before the table": ("rt_fwd.cuh", "    __syncthreads();\n    build_table", "    build_table"),
+    "no barrier before the table": (
+        "toeplitz_fwd/toeplitz_fwd.cuh",
+        "    __syncthreads();\n    build_table",
+        "    build_table",
+    ),
     "no barrier after the table": (
-        "rt_fwd.cuh",
+        "toeplitz_fwd/toeplitz_fwd.cuh",
         "    ptx::cp_async_wait<0>();\n    __syncthreads();\n",
         "    ptx::cp_async_wait<0>();\n",
     ),
-    "no wait for the input": ("rt_fwd.cuh", "    ptx::cp_async_wait<0>();\n", ""),
-    "no barrier between filter parts": ("rt_fwd.cuh", "    if (pass > 0) __syncthreads();", "    "),
+    "no wait for the input": ("toeplitz_fwd/toeplitz_fwd.cuh", "    ptx::cp_async_wait<0>();\n", ""),
+    "no barrier between filter parts": ("toeplitz_fwd/toeplitz_fwd.cuh", "    if (pass > 0) __syncthreads();", "    "),
     "transpose read too early": (
-        "rt_fwd_tile.cuh",
+        "toeplitz_fwd/tile.cuh",
         "column * 2) = ptx::from_float<kBf16>(activate(acc[c][e] + bias, a.activation));\n  __syncwarp();\n",
         "column * 2) = ptx::from_float<kBf16>(activate(acc[c][e] + bias, a.activation));\n",
     ),
     "transpose overwritten too early": (
-        "rt_fwd_tile.cuh",
+        "toeplitz_fwd/tile.cuh",
         "  __syncwarp();\n#pragma unroll\n  for (int c = 0; c < kChunks; ++c)",
         "#pragma unroll\n  for (int c = 0; c < kChunks; ++c)",
     ),
-    "warps share a scratch": ("rt_fwd.cuh", "scratch + warp * transpose_bytes(kChunks)", "scratch"),
-    "quad order": ("rt_fwd_tile.cuh", "make_uint4(here, before, after, here)", "make_uint4(here, after, before, here)"),
-    "filter not flipped along x": ("rt_fwd_tile.cuh", "row[a.flip ? a.kw - 1 - kx : kx]", "row[kx]"),
+    "warps share a scratch": ("toeplitz_fwd/toeplitz_fwd.cuh", "scratch + warp * transpose_bytes(kChunks)", "scratch"),
+    "quad order": (
+        "toeplitz_fwd/tile.cuh",
+        "make_uint4(here, before, after, here)",
+        "make_uint4(here, after, before, here)",
+    ),
+    "filter not flipped along x": ("toeplitz_fwd/tile.cuh", "row[a.flip ? a.kw - 1 - kx : kx]", "row[kx]"),
     "row groups start too low": (
-        "rt_fwd_geometry.cpp",
+        "toeplitz_fwd/geometry.cpp",
         "-(ceil_div(all_pairs, pairs) - 1) * pairs, ceil_div(h",
         "-(ceil_div(all_pairs, pairs) - 2) * pairs, ceil_div(h",
     ),
     "rotation off by one": (
-        "rt_fwd.cuh",
+        "toeplitz_fwd/toeplitz_fwd.cuh",
         "t.multiply(i, v[(u - i + kPairs) % kPairs]);\n        }",
         "t.multiply(i, v[u]);\n        }",
     ),
     "last filter row lost": (
-        "rt_fwd_geometry.cpp",
+        "toeplitz_fwd/geometry.cpp",
         "const int rows = (kh - r.ky0) / 2 + 1;",
         "const int rows = (kh - r.ky0) / 2;",
     ),
-    "plane one pair too small": ("rt_fwd_plan.cpp", ": t.part_rows) - 1);", ": t.part_rows) - 2);"),
-    "odd rows keep a neighbour": ("rt_fwd_tile.cuh", "e + 1 < columns;", "e + 1 <= columns;"),
+    "plane one pair too small": ("toeplitz_fwd/plan.cpp", ": t.part_rows) - 1);", ": t.part_rows) - 2);"),
+    "odd rows keep a neighbour": ("toeplitz_fwd/tile.cuh", "e + 1 < columns;", "e + 1 <= columns;"),
     "half a row too many": (
-        "rt_fwd_tile.cuh",
+        "toeplitz_fwd/tile.cuh",
         "if (e < columns) *reinterpret_cast<uint32_t*>(dst + e)",
         "*reinterpret_cast<uint32_t*>(dst + e)",
     ),
     "bias after the activation": (
-        "rt_fwd_tile.cuh",
+        "toeplitz_fwd/tile.cuh",
         "activate(acc[c][e] + bias, a.activation)",
         "activate(acc[c][e], a.activation) + bias",
     ),
     "channels share a filter": (
-        "rt_fwd_tile.cuh",
+        "toeplitz_fwd/tile.cuh",
         "static_cast<size_t>(channel) * a.kh * a.kw",
         "static_cast<size_t>(0) * a.kh * a.kw",
     ),
     "no barrier before a staged table": (
-        "rt_fwd_staged.cuh",
+        "toeplitz_fwd/staged.cuh",
         "stage_filter(channel0);\n          __syncthreads();\n",
         "stage_filter(channel0);\n",
     ),
     "no barrier after a staged table": (
-        "rt_fwd_staged.cuh",
+        "toeplitz_fwd/staged.cuh",
         "      __syncthreads();\n      if constexpr (Element::kFloat) {\n        if (turn",
         "      if constexpr (Element::kFloat) {\n        if (turn",
     ),
     "outputs staged over input in use": (
-        "rt_fwd_staged.cuh",
+        "toeplitz_fwd/staged.cuh",
         "__syncthreads();\n      if (!works ||",
         "if (!works ||",
     ),
     "stored before all is staged": (
-        "rt_fwd_staged.cuh",
+        "toeplitz_fwd/staged.cuh",
         "    __syncthreads();\n    with_access",
         "    with_access",
     ),
-    "next images before the store": ("rt_fwd_staged.cuh", "if (turn > 0) __syncthreads();", ""),
+    "next images before the store": ("toeplitz_fwd/staged.cuh", "if (turn > 0) __syncthreads();", ""),
     "the last turn goes too far": (
-        "rt_fwd_staged.cuh",
+        "toeplitz_fwd/staged.cuh",
         "(blockIdx.y * turns + turn)",
         "(blockIdx.y * turns + turn + 1)",
     ),
     "channels share an input": (
-        "rt_fwd_staged.cuh",
+        "toeplitz_fwd/staged.cuh",
         "smem + input_at + (member * a.block_groups + group) * a.plane +\n                ((q",
         "smem + input_at + group * a.plane +\n                ((q",
     ),
-    "halves of tf32 swapped": ("rt_fwd_staged.cuh", "&b[in][2 * part]", "&b[in][2 - 2 * part]"),
-    "lo of the input lost": ("rt_fwd_staged.cuh", "&b[in][part == 1 ? 2 : 0]", "&b[in][0]"),
-    "lo of the filter lost": ("rt_fwd_staged.cuh", "v[2 * d + (part == 2)]", "v[2 * d]"),
-    "channels of a pixel swapped": ("rt_fwd_staged_tile.cuh", "i % 2 == 0 ? (left", "i % 2 == 1 ? (left"),
-    "a channel too few": ("rt_fwd_staged.cuh", "min(a.block_channels, a.c - channel0)", "a.block_channels"),
+    "halves of tf32 swapped": ("toeplitz_fwd/staged.cuh", "&b[in][2 * part]", "&b[in][2 - 2 * part]"),
+    "lo of the input lost": ("toeplitz_fwd/staged.cuh", "&b[in][part == 1 ? 2 : 0]", "&b[in][0]"),
+    "lo of the filter lost": ("toeplitz_fwd/staged.cuh", "v[2 * d + (part == 2)]", "v[2 * d]"),
+    "channels of a pixel swapped": ("toeplitz_fwd/staged_tile.cuh", "i % 2 == 0 ? (left", "i % 2 == 1 ? (left"),
+    "a channel too few": ("toeplitz_fwd/staged.cuh", "min(a.block_channels, a.c - channel0)", "a.block_channels"),
     "access wider than the channels allow": (
-        "rt_fwd_launch.cu",
+        "toeplitz_fwd/launch.cu",
         "taken = (p.c | a.block_channels) * bytes",
         "taken = a.block_channels * bytes",
     ),
-    "odd slots not swapped": ("rt_fwd_staged_tile.cuh", "(e & 1 ^ swap)", "(e & 1)"),
-    "part of the filter cleared": ("rt_fwd_staged.cuh", "if (pass == 0) t.clear();", "t.clear();"),
-    "input of the first part only": ("rt_fwd_staged.cuh", "step > 0 && !a.load_once", "step > 99 && !a.load_once"),
+    "odd slots not swapped": ("toeplitz_fwd/staged_tile.cuh", "(e & 1 ^ swap)", "(e & 1)"),
+    "part of the filter cleared": ("toeplitz_fwd/staged.cuh", "if (pass == 0) t.clear();", "t.clear();"),
+    "input of the first part only": (
+        "toeplitz_fwd/staged.cuh",
+        "step > 0 && !a.load_once",
+        "step > 99 && !a.load_once",
+    ),
     "columns beyond the image kept": (
-        "rt_fwd_staged_tile.cuh",
+        "toeplitz_fwd/staged_tile.cuh",
         "inside ? width - x : 0};\n  return",
         "inside ? 8 : 0};\n  return",
     ),
@@ -138,8 +150,8 @@ CASES = [
 
 def cut(cuda: Path) -> None:
     """Leaves the lines of KEPT, staged or not."""
-    keep_lines("rt_fwd_variants.h", "RT_FWD_VARIANTS", KEPT)(cuda)
-    staged = cuda / "rt_fwd_staged_variants.h"
+    keep_lines("toeplitz_fwd/variants.h", "TOEPLITZ_FWD_VARIANTS", KEPT)(cuda)
+    staged = cuda / "toeplitz_fwd/staged_variants.h"
     lines = [line for line in staged.read_text().split("\n") if 'X("' not in line or line.split('"')[1] in KEPT]
     staged.write_text("\n".join(lines).replace("\\\n\n", "\n\n") + "\n")
 
@@ -160,4 +172,4 @@ def check(emulator: ModuleType, case: Case) -> None:
         check_both_halves(emulator, case)
 
 
-MUTANTS = Mutants("rt_fwd", BUGS, CASES, cut, check)
+MUTANTS = Mutants("toeplitz_fwd", BUGS, CASES, cut, check)

@@ -10,85 +10,93 @@ KEPT = ("rtw_3x2_w", "rtw_3x4_t", "rtw_1x1_w", "rtw_3x2_w_bf16x3")
 # name: (file, text, replacement)
 BUGS = {
     "no barrier of a stage": (
-        "rt_weight.cuh",
+        "toeplitz_weight/toeplitz_weight.cuh",
         "      else ptx::cp_async_wait<1>();\n      __syncthreads();\n",
         "      else ptx::cp_async_wait<1>();\n",
     ),
     "no wait for a stage": (
-        "rt_weight.cuh",
+        "toeplitz_weight/toeplitz_weight.cuh",
         "      if (a.ahead == 1) ptx::cp_async_wait<0>();\n      else",
         "      if (0)",
     ),
     "waits for a stage too few": (
-        "rt_weight.cuh",
+        "toeplitz_weight/toeplitz_weight.cuh",
         "if (a.ahead == 1) ptx::cp_async_wait<0>();",
         "if (a.ahead == 1) ptx::cp_async_wait<1>();",
     ),
     "no barrier before the diagonals": (
-        "rt_weight.cuh",
+        "toeplitz_weight/toeplitz_weight.cuh",
         "  __syncthreads();\n  finish<",
         "  finish<",
     ),
     "no __syncwarp before the diagonals": (
-        "rt_weight.cuh",
+        "toeplitz_weight/toeplitz_weight.cuh",
         "= acc[j + i][d][k];\n    __syncwarp();\n",
         "= acc[j + i][d][k];\n",
     ),
     "no __syncwarp after the diagonals": (
-        "rt_weight.cuh",
+        "toeplitz_weight/toeplitz_weight.cuh",
         "    }\n    __syncwarp();\n  }\n}",
         "    }\n  }\n}",
     ),
     "no zeros beside the diagonals": (
-        "rt_weight.cuh",
+        "toeplitz_weight/toeplitz_weight.cuh",
         "reinterpret_cast<float4*>(tile)[i] = {0.f, 0.f, 0.f, 0.f};",
         "(void)i;",
     ),
     "no __syncwarp after the zeros": (
-        "rt_weight.cuh",
+        "toeplitz_weight/toeplitz_weight.cuh",
         "= {0.f, 0.f, 0.f, 0.f};\n  __syncwarp();\n",
         "= {0.f, 0.f, 0.f, 0.f};\n",
     ),
     "next job in the wrong group": (
-        "rt_weight.cuh",
+        "toeplitz_weight/toeplitz_weight.cuh",
         "a.split_groups + advance_tile(next_tile)",
         "advance_tile(next_tile)",
     ),
     "products of the next tile": (
-        "rt_weight.cuh",
+        "toeplitz_weight/toeplitz_weight.cuh",
         "      advance_tile(tile);\n",
         "      if (++tile == a.tiles) tile = 0;\n",
     ),
-    "half of a diagonal lost": ("rt_weight.cuh", "for (int k = 1; k < 8; ++k)", "for (int k = 1; k < 7; ++k)"),
+    "half of a diagonal lost": (
+        "toeplitz_weight/toeplitz_weight.cuh",
+        "for (int k = 1; k < 8; ++k)",
+        "for (int k = 1; k < 7; ++k)",
+    ),
     "ring a row short": (
-        "rt_weight_plan.cpp",
+        "toeplitz_weight/plan.cpp",
         "std::min<int64_t>(high - low, 1 << 24)",
         "std::min<int64_t>(high - low - 1, 1 << 24)",
     ),
-    "ring does not wrap for a row": ("rt_weight.cuh", "          if (at >= a.x_ring) at -= a.x_ring;\n", ""),
+    "ring does not wrap for a row": (
+        "toeplitz_weight/toeplitz_weight.cuh",
+        "          if (at >= a.x_ring) at -= a.x_ring;\n",
+        "",
+    ),
     "ring does not wrap for a copy": (
-        "rt_weight_tile.cuh",
+        "toeplitz_weight/tile.cuh",
         "      if (item.to >= r.ring * row_bytes) item.to -= r.ring * row_bytes;\n",
         "",
     ),
     "grad ring a stage short": (
-        "rt_weight.cuh",
+        "toeplitz_weight/toeplitz_weight.cuh",
         "const int grad_stages = a.ahead + 1;",
         "const int grad_stages = a.ahead;",
     ),
-    "last row offset lost": ("rt_weight_plan.cpp", "static_cast<int>(p.kh) + 1);", "static_cast<int>(p.kh));"),
+    "last row offset lost": ("toeplitz_weight/plan.cpp", "static_cast<int>(p.kh) + 1);", "static_cast<int>(p.kh));"),
     "images past the batch": (
-        "rt_weight_tile.cuh",
+        "toeplitz_weight/tile.cuh",
         "image < a.n && channel < a.c && ix >= 0",
         "channel < a.c && ix >= 0",
     ),
     "rows past the image": (
-        "rt_weight_tile.cuh",
+        "toeplitz_weight/tile.cuh",
         "static_cast<unsigned>(item.iy) < static_cast<unsigned>(t.h) ? item.columns : 0",
         "item.iy >= 0 ? item.columns : 0",
     ),
     "splits share partials": (
-        "rt_weight.cuh",
+        "toeplitz_weight/toeplitz_weight.cuh",
         "(static_cast<int64_t>(blockIdx.y) * a.c + channel)",
         "(static_cast<int64_t>(0) * a.c + channel)",
     ),
@@ -97,16 +105,16 @@ BUGS = {
         "for (int s = 1; s < a.splits; ++s)",
         "for (int s = 2; s < a.splits; ++s)",
     ),
-    "parts do not overlap": ("rt_weight.cuh", "down * (row_offsets - 1)", "down * row_offsets"),
-    "bias of one row": ("rt_weight.cuh", "return sum[0] + sum[2];", "return sum[0];"),
-    "bias by every part": ("rt_weight.cuh", "p.first = part == 0;", "p.first = true;"),
+    "parts do not overlap": ("toeplitz_weight/toeplitz_weight.cuh", "down * (row_offsets - 1)", "down * row_offsets"),
+    "bias of one row": ("toeplitz_weight/toeplitz_weight.cuh", "return sum[0] + sum[2];", "return sum[0];"),
+    "bias by every part": ("toeplitz_weight/toeplitz_weight.cuh", "p.first = part == 0;", "p.first = true;"),
     "second channel of a pair lost": (
-        "rt_weight_tile.cuh",
+        "toeplitz_weight/tile.cuh",
         "v[0] >> 16 | (v[1] & 0xffff0000)",
         "v[0] >> 16 | v[1] << 16",
     ),
     "low half over the high": (
-        "rt_weight_tile.cuh",
+        "toeplitz_weight/tile.cuh",
         "*reinterpret_cast<uint2*>(to + half_bytes)",
         "*reinterpret_cast<uint2*>(to)",
     ),
@@ -127,4 +135,6 @@ CASES = [
     WEIGHT.but(n=100, c=1, h=8, w=100, k=5, limits=TWO),  # 4 tiles and 7 groups in turn by 7 splits
 ]
 
-MUTANTS = Mutants("rt_weight", BUGS, CASES, keep_lines("rt_weight_variants.h", "RT_WEIGHT_VARIANTS", KEPT))
+MUTANTS = Mutants(
+    "toeplitz_weight", BUGS, CASES, keep_lines("toeplitz_weight/variants.h", "TOEPLITZ_WEIGHT_VARIANTS", KEPT)
+)

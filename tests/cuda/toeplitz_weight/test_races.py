@@ -1,4 +1,4 @@
-"""Shared-memory discipline of rt_weight: no race under any schedule tried, no bank conflict that matters."""
+"""Shared-memory discipline of toeplitz_weight: no race under any schedule tried, no bank conflict that matters."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ import emulator_harness as harness
 import pytest
 from emulator_build import CUDA
 from emulator_harness import Case
-from test_rt_weight import VARIANT_CASES, check, variant_case, weight
+
+from .test_values import VARIANT_CASES, check, variant_case, weight
 
 SMALLEST = (86, 4, 48 << 10, 49 << 10)
 
@@ -52,8 +53,10 @@ def test_bank_conflicts(race: ModuleType, name: str) -> None:
     counters = race.take_counters()
     assert counters["ldmatrix_conflicts"] == 0
     assert (counters["ldmatrix"] > 0) != name.endswith("tf32")
-    source = (CUDA / "rt_weight.cuh").read_text().split("\n")
+    source = (CUDA / "toeplitz_weight/toeplitz_weight.cuh").read_text().split("\n")
     end = next(i for i, line in enumerate(source, 1) if "sum_diagonals" in line)
     lines = harness.conflicts_by_line(race)
-    fragments = {line: found for line, found in lines.items() if line.startswith("rt_weight.cuh:")}
+    fragments = {
+        line: found for line, found in lines.items() if line.startswith("toeplitz_weight/toeplitz_weight.cuh:")
+    }
     assert not {line for line in fragments if int(line.split(":")[1]) < end}, fragments
