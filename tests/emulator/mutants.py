@@ -63,10 +63,8 @@ class Mutants:
         """A copy of csrc with this family alone, few variants and at most one bug; returns its cuda folder."""
         shutil.copytree(emulator_build.CUDA.parent, folder / "csrc", ignore=shutil.ignore_patterns("cpu"))
         cuda = folder / "csrc" / "cuda"
-        for path in cuda.iterdir():
-            if path.suffix in (".cu", ".cpp") and not path.name.startswith(
-                (self.family, "launch", "weight_sum", "dispatch")
-            ):
+        for path in cuda.glob("*/*"):  # of the other families the headers alone
+            if path.suffix in (".cu", ".cpp") and path.parent.name != self.family:
                 path.unlink()
         table = cuda / "family.h"
         text, count = re.subn(r"(#define REPLKNET_EXT_FAMILIES\(X\)).*", rf"\1 X({self.family})", table.read_text())
