@@ -23,7 +23,7 @@ from benchmarks.gpu_plan import supported
 from benchmarks.gpu_table import device_limits
 from benchmarks.shapes import MAIN, NUMBERS, PASSES, Layer
 from replknet_ext.backends import BACKENDS
-from replknet_ext.backends.base import OP_OF_PASS
+from replknet_ext.operator.problem import OP_OF_PASS
 
 #: Plane widths and kernels that between them need every variant; few rows, so that they stay small.
 CASES = [

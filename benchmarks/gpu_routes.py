@@ -23,7 +23,7 @@ from torch._C._autograd import DeviceType
 
 from benchmarks.gpu_plan import PlanError, PlannerUnavailableError, supported
 from benchmarks.shapes import NUMBERS, Layer
-from replknet_ext.backends.triton import backend as triton
+from replknet_ext.backends.triton import device as triton
 from replknet_ext.operator import ops
 
 #: Of kernel names. What is neither ours nor PyTorch's own is cuDNN's: its kernels have no common name.

@@ -28,7 +28,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from replknet_ext.choices.table import cpu_name
+from replknet_ext.choices.device import cpu_name
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = Path(__file__).resolve().parent / "results"

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 
 from ._ext import HAS_EXT
 from ._version import __version__
-from .functional import Explanation, depthwise_conv2d, explain
+from .explanation import Explanation, explain
+from .functional import depthwise_conv2d
 from .operator.autograd import DepthwiseConv2dLargeFunction
 from .settings import (
     algorithm,

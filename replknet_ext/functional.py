@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function_variadic
 
-from . import _ext, settings
-from .backends import BACKENDS, PASSES, Backend, Problem, by_pass, names, select
-from .choices import table
+from . import settings
+from .backends import BACKENDS, Backend, names, select
 from .operator import autograd, checks
 from .operator.call import Call, describe, prepare
-from .operator.checks import Geometry
+from .operator.problem import Geometry
 from .tuning import first_use
 
 IntOrPair = int | tuple[int, int]
@@ -139,92 +137,3 @@ def _plan(call: Call, backend: Any) -> _Plan:
     problem = describe(call.input, call.weight, call.bias, *call.options)
     checks.name("backend", backend, names())
     return _Plan(select(problem, backend), problem.geometry)
-
-
-@dataclass(frozen=True)
-class Explanation:
-    """What `depthwise_conv2d` does with a call; ``str()`` of it is a table to read.
-
-    Attributes:
-        problem: the call as the backends see it.
-        chosen: backend of each pass ("fwd", "bwd_input", "bwd_weight").
-        kernels: what of the backend runs each pass (variant and family, or instruction set); None if nobody can know.
-        by: who chose them: "by the model", "tuned" (measured here) or "shipped" (measured, came with the package).
-        reasons: for each pass and backend None if it can run, else why not.
-        notes: what else is worth knowing of dtype, precision and algorithm.
-    """
-
-    problem: Problem
-    chosen: dict[str, str]
-    kernels: dict[str, str | None]
-    by: dict[str, str]
-    reasons: dict[str, dict[str, str | None]]
-    notes: tuple[str, ...]
-
-    def __str__(self) -> str:
-        p = self.problem
-        dtype = str(p.dtype).removeprefix("torch.")
-        lines = [
-            f"depthwise_conv2d {tuple(p.input_shape)} * {tuple(p.weight_shape)} {dtype} on {p.device_type}",
-            f"  stride {p.geometry.stride}, dilation {p.geometry.dilation}",
-            f"  padding {p.geometry.padding} (top, bottom, left, right)",
-            f"  activation {p.activation}, algorithm {p.algorithm}, precision {p.precision}",
-        ]
-        for pass_, why in self.reasons.items():
-            kernel = self.kernels[pass_]
-            lines.append(f"  {pass_}: {self.chosen[pass_]}" + (f", {kernel}, {self.by[pass_]}" if kernel else ""))
-            for name, reason in why.items():
-                verdict = "chosen" if name == self.chosen[pass_] else f"no: {reason}" if reason else "could, not chosen"
-                lines.append(f"    {name:<7} {verdict}")
-        lines += [f"  note: {note}" for note in self.notes]
-        return "\n".join(lines)
-
-
-def explain(
-    input: Tensor,
-    weight: Tensor,
-    bias: Tensor | None = None,
-    stride: IntOrPair = 1,
-    padding: IntOrPair | str = 0,
-    dilation: IntOrPair = 1,
-    *,
-    activation: str = "none",
-    algorithm: str | None = None,
-    precision: str | None = None,
-    backend: str = "auto",
-) -> Explanation:
-    """Which backend and kernel run each pass of this call, and why the other backends do not. Runs nothing.
-
-    Arguments and errors are those of `depthwise_conv2d`.
-    """
-    call = prepare(
-        input, weight, bias, stride, padding, dilation, activation=activation, algorithm=algorithm, precision=precision
-    )
-    problem = call.problem()
-    checks.name("backend", backend, names())
-    runs, why = by_pass(problem, backend)
-    forward = BACKENDS[runs["fwd"]]
-    kernels = {pass_: BACKENDS[name].kernel(replace(problem, pass_=pass_)) for pass_, name in runs.items()}
-    by = dict.fromkeys(PASSES, "by the model")
-    for pass_ in () if forward.differentiable else PASSES:
-        choice = table.lookup(replace(problem, pass_=pass_), backend, input.device)
-        if choice is not None:
-            runs[pass_], kernels[pass_], by[pass_] = choice.backend, choice.name, choice.source
-    return Explanation(problem, runs, kernels, by, why, _notes(problem, forward))
-
-
-def _notes(problem: Problem, chosen: Backend) -> tuple[str, ...]:
-    notes = []
-    if chosen.name == "torch":
-        direct = "; algorithm='direct' cannot be asked of it" if problem.algorithm == "direct" else ""
-        notes.append(f"torch's convolution chooses its own algorithm{direct}")
-    if problem.device_type == "cuda":
-        if not _ext.CUDA_OPS:
-            notes.append(f"this build has no CUDA kernels: this call goes to {chosen.name}")
-        if problem.dtype == torch.float32 and chosen.name == "torch":
-            notes.append("float32 precision follows torch.backends.cudnn.allow_tf32, not set_float32_precision")
-    if problem.device_type == "cpu" and problem.dtype == torch.float32 and problem.precision != "ieee":
-        notes.append(f"precision {problem.precision!r} has no effect on CPU: float32 is computed in ieee float32")
-    if chosen.name != "torch" and problem.dtype in (torch.float16, torch.bfloat16):
-        notes.append("half types accumulate in float32 and round once")
-    return tuple(notes)

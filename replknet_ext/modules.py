@@ -12,6 +12,7 @@ from torch.nn.utils import parametrize
 
 from .functional import depthwise_conv2d
 from .operator import checks
+from .operator.problem import ACTIVATIONS, DTYPES
 
 __all__ = ["DepthwiseConv2dLarge", "why_not_convertible"]
 
@@ -79,7 +80,7 @@ class DepthwiseConv2dLarge(nn.Conv2d):
             raise ValueError(f"channels must be >= 1; got {channels}")
         kernel_size = checks.pair("kernel_size", kernel_size, 1)
         checks.geometry(stride, padding, dilation, kernel_size)
-        checks.name("activation", activation, checks.ACTIVATIONS)
+        checks.name("activation", activation, ACTIVATIONS)
         checks.choices(algorithm, precision)
         super().__init__(
             channels,
@@ -149,7 +150,7 @@ class DepthwiseConv2dLarge(nn.Conv2d):
         reason = why_not_convertible(conv)
         if reason is not None:
             raise ValueError(f"conv cannot become a {cls.__name__}: {reason}")
-        checks.name("activation", activation, checks.ACTIVATIONS)
+        checks.name("activation", activation, ACTIVATIONS)
         checks.choices(algorithm, precision)
         module = cls.__new__(cls)
         module.__dict__.update(conv.__dict__)
@@ -184,6 +185,6 @@ def why_not_convertible(conv: nn.Module) -> str | None:
         return f"{type(conv).__module__}.{type(conv).__qualname__} is a subclass and may compute something else"
     if "forward" in conv.__dict__ or "_conv_forward" in conv.__dict__:
         return "its forward is overridden on the instance"
-    if conv.weight.dtype not in checks.DTYPES:
+    if conv.weight.dtype not in DTYPES:
         return f"weight dtype {conv.weight.dtype} is not supported by the kernels"
     return None

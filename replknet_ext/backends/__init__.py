@@ -1,6 +1,7 @@
 """Backends: each one file and one line in `registry`."""
 
-from .base import PASSES, Backend, Candidate, Problem
+from ..operator.problem import PASSES, Problem
+from .base import Backend, Candidate
 from .registry import BACKENDS, by_pass, candidates, names, reasons, select
 
 __all__ = [

@@ -6,54 +6,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
-import torch
 from torch import Tensor
 
 from .. import _ext
-from ..operator.checks import DTYPES, Geometry
-
-#: The passes, by their names everywhere; each is one raw op.
-PASSES = ("fwd", "bwd_input", "bwd_weight")
-OP_OF_PASS = {"fwd": "dwconv2d", "bwd_input": "dwconv2d_backward_input", "bwd_weight": "dwconv2d_backward_weight"}
-
+from ..operator.problem import Geometry, Problem
 
 #: Turns the CUDA and Triton models' cycles into microseconds: an H200's clock under load. A prediction on any GPU.
 #: Without the extension as `csrc/cuda/model.h` has it.
 CYCLES_PER_US: float = _ext.build_info().get("model_clock_mhz", 1755.0)
-
-
-@dataclass(frozen=True)
-class Problem:
-    """Everything that a backend's answer may depend on. Shapes are those of the forward pass, whatever the pass.
-
-    Attributes:
-        input_shape: (N, C, H, W).
-        weight_shape: (C * multiplier, 1, Kh, Kw).
-        has_bias: whether a bias is added.
-        geometry: stride, padding (top, bottom, left, right) and dilation.
-        dtype: of all operands.
-        device_type: ``"cpu"``, ``"cuda"``, ...
-        activation, algorithm, precision: as in the public function.
-        pass_: one of `PASSES`.
-        channels_last: memory format of the input; decides which kernel runs, never whether the backend can.
-    """
-
-    input_shape: tuple[int, ...]
-    weight_shape: tuple[int, ...]
-    has_bias: bool
-    geometry: Geometry
-    dtype: torch.dtype
-    device_type: str
-    activation: str = "none"
-    algorithm: str = "auto"
-    precision: str = "ieee"
-    pass_: str = "fwd"
-    channels_last: bool = False
-
-    @property
-    def dtype_name(self) -> str:
-        """``"float32"`` and so on."""
-        return str(self.dtype).removeprefix("torch.")
 
 
 @dataclass(frozen=True)
@@ -95,20 +55,6 @@ def ordered(candidates: list[Candidate]) -> list[Candidate]:
     unique = list({(c.backend, c.name): c for c in reversed(candidates)}.values())
     rest = [c for c in reversed(unique) if c is not candidates[0]]
     return [candidates[0], *sorted(rest, key=lambda c: c.predicted_us or 0.0)] if candidates else []
-
-
-def sizes_of(problem: Problem) -> list[int]:
-    """n, c, h, w, kh, kw, ho, wo, pad_top, pad_left of the convolution that runs a pass of stride and dilation 1.
-
-    bwd_input is the forward convolution of the gradient, filter rotated and pads mirrored.
-    """
-    n, c, h, w = problem.input_shape
-    kh, kw = problem.weight_shape[2:]
-    top, bottom, left, right = problem.geometry.padding
-    ho, wo = h + top + bottom - kh + 1, w + left + right - kw + 1
-    if problem.pass_ == "bwd_input":
-        return [n, c, ho, wo, kh, kw, h, w, kh - 1 - top, kw - 1 - left]
-    return [n, c, h, w, kh, kw, ho, wo, top, left]
 
 
 class Backend:
@@ -177,18 +123,3 @@ class Backend:
     def run(self, input: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry, activation: str) -> Tensor:
         """The forward pass by differentiable functions, of backends that are `differentiable`."""
         raise NotImplementedError
-
-
-def outside_raw_ops(problem: Problem) -> str | None:
-    """Why the raw ops, which have stride 1, dilation 1 and one filter per channel, do not cover ``problem``."""
-    if problem.geometry.stride != (1, 1):
-        return f"only stride 1, not {problem.geometry.stride}"
-    if problem.geometry.dilation != (1, 1):
-        return f"only dilation 1, not {problem.geometry.dilation}"
-    if problem.weight_shape[0] != problem.input_shape[1]:
-        return (
-            f"only one filter per channel, not {problem.weight_shape[0]} filters for {problem.input_shape[1]} channels"
-        )
-    if problem.dtype not in DTYPES:
-        return f"no kernels for {problem.dtype}"
-    return None

@@ -8,7 +8,8 @@ from typing import Any
 import torch
 
 from .. import _ext
-from .base import Backend, Candidate, Problem, ordered, outside_raw_ops, sizes_of
+from ..operator.problem import Problem, outside_raw_ops, sizes_of
+from .base import Backend, Candidate, ordered
 
 
 class CpuBackend(Backend):

@@ -8,7 +8,8 @@ from typing import Any
 import torch
 
 from .. import _ext
-from .base import CYCLES_PER_US, OP_OF_PASS, Backend, Candidate, Problem, ordered, outside_raw_ops, sizes_of
+from ..operator.problem import OP_OF_PASS, Problem, outside_raw_ops, sizes_of
+from .base import CYCLES_PER_US, Backend, Candidate, ordered
 
 #: Limits of GPUs that predictions can be asked for, as `_ext.cuda_devices` gives those of a GPU at hand.
 DEVICES = {

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 
-from .base import PASSES, Backend, Candidate, Problem, ordered
+from ..operator.problem import PASSES, Problem
+from .base import Backend, Candidate, ordered
 from .cpu import CpuBackend
 from .cuda import CudaBackend
 from .torch import TorchBackend

@@ -9,8 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch._prims_common import suggest_memory_format
 
-from ..operator.checks import Geometry
-from .base import Backend, Problem
+from ..operator.problem import Geometry, Problem
+from .base import Backend
 
 
 def activate(x: Tensor, activation: str) -> Tensor:

@@ -17,41 +17,18 @@ from torch import Tensor
 from torch._prims_common import suggest_memory_format
 
 from .. import _ext
-from ..backends import BACKENDS, Backend, Problem, names, select
-from ..operator.checks import Geometry
-from . import table
+from ..backends import BACKENDS, Backend, names, select
+from ..operator.derivatives import AUTO
+from ..operator.problem import Problem, problem_of
+from . import lookup, table
 
-__all__ = ["AUTO", "problem_of", "register", "resolve"]
-
-AUTO = -1  # the argument variant: one is to be chosen
-
-
-def problem_of(
-    pass_: str, first: Tensor, second: Tensor, bias: Tensor | None, padding: Sequence[int],
-    activation: str, precision: str, algorithm: str,
-) -> Problem:  # fmt: skip
-    """What a raw op computes, from its arguments; ``pass_`` may be "bwd_weight_bias"."""
-    top, bottom, left, right = padding
-    height, width = first.shape[2:]
-    kernel = (second.shape[2], second.shape[3])
-    x_shape = tuple(first.shape)
-    x = first
-    if pass_ == "bwd_input":
-        x_shape = (*first.shape[:2], height + kernel[0] - 1 - top - bottom, width + kernel[1] - 1 - left - right)
-    elif pass_ != "fwd":
-        x, x_shape = second, tuple(second.shape)
-        kernel = (kernel[0] + top + bottom - height + 1, kernel[1] + left + right - width + 1)
-    return Problem(
-        x_shape, (x_shape[1], 1, *kernel), bias is not None or pass_ == "bwd_weight_bias",
-        Geometry((1, 1), (top, bottom, left, right), (1, 1)), first.dtype, first.device.type, activation, algorithm,
-        precision, pass_.removesuffix("_bias"), suggest_memory_format(x) == torch.channels_last,
-    )  # fmt: skip
+__all__ = ["AUTO", "register", "resolve"]
 
 
 def measured(backend: str, problem: Problem, device: torch.device) -> tuple[str, int]:
     """The measured choice, or (backend, `AUTO`). A look-up never breaks an op: what goes wrong in it is one warning."""
     try:
-        found = table.lookup(problem, backend, device)
+        found = lookup.lookup(problem, backend, device)
     except Exception as error:
         with suppress(Warning):  # where warnings are errors, too
             table.warn_once(f"measured choices are not used: looking them up failed ({type(error).__name__}: {error})")

@@ -1,4 +1,4 @@
-"""Measured choices of kernels. They are only read here; `replknet_ext.tuning` measures and writes.
+"""The files of measured choices of kernels: read, and written by `replknet_ext.tuning`, which measures.
 
 A choice is the backend and the name of the variant for one pass of one problem on one device. Two places hold them: the
 user's cache, one file for each device and set of versions, and behind it the files that the package ships, one for each
@@ -9,63 +9,43 @@ that does not run the problem.
 
 from __future__ import annotations
 
-import functools
-import hashlib
 import itertools
 import json
-import platform
-import re
 import threading
 import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import nullcontext, suppress
-from importlib import metadata
+from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 
 from .. import _ext, _files
-from .._version import __version__
-from ..backends.base import Problem
-from ..backends.registry import BACKENDS
+from ..backends import BACKENDS, Problem
+from .device import OF_A_KIND, digest, identity, slug, stem_of
 
 __all__ = [
-    "Choice",
     "Entry",
-    "cpu_name",
+    "config_at",
     "document",
     "entries",
-    "entry",
     "forget",
     "generation",
-    "identity",
     "key_of",
-    "lookup",
     "parse",
     "path_of",
     "read",
     "remember",
+    "save",
+    "save_config",
     "shipped",
     "shipped_devices",
-    "stem_of",
-    "tuned",
     "warn_once",
 ]
 
 FORMAT = 1
 SHIPPED = Path(__file__).parent / "shipped"
 COMMAND = "`replknet-ext tune` measures anew"
-
-
-class Choice(NamedTuple):
-    """What runs one pass of a problem: see `Candidate` for name and variant. ``source``: "tuned" or "shipped"."""
-
-    backend: str
-    name: str
-    variant: int
-    us: float
-    source: str
 
 
 class Entry(NamedTuple):
@@ -125,77 +105,9 @@ def _in_pass(problem: Problem) -> bool:
 # ---- devices ----
 
 
-@functools.cache
-def cpu_name() -> str:
-    """The processor's own name, e.g. from /proc/cpuinfo."""
-    with suppress(OSError):
-        match = re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
-        if match:
-            return match.group(1).strip()
-    return platform.processor() or platform.machine()
-
-
-def _driver() -> str:
-    with suppress(OSError):
-        match = re.search(r"Kernel Module.*?\s(\d+\.[\d.]+)\s", Path("/proc/driver/nvidia/version").read_text())
-        if match:
-            return match.group(1)
-    with suppress(AttributeError, RuntimeError):
-        return str(torch._C._cuda_getDriverVersion())  # type: ignore[attr-defined]  # a build without CUDA lacks it
-    return "unknown"
-
-
-def _version(package: str) -> str:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return "none"
-
-
-def _digest(value: Any) -> str:
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:12]
-
-
-@functools.cache
-def _fixed(device_type: str, index: int) -> dict[str, str]:
-    """What of `identity` does not change in a process."""
-    info = _ext.build_info()
-    versions = {"torch": torch.__version__, "replknet_ext": __version__}
-    if device_type == "cpu":
-        isa = str(_ext.cpu_isa())
-        return {"device": cpu_name(), "isa": isa, **versions, "variants": _digest(info.get("cpu_variants"))}
-    return {
-        "device": torch.cuda.get_device_name(index), "driver": _driver(), "cuda": str(torch.version.cuda), **versions,
-        "triton": _version("triton"), "variants": _digest([info.get("cuda_variants"), info.get("cuda_archs")]),
-    }  # fmt: skip
-
-
-def identity(device: torch.device) -> dict[str, str]:
-    """What a choice holds for beside its problem: the device, its driver or instruction set and threads, versions, and
-    a digest of the table of variants."""
-    if device.type == "cpu":
-        return {**_fixed("cpu", 0), "threads": str(torch.get_num_threads())}
-    return _fixed(device.type, torch.cuda.current_device() if device.index is None else device.index)
-
-
-def _slug(name: str) -> str:
-    return re.sub(r"\W+", "-", name).strip("-").lower()
-
-
-def stem_of(who: Mapping[str, str]) -> str:
-    """The name of the file for all devices of one kind: a GPU's model ("h200", "a100-sxm4-80gb"), or a CPU's with
-    instruction set and threads."""
-    name = _slug(who["device"])
-    return f"{name}_{who['isa']}_{who['threads']}t" if "isa" in who else re.sub("^nvidia-(?=.)", "", name)
-
-
-#: What of an `identity` a file for all devices of one kind must share; the rest (driver, torch, ...) may differ.
-_OF_A_KIND = ("device", "isa", "threads", "replknet_ext")
-
-
 def path_of(who: Mapping[str, str]) -> Path:
     """The file in the user's cache for an `identity`."""
-    return _files.cache_dir() / "tuned" / f"{_slug(who['device'])}-{_digest(dict(who))}.json"
+    return _files.cache_dir() / "tuned" / f"{slug(who['device'])}-{digest(dict(who))}.json"
 
 
 # ---- tables ----
@@ -234,7 +146,7 @@ def parse(path: Path, who: Mapping[str, str], *, alike: bool = False) -> tuple[d
             return {}, f"has format {content['format']!r}, not {FORMAT}"
         theirs = content["identity"]
         if alike:
-            who = {key: who[key] for key in _OF_A_KIND if key in who}
+            who = {key: who[key] for key in OF_A_KIND if key in who}
             theirs = {key: theirs[key] for key in who}
             if stem_of(theirs) == stem_of(who):
                 theirs["device"] = who["device"]  # as good as the same name
@@ -262,7 +174,7 @@ def _difference(theirs: Mapping[str, Any], ours: Mapping[str, str]) -> str:
 
 def _note_stale(path: Path, who: Mapping[str, str]) -> None:
     """Say once if this device was tuned, but under other versions (a CPU: under as many threads)."""
-    for other in sorted(path.parent.glob(f"{_slug(who['device'])}-*.json")):
+    for other in sorted(path.parent.glob(f"{slug(who['device'])}-*.json")):
         with suppress(OSError, ValueError, KeyError, AttributeError):
             theirs = json.loads(other.read_text(encoding="utf-8"))["identity"]
             if theirs.get("threads") == who.get("threads"):
@@ -337,42 +249,72 @@ def _changed() -> None:
     _ext.forget_choices()
 
 
-def _found(problem: Problem, backend: str, device: torch.device) -> Iterator[tuple[str, Entry]]:
-    """The entries for a problem and where they are from: those to prefer come first."""
-    if device.type not in ("cpu", "cuda") or (device.type == "cuda" and not torch.cuda.is_available()):
-        return
-    for source, table in (("tuned", entries(device)), ("shipped", shipped(device))):
-        if table:
-            entry = table.get(key_of(problem, backend)) or table.get(key_of(problem))
-            if entry is not None:
-                yield source, entry
+# ---- writing: several processes may, and none of them ever reads half a file ----
+
+#: Seconds to wait for another process that writes the same file, which takes it milliseconds.
+PATIENCE = 20.0
 
 
-def entry(problem: Problem, backend: str, device: torch.device) -> Entry | None:
-    """What was measured of one pass of a problem, whether or not it can be used here."""
-    return next((entry for _, entry in _found(problem, backend, device)), None)
+def _write(path: Path, who: Mapping[str, str], found: Mapping[str, Entry]) -> None:
+    with _files.replacing(path) as temporary:
+        temporary.write_text(json.dumps(document(who, found), indent=1) + "\n")
 
 
-def tuned(problem: Problem, backend: str, device: torch.device) -> bool:
-    """Whether there is a choice that was measured here: shipped ones are no reason not to measure."""
-    found = lookup(problem, backend, device)
-    return found is not None and found.source == "tuned"
-
-
-def lookup(problem: Problem, backend: str, device: torch.device) -> Choice | None:
-    """The measured choice for one pass of a problem, or None: then the cost model chooses.
+def save_config(path: str | Path, who: Mapping[str, str], found: Mapping[str, Entry]) -> Path:
+    """Adds choices to a file such as the package ships, for all devices of the kind that they were measured on.
 
     Args:
-        problem: with its pass and memory format.
-        backend: as in `depthwise_conv2d`; with a name only that one's choices count.
-        device: where it runs.
+        path: the file; it is made if it is not there.
+        who: what they were measured on, see `device.identity`.
+        found: the choices, which take the place of those in the file for the same problems.
+
+    Raises:
+        ValueError: there are no choices, or `path` is something else, or for another device or version.
+        OSError: `path` cannot be written.
     """
-    for source, entry in _found(problem, backend, device):
-        for name, variant, us in entry.best:
-            if backend not in ("auto", name):
-                continue
-            with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
-                number = BACKENDS[name].variant(problem, variant)
-            if number is not None:
-                return Choice(name, variant, number, us, source)
-    return None
+    if not found:
+        raise ValueError(f"nothing to write to {path}: there are no measured choices")
+    before = config_at(path, who)
+    _write(Path(path), who, {**before, **found})
+    return Path(path)
+
+
+def config_at(path: str | Path, who: Mapping[str, str]) -> dict[str, Entry]:
+    """What `save_config` would add to; {} if nothing is there yet.
+
+    Raises:
+        ValueError: something else is there, or the choices of another device or version.
+    """
+    found, why = parse(Path(path), who, alike=True)
+    if why is not None:
+        raise ValueError(f"{path} {why}: name another file, or remove it")
+    return found
+
+
+def save(device: torch.device, found: Mapping[str, Entry], *, replace: bool) -> Path | None:
+    """Adds choices to the file of a device, and uses what the file then holds.
+
+    Args:
+        device: where they were measured.
+        found: the choices.
+        replace: whether they take the place of those that another process has written for the same problems meanwhile.
+            If not, those win, so that processes that tune at the same time agree in the end.
+
+    Returns:
+        The file, or None where it can't be written: then the choices hold for this process, and one warning says so.
+    """
+    remember(device, found)
+    who = identity(device)
+    path = path_of(who)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with _files.locked(path, PATIENCE):
+            theirs = read(path, who)
+            merged = {**theirs, **found} if replace else {**found, **theirs}
+            _write(path, who, merged)
+    except OSError as error:
+        warn_once(f"measured choices can't be kept in {path.parent} ({error}) and hold for this process only; "
+                          "REPLKNET_EXT_CACHE names another folder")  # fmt: skip
+        return None
+    remember(device, merged)
+    return path

@@ -125,6 +125,7 @@ def evaluate(
     --classes they are matched by name, and ImageNet's own (n01440764, ...) always are. Several processes, each with
     its part of the pictures: torchrun --nproc-per-node 8 -m replknet_ext evaluate DATA ...
     """
+    from ..data.folder import find_images
     from ..tools import evaluate as tool
     from ..tools import loading
 
@@ -134,7 +135,7 @@ def evaluate(
                 model, checkpoint, deploy=_level(deploy, full), device=device, input_size=input_size,
                 mean=floats("--mean", mean), std=floats("--std", std), classes=classes,
             )  # fmt: skip
-        items, count = tool.find_images(data, len(loaded.names), loaded.known)
+        items, count = find_images(data, len(loaded.names), loaded.known)
         with tool.progress(len(items), here, hidden=as_json) as on_batch:
             result = tool.evaluate(
                 loaded.model, items, loaded.preprocessing, classes=count, batch_size=batch_size, workers=workers,

@@ -15,8 +15,9 @@ from torch import Tensor
 from torch._C._functorch import unwrap_if_dead
 from torch.autograd import forward_ad
 
-from . import ops
-from .ops import RAW, Options, Passes, linear_options, needed, no_autocast, through_activation
+from . import derivatives, ops
+from .derivatives import Options, Passes, linear_options, needed, no_autocast, through_activation
+from .ops import RAW
 
 _FORWARD_EXTRA = (None,) * 6  # gradients of the arguments that are no tensors
 _LINEAR_EXTRA = (None,) * 5
@@ -47,7 +48,7 @@ class DepthwiseConv2dLargeFunction(torch.autograd.Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
         """Save the operands, and for an activation what its slope needs."""
-        saved = ops.to_save(inputs, output)
+        saved = derivatives.to_save(inputs, output)
         ctx.save_for_backward(*saved)
         ctx.save_for_forward(*saved)
         ctx.options = Options(*inputs[3:])
@@ -56,7 +57,7 @@ class DepthwiseConv2dLargeFunction(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
         """Gradients that are needed, by differentiable passes."""
         with no_autocast(grad.device.type):
-            grads = ops.fwd_vjp(DIFFERENTIABLE, grad, ctx.saved_tensors, ctx.options, needed(ctx))
+            grads = derivatives.fwd_vjp(DIFFERENTIABLE, grad, ctx.saved_tensors, ctx.options, needed(ctx))
         return *grads, *_FORWARD_EXTRA
 
     @staticmethod
@@ -78,7 +79,7 @@ class DepthwiseConv2dLargeFunction(torch.autograd.Function):
     @staticmethod
     def vmap(info: Any, in_dims: tuple[int | None, ...], *args: Any) -> tuple[Tensor, int]:
         """One call with the mapped dimension folded into N or C."""
-        return ops.vmap_conv(DIFFERENTIABLE.fwd, info.batch_size, in_dims, *args)
+        return derivatives.vmap_conv(DIFFERENTIABLE.fwd, info.batch_size, in_dims, *args)
 
 
 class DepthwiseConv2dLargeBackwardInput(torch.autograd.Function):
@@ -102,7 +103,7 @@ class DepthwiseConv2dLargeBackwardInput(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
         """Gradients that are needed, by differentiable passes."""
         with no_autocast(grad.device.type):
-            grads = ops.bwd_input_vjp(DIFFERENTIABLE, grad, ctx.saved_tensors, ctx.options, needed(ctx))
+            grads = derivatives.bwd_input_vjp(DIFFERENTIABLE, grad, ctx.saved_tensors, ctx.options, needed(ctx))
         return *grads, *_LINEAR_EXTRA
 
     @staticmethod
@@ -113,7 +114,7 @@ class DepthwiseConv2dLargeBackwardInput(torch.autograd.Function):
     @staticmethod
     def vmap(info: Any, in_dims: tuple[int | None, ...], *args: Any) -> tuple[Tensor, int]:
         """One call with the mapped dimension folded into N or C."""
-        return ops.vmap_conv(DIFFERENTIABLE.bwd_input, info.batch_size, in_dims, *args)
+        return derivatives.vmap_conv(DIFFERENTIABLE.bwd_input, info.batch_size, in_dims, *args)
 
 
 class DepthwiseConv2dLargeBackwardWeight(torch.autograd.Function):
@@ -137,7 +138,7 @@ class DepthwiseConv2dLargeBackwardWeight(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
         """Gradients that are needed, by differentiable passes."""
         with no_autocast(grad.device.type):
-            grads = ops.bwd_weight_vjp(DIFFERENTIABLE, grad, ctx.saved_tensors, ctx.options, needed(ctx))
+            grads = derivatives.bwd_weight_vjp(DIFFERENTIABLE, grad, ctx.saved_tensors, ctx.options, needed(ctx))
         return *grads, *_LINEAR_EXTRA
 
     @staticmethod
@@ -148,7 +149,7 @@ class DepthwiseConv2dLargeBackwardWeight(torch.autograd.Function):
     @staticmethod
     def vmap(info: Any, in_dims: tuple[int | None, ...], *args: Any) -> tuple[Tensor, int]:
         """One call with the mapped dimension folded into C."""
-        return ops.vmap_bwd_weight(DIFFERENTIABLE.bwd_weight, info.batch_size, in_dims, *args)
+        return derivatives.vmap_bwd_weight(DIFFERENTIABLE.bwd_weight, info.batch_size, in_dims, *args)
 
 
 def _save_linear(ctx: Any, inputs: tuple[Any, ...]) -> None:

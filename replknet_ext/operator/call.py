@@ -10,9 +10,9 @@ from torch import Tensor
 from torch._prims_common import suggest_memory_format
 
 from .. import settings
-from ..backends import Problem
 from . import checks
-from .ops import autocast_enabled, autocast_operands
+from .derivatives import autocast_enabled, autocast_operands
+from .problem import ACTIVATIONS, ALGORITHMS, PRECISIONS, Problem
 
 __all__ = ["Call", "describe", "prepare"]
 
@@ -61,9 +61,9 @@ def describe(
     activation: Any, algorithm: Any, precision: Any,
 ) -> Problem:  # fmt: skip
     """Checks every argument but the backend, and describes the call, without its memory format."""
-    checks.name("activation", activation, checks.ACTIVATIONS)
-    checks.name("algorithm", algorithm, checks.ALGORITHMS)
-    checks.name("precision", precision, checks.PRECISIONS)
+    checks.name("activation", activation, ACTIVATIONS)
+    checks.name("algorithm", algorithm, ALGORITHMS)
+    checks.name("precision", precision, PRECISIONS)
     checks.tensors(input, weight, bias)
     kernel = (weight.shape[2], weight.shape[3])
     geometry = checks.geometry(stride, padding, dilation, kernel)

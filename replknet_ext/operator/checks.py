@@ -1,28 +1,17 @@
 """Argument checks of the public function. Every message names the argument and says what is allowed.
 
-Wrong type, dtype -> TypeError; wrong value, shape, device -> ValueError. This module imports nothing of the package.
+Wrong type, dtype -> TypeError; wrong value, shape, device -> ValueError.
 """
 
 from __future__ import annotations
 
 import operator
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
-ACTIVATIONS = ("none", "relu", "gelu")
-ALGORITHMS = ("auto", "direct", "fft")
-PRECISIONS = ("ieee", "tf32", "bf16x3")
-DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
-
-
-class Geometry(NamedTuple):
-    """Where the taps lie. ``padding`` is (top, bottom, left, right)."""
-
-    stride: tuple[int, int]
-    padding: tuple[int, int, int, int]
-    dilation: tuple[int, int]
+from .problem import ALGORITHMS, DTYPES, PRECISIONS, Geometry
 
 
 def name(argument: str, value: Any, allowed: tuple[str, ...]) -> str:

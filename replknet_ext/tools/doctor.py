@@ -15,12 +15,14 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from .. import __version__, _env, _ext, settings
+from .. import _env, _ext, settings
+from .._version import __version__
 from ..backends import PASSES, Problem, by_pass
 from ..backends.cuda import DEVICES, architecture_for
 from ..choices import table
+from ..choices.device import identity, stem_of
 from ..models import ARCHS
-from ..operator.checks import Geometry
+from ..operator.problem import Geometry
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -145,11 +147,11 @@ def _choices() -> dict[str, Any]:
     files = []
     for name in names:
         device = torch.device(name)
-        who = table.identity(device)
+        who = identity(device)
         files.append(
             {
                 "device": who["device"], "path": str(table.path_of(who)), "entries": len(table.entries(device)),
-                "shipped_as": table.stem_of(who), "shipped_entries": len(table.shipped(device)),
+                "shipped_as": stem_of(who), "shipped_entries": len(table.shipped(device)),
             }
         )  # fmt: skip
     return {"files": files, "shipped": table.shipped_devices()}

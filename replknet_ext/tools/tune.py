@@ -14,11 +14,12 @@ import torch
 
 from ..backends import PASSES, Candidate, Problem, candidates, names
 from ..backends.cuda import DEVICES
-from ..choices import table as configs
+from ..choices import table
+from ..choices.device import identity, stem_of
 from ..errors import ToolError, UsageError
 from ..models import MODELS, get_model
 from ..operator import checks
-from ..tuning import TuneReport, api, problems, store
+from ..tuning import TuneReport, api, problems
 from ..tuning.report import layer_of, us
 from ..tuning.search import MOST
 from . import show
@@ -44,7 +45,7 @@ class Prediction:
     def as_dict(self) -> dict[str, Any]:
         """As JSON knows it."""
         listed = [candidate.as_dict() for candidate in self.candidates]
-        return {"problem": configs.key_of(self.problem), "layers": self.count, "candidates": listed}
+        return {"problem": table.key_of(self.problem), "layers": self.count, "candidates": listed}
 
 
 def passes_of(text: str | None) -> tuple[str, ...]:
@@ -105,14 +106,14 @@ def predict(
             rows.append(Prediction(one, count, tuple(candidates(one, backend, known))))
     if not any(row.candidates for row in rows):
         raise ToolError(f"no kernel of backend {backend!r} runs these layers here; `replknet-ext doctor` says why")
-    return f"limits of {limits}" if limits is not None else configs.identity(device)["device"], rows
+    return f"limits of {limits}" if limits is not None else identity(device)["device"], rows
 
 
 def measure(
     found: Counter[Problem], device: str, passes: Sequence[str], *, backend: str, most: int, force: bool, hidden: bool,
     on_start: Callable[[str], object] = lambda label: None, config: Path | None = None,
 ) -> TuneReport:  # fmt: skip
-    """See `replknet_ext.tune`; the choices also go to the file `config`, see `tuning.store.save_config`.
+    """See `replknet_ext.tune`; the choices also go to the file `config`, see `tuning.table.save_config`.
 
     Raises:
         UsageError: `config` can't be written, which is known before anything is measured.
@@ -120,7 +121,7 @@ def measure(
     where = device_of(device)
     if config is not None:
         try:
-            store.config_at(config, configs.identity(where))
+            table.config_at(config, identity(where))
         except ValueError as error:
             raise UsageError(str(error)) from None
         if not os.access(config if config.exists() else config.parent, os.W_OK):
@@ -135,7 +136,7 @@ def measure(
 
 def shipped_name(report: TuneReport) -> str:
     """Where a package has to hold the choices of a report."""
-    return f"replknet_ext/choices/shipped/{configs.stem_of(report.device)}.json"
+    return f"replknet_ext/choices/shipped/{stem_of(report.device)}.json"
 
 
 def checked_backend(name: str) -> str:

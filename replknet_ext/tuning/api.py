@@ -14,12 +14,14 @@ from torch import nn
 from .. import settings
 from .._progress import steps
 from ..backends import PASSES, Problem, names
-from ..choices import table
+from ..choices import lookup, table
+from ..choices.device import identity
 from ..choices.table import Entry
 from ..operator import checks
+from ..operator.problem import ACTIVATIONS
 from . import measure as measuring
 from . import problems as collecting
-from . import search, store
+from . import search
 from .report import Row, TuneReport, layer_of
 
 __all__ = ["run", "tune"]
@@ -88,7 +90,7 @@ def tune(
     else:
         if input is not None:
             raise TypeError("input is for a module; shapes hold their own sizes")
-        checks.name("activation", activation, checks.ACTIVATIONS)
+        checks.name("activation", activation, ACTIVATIONS)
         checks.choices(algorithm, precision)
         where = torch.device(device if device is not None else "cuda" if torch.cuda.is_available() else "cpu")
         found = collecting.of_shapes(
@@ -113,14 +115,14 @@ def run(
 ) -> TuneReport:  # fmt: skip
     """`tune` for problems with their counts; `on_start` is told of each pass that is measured."""
     rows: list[Row] = []
-    path: Path | None = table.path_of(table.identity(device)) if save else None
+    path: Path | None = table.path_of(identity(device)) if save else None
     jobs = [(replace(p, pass_=pass_), count) for p, count in found.items() for pass_ in passes]
     with steps(len(jobs), hidden=not progress) as begin:
         for problem, count in jobs:
             begin(f"{problem.pass_:<10} {layer_of(problem)}")
             key = table.key_of(problem, backend)
-            if not force and table.tuned(problem, backend, device):
-                rows.append(Row(problem, count, table.entry(problem, backend, device)))
+            if not force and lookup.tuned(problem, backend, device):
+                rows.append(Row(problem, count, lookup.entry(problem, backend, device)))
                 continue
             on_start(f"{problem.pass_} {layer_of(problem)}")
             listed = search.shortlist(problem, backend, most)
@@ -131,7 +133,7 @@ def run(
                 continue
             kept: dict[str, Entry] = {key: entry}
             if save:
-                path = store.save(device, kept, replace=True) and path
+                path = table.save(device, kept, replace=True) and path
             else:
                 table.remember(device, kept)
-    return TuneReport(tuple(rows), dict(table.identity(device)), path, backend)
+    return TuneReport(tuple(rows), dict(identity(device)), path, backend)

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from ..backends import Problem
-from ..choices import table
+from ..choices import lookup, table
 from ..choices.table import Entry
 from ..operator.call import Call
 from . import measure as measuring
-from . import search, store
+from . import search
 
 __all__ = ["allowed", "measure_passes", "tune"]
 
@@ -62,7 +62,7 @@ def measure_passes(problem: Problem, passes: Sequence[str], backend: str, device
         if (one, backend) in _done:
             continue
         _done.add((one, backend))  # if it comes to nothing, once is enough
-        if table.tuned(one, backend, device):
+        if lookup.tuned(one, backend, device):
             continue
         listed = search.shortlist(one, backend)
         if len(listed) < 2:
@@ -71,5 +71,5 @@ def measure_passes(problem: Problem, passes: Sequence[str], backend: str, device
         if entry is not None:
             found[table.key_of(one, backend)] = entry
     if found:
-        store.save(device, found, replace=False)
+        table.save(device, found, replace=False)
     return bool(found)

@@ -12,9 +12,9 @@ from torch._prims_common import suggest_memory_format
 from torch.overrides import TorchFunctionMode
 
 from ..backends import Problem
-from ..backends.base import outside_raw_ops
 from ..operator import checks
 from ..operator.call import prepare
+from ..operator.problem import outside_raw_ops
 
 __all__ = ["of_model", "of_shapes"]
 

@@ -11,7 +11,6 @@ from typing import Any
 from ..backends import Problem
 from ..choices import table
 from ..choices.table import Entry
-from . import store
 from .measure import Measured
 
 __all__ = ["Row", "TuneReport", "kind_of", "layer_of", "shape_of"]
@@ -83,7 +82,7 @@ class TuneReport:
 
     Attributes:
         rows: one for each pass of each problem.
-        device: for what it holds, see `configs.identity`.
+        device: for what it holds, see `identity`.
         path: the file that keeps the choices; None if they were not written.
         backend: "auto", or the one whose kernels alone were tried.
     """
@@ -122,9 +121,9 @@ class TuneReport:
         return {"device": dict(self.device), "path": path, "rows": [row.as_dict() for row in self.rows]}
 
     def save_config(self, path: str | Path) -> Path:
-        """Writes the choices to a file of one's own, from which a package can ship them; see `store.save_config`."""
+        """Writes the choices to a file of one's own, from which a package can ship them; see `table.save_config`."""
         found = {table.key_of(row.problem, self.backend): row.entry for row in self.rows if row.entry is not None}
-        return store.save_config(path, self.device, found)
+        return table.save_config(path, self.device, found)
 
     def table(self) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
         """Headings and cells: layer, layers, pass, kernel, untuned and tuned microseconds, gain.

@@ -15,7 +15,7 @@ from replknet_ext.backends import PASSES, Candidate, Problem
 from replknet_ext.backends.cpu import CpuBackend
 from replknet_ext.choices import query, table
 from replknet_ext.choices.table import Entry
-from replknet_ext.operator.checks import Geometry
+from replknet_ext.operator.problem import Geometry
 from replknet_ext.tuning import measure
 
 CPU = torch.device("cpu")

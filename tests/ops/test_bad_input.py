@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from replknet_ext import _ext, depthwise_conv2d, explain
 from replknet_ext.backends import BACKENDS, Problem, select
 from replknet_ext.backends.cuda import architecture_for
-from replknet_ext.operator.checks import Geometry
+from replknet_ext.operator.problem import Geometry
 
 X = torch.randn(2, 3, 8, 9)
 W = torch.randn(3, 1, 3, 5)

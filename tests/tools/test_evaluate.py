@@ -14,6 +14,7 @@ from PIL import Image
 from tools_common import checkpoint, gradient_picture
 from torch import Tensor, nn
 
+from replknet_ext.data.folder import find_images
 from replknet_ext.data.transforms import Preprocessing
 from replknet_ext.errors import ToolError, UsageError
 from replknet_ext.tools import evaluate as tool
@@ -69,7 +70,7 @@ def expected(values: list[tuple[int, int]]) -> tuple[int, int]:
 
 @pytest.mark.parametrize(("batch_size", "workers"), [(1, 0), (4, 0), (64, 2)])
 def test_counts(planted: Path, batch_size: int, workers: int) -> None:
-    items, classes = tool.find_images(planted, CLASSES)
+    items, classes = find_images(planted, CLASSES)
     assert [label for _, label in items] == [0, 0, 0, 3, 3, 3, 5, 6, 6, 6, 6]
     seen: list[tuple[int, int, int]] = []
     result = tool.evaluate(
@@ -86,7 +87,7 @@ def test_counts(planted: Path, batch_size: int, workers: int) -> None:
 def test_unreadable_pictures_do_not_count(planted: Path) -> None:
     broken = planted / "val" / "0" / "00.png"
     broken.write_text("broken")
-    items, classes = tool.find_images(planted, CLASSES)
+    items, classes = find_images(planted, CLASSES)
     result = tool.evaluate(Reader(), items, GREY, classes=classes, batch_size=1, workers=0)
     assert (result.images, result.correct1, result.correct5) == (10, 4, 8)
     assert result.unreadable == (str(broken),)
@@ -97,7 +98,7 @@ def test_unreadable_pictures_do_not_count(planted: Path) -> None:
 
 
 def test_autocast_and_the_models_dtype(planted: Path) -> None:
-    items, classes = tool.find_images(planted, CLASSES)
+    items, classes = find_images(planted, CLASSES)
     for model, amp, dtype in [
         (Reader(), None, torch.float32),
         (Reader(), torch.bfloat16, torch.bfloat16),
@@ -116,14 +117,14 @@ def test_pictures_are_taken_as_they_lie_in_the_file(tmp_path: Path) -> None:
     for number in range(CLASSES):
         (tmp_path / str(number)).mkdir()
     picture.save(tmp_path / "3" / "turned.png", exif=exif)
-    items, classes = tool.find_images(tmp_path, CLASSES)
+    items, classes = find_images(tmp_path, CLASSES)
     assert tool.evaluate(Reader(), items, GREY, classes=classes, workers=0).correct1 == 1
 
 
 def test_fewer_than_five_classes(tmp_path: Path) -> None:
     write(tmp_path / "a", [0])
     write(tmp_path / "b", [0])
-    items, classes = tool.find_images(tmp_path, 2)
+    items, classes = find_images(tmp_path, 2)
 
     class Two(Reader):
         def forward(self, x: Tensor) -> Tensor:
@@ -136,36 +137,36 @@ def test_fewer_than_five_classes(tmp_path: Path) -> None:
 def test_the_validation_set_as_it_comes(tmp_path: Path) -> None:
     for name in ("ILSVRC2012_val_00015416.JPEG", "ILSVRC2012_val_00000293.JPEG"):
         gradient_picture(8, 8).save(tmp_path / name)
-    items, classes = tool.find_images(tmp_path, 1000)
+    items, classes = find_images(tmp_path, 1000)
     assert {path.name: label for path, label in items}["ILSVRC2012_val_00015416.JPEG"] == 13
     assert classes == 2
     with pytest.raises(UsageError, match="one folder for each class"):
-        tool.find_images(tmp_path, 10)
+        find_images(tmp_path, 10)
     gradient_picture(8, 8).save(tmp_path / "cat.png")
     with pytest.raises(UsageError, match=r"cat\.png is no picture of ImageNet's"):
-        tool.find_images(tmp_path, 1000)
+        find_images(tmp_path, 1000)
     write(tmp_path / "n01440764", [0])
     with pytest.raises(UsageError, match="lies outside of the class folders"):
-        tool.find_images(tmp_path, 1000)
+        find_images(tmp_path, 1000)
 
 
 def test_layouts_that_are_none(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="no such folder"):
-        tool.find_images(tmp_path / "none", 3)
+        find_images(tmp_path / "none", 3)
     (tmp_path / "file").touch()
     with pytest.raises(UsageError, match="not a folder"):
-        tool.find_images(tmp_path / "file", 3)
+        find_images(tmp_path / "file", 3)
     with pytest.raises(UsageError, match="no pictures"):
-        tool.find_images(tmp_path, 3)
+        find_images(tmp_path, 3)
     write(tmp_path / "a", [0])
     with pytest.raises(UsageError, match="3 classes and there are 1 class folders"):
-        tool.find_images(tmp_path, 3)
+        find_images(tmp_path, 3)
 
 
 def test_names_place_folders(tmp_path: Path) -> None:
     write(tmp_path / "tabby", [0])
     write(tmp_path / "ant", [0])
-    items, classes = tool.find_images(tmp_path, 3, ["tabby, tabby cat", "bee", "ant"])
+    items, classes = find_images(tmp_path, 3, ["tabby, tabby cat", "bee", "ant"])
     assert ([(path.parent.name, label) for path, label in items], classes) == ([("ant", 2), ("tabby", 0)], 2)
 
 

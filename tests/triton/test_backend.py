@@ -18,10 +18,10 @@ from benchmarks import triton_model
 from benchmarks.shapes import MAIN, all_layers
 from replknet_ext import _ext
 from replknet_ext.backends import Problem, by_pass
-from replknet_ext.backends.triton import backend, tiles
+from replknet_ext.backends.triton import backend, device, tiles
 from replknet_ext.backends.triton.tiles import Sizes, Toeplitz
 from replknet_ext.operator import ops
-from replknet_ext.operator.checks import Geometry
+from replknet_ext.operator.problem import Geometry
 
 ROOT = Path(__file__).resolve().parents[2]
 ON_GPU = Problem((8, 128, 56, 56), (128, 1, 31, 31), True, Geometry((1, 1), (15,) * 4, (1, 1)), torch.bfloat16, "cuda")
@@ -77,7 +77,7 @@ def test_versions(version: str | None, reason: str | None, monkeypatch: pytest.M
         return version
 
     monkeypatch.setattr(importlib.metadata, "version", found)
-    problem = backend._version_problem()
+    problem = device._version_problem()
     assert problem is None if reason is None else reason in str(problem)
 
 
@@ -86,7 +86,7 @@ def test_a_newer_triton_than_tested_is_tried_with_one_warning(
     version: str, told: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(importlib.metadata, "version", lambda name: version)
-    monkeypatch.setattr(backend, "WHY_NOT", backend._version_problem())
+    monkeypatch.setattr(backend, "WHY_NOT", device._version_problem())
     monkeypatch.setattr(backend, "_no_device", lambda *arguments: None)
     monkeypatch.setattr(importlib, "import_module", lambda *arguments: object())
     backend._import.cache_clear()

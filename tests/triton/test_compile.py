@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 import torch_pins
 
-from replknet_ext.backends.triton import backend
+from replknet_ext.backends.triton import backend, device
 
 SCRIPT = Path(__file__).resolve().parents[1] / "helpers" / "triton_compile.py"
 ARCHS = (80, 90, 100, 120)
@@ -102,7 +102,7 @@ def report(version: str, capability: int, found: dict[str, dict[str, int]]) -> N
 
 def test_every_triton_of_a_known_torch_has_budgets() -> None:
     brought = {".".join(re.findall(r"\d+", pin)[:2]) for pin in torch_pins.TRITON.values()}
-    first, last = backend.OLDEST, backend.NEWEST
+    first, last = device.OLDEST, backend.NEWEST
     tested = {f"{first[0]}.{minor}" for minor in range(first[1], last[1] + 1)}
     assert set(BUDGETS) == set(SPILLS) == tested
     assert brought <= tested

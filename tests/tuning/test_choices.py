@@ -21,10 +21,11 @@ from tuning_common import CPU, Recorder, choose, entry, invented_variants, opera
 import replknet_ext as r
 from replknet_ext.backends import BACKENDS, PASSES, Candidate, Problem
 from replknet_ext.backends.torch import TorchBackend
+from replknet_ext.choices import lookup as choices_lookup
 from replknet_ext.choices import query, table
 from replknet_ext.operator import ops
-from replknet_ext.operator.checks import Geometry
-from replknet_ext.tuning import measure, search, store
+from replknet_ext.operator.problem import Geometry
+from replknet_ext.tuning import measure, search
 
 pytestmark = [
     pytest.mark.skipif(not r.HAS_EXT, reason="the compiled extension is not installed"),
@@ -244,7 +245,7 @@ assert torch.equal(torch.export.load(sys.argv[1]).module()(x), wanted)
 
 def test_a_program_in_a_new_process_reads_the_users_cache(tmp_path: Path) -> None:
     with large_net() as (net, x, _, direct), torch.no_grad():
-        store.save(CPU, {table.key_of(problem(**LARGE)): entry("direct_tile")}, replace=True)
+        table.save(CPU, {table.key_of(problem(**LARGE)): entry("direct_tile")}, replace=True)
         torch.export.save(torch.export.export(net, (x,)), tmp_path / "net.pt2")
         torch.save((x, direct[0]), tmp_path / "net.pt")
     files = (tmp_path / "net.pt2", tmp_path / "net.pt")
@@ -305,7 +306,7 @@ def test_a_failing_look_up_is_one_warning_and_the_planner_decides(
     def lookup(*args: Any) -> None:
         raise error
 
-    monkeypatch.setattr(table, "lookup", lookup)
+    monkeypatch.setattr(choices_lookup, "lookup", lookup)
     monkeypatch.setattr(table, "_warned", set())
     table.forget()
     with pytest.warns(UserWarning, match="measured choices are not used") as caught:
@@ -325,7 +326,7 @@ def test_ctrl_c_in_a_look_up_is_a_keyboard_interrupt(monkeypatch: pytest.MonkeyP
     def lookup(*args: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(table, "lookup", lookup)
+    monkeypatch.setattr(choices_lookup, "lookup", lookup)
     table.forget()
     with pytest.raises(KeyboardInterrupt):
         same_padding(x, w)

@@ -13,8 +13,8 @@ from tuning_common import CPU, INVENTED, problem
 import replknet_ext as r
 from replknet_ext.backends import PASSES, candidates
 from replknet_ext.backends.cuda import DEVICES
-from replknet_ext.choices import table as configs
-from replknet_ext.operator.checks import Geometry
+from replknet_ext.choices import lookup, table
+from replknet_ext.operator.problem import Geometry
 from replknet_ext.tuning import Row, TuneReport, api, measure, search
 from replknet_ext.tuning import problems as collecting
 from replknet_ext.tuning.measure import Measured
@@ -31,7 +31,7 @@ pytestmark = [
 def test_the_fastest_right_one_wins_and_failures_keep_their_reason(invented: list[str]) -> None:
     report = r.tune([((2, 4, 9, 9), 5)], passes=("fwd",), progress=False)
     (row,) = report
-    assert row.entry == configs.Entry((("cpu", "fwd_fast", 5.0),), 10.0)
+    assert row.entry == table.Entry((("cpu", "fwd_fast", 5.0),), 10.0)
     assert row.gain == 2.0
     reasons = {m.candidate.name: m.failed for m in row.measured}
     assert reasons["fwd_slow"] is None and reasons["fwd_fast"] is None
@@ -47,8 +47,8 @@ def test_the_fastest_right_one_wins_and_failures_keep_their_reason(invented: lis
     r.tune([((2, 4, 9, 9), 5)], passes=("fwd",), progress=False, force=True)
     assert len(invented) == before + 2
     # Read from the file by the next process.
-    configs.forget()
-    assert configs.lookup(problem(), "auto", CPU) == configs.Choice("cpu", "fwd_fast", 1, 5.0, "tuned")
+    table.forget()
+    assert lookup.lookup(problem(), "auto", CPU) == lookup.Choice("cpu", "fwd_fast", 1, 5.0, "tuned")
 
 
 def test_nothing_counts_without_the_untuned_result(invented: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -85,7 +85,7 @@ def test_each_backend_keeps_its_best() -> None:
         Measured(measure.Candidate("triton", "t", 9, "f", 1.0), [2.0]),
         Measured(measure.Candidate("triton", "u", 8, "f", 1.0), [5.0]),
     ]
-    assert search.entry_of(gpu) == configs.Entry((("triton", "t", 2.0), ("cuda", "b", 3.0)), 4.0)
+    assert search.entry_of(gpu) == table.Entry((("triton", "t", 2.0), ("cuda", "b", 3.0)), 4.0)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
@@ -102,7 +102,7 @@ def test_real_kernels_are_measured(dtype: torch.dtype, channels_last: bool) -> N
         assert len(good) == len(row.measured) >= 1, [m.failed for m in row.measured]
         assert all(math.isfinite(m.us) and m.us > 0 for m in good)
         assert row.entry.best[0][2] <= row.measured[0].us * 1.001
-        choice = configs.lookup(row.problem, "auto", CPU)
+        choice = lookup.lookup(row.problem, "auto", CPU)
         assert choice is not None and choice.source == "tuned"
         assert choice.name == candidates(row.problem)[0].name or choice.us < row.measured[0].us
 

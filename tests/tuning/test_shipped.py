@@ -18,9 +18,8 @@ import replknet_ext as r
 from benchmarks import tuning
 from replknet_ext.backends import PASSES
 from replknet_ext.backends.cuda import CudaBackend
-from replknet_ext.choices import table
+from replknet_ext.choices import lookup, table
 from replknet_ext.tools import doctor
-from replknet_ext.tuning import store
 from tests.benchmarks.test_tuning import FILES
 
 pytestmark = [
@@ -70,7 +69,7 @@ def test_a_cpu_is_its_name_its_instruction_set_and_its_threads() -> None:
 
 def test_users_choices_come_first_then_shipped_ones_then_the_model(shipped: Path) -> None:
     x, w = operands()
-    assert table.lookup(problem(), "auto", CPU) is None
+    assert lookup.lookup(problem(), "auto", CPU) is None
     ship(shipped, driver="another", torch="another", variants="other")
     choose({"fwd": "fwd_wrong"})
     with Recorder() as recorder:
@@ -97,12 +96,12 @@ def test_a_gpu_reads_the_file_of_its_model(shipped: Path, monkeypatch: pytest.Mo
     p = problem(device="cuda")
     rows = table.Entry((("cuda", "gone", 0.5), ("cuda", "known", 1.0)), 2.0)
     theirs = {**who, "device": "H200", "driver": "2", "variants": "w"}
-    store.save_config(shipped.parent / "h200.json", theirs, {table.key_of(p): rows})
+    table.save_config(shipped.parent / "h200.json", theirs, {table.key_of(p): rows})
     table.forget()
-    assert table.lookup(p, "auto", gpu) == table.Choice("cuda", "known", 7, 1.0, "shipped")
-    assert table.lookup(p, "triton", gpu) is None
-    store.save(gpu, {table.key_of(p): entry("mine", backend="cuda")}, replace=True)
-    assert table.lookup(p, "auto", gpu) == table.Choice("cuda", "mine", 3, 1.0, "tuned")
+    assert lookup.lookup(p, "auto", gpu) == lookup.Choice("cuda", "known", 7, 1.0, "shipped")
+    assert lookup.lookup(p, "triton", gpu) is None
+    table.save(gpu, {table.key_of(p): entry("mine", backend="cuda")}, replace=True)
+    assert lookup.lookup(p, "auto", gpu) == lookup.Choice("cuda", "mine", 3, 1.0, "tuned")
 
 
 @pytest.mark.parametrize(
@@ -117,8 +116,8 @@ def test_a_gpu_reads_the_file_of_its_model(shipped: Path, monkeypatch: pytest.Mo
 def test_files_of_others_are_left_out(shipped: Path, changes: dict[str, str], words: str) -> None:
     ship(shipped, **changes)
     with pytest.warns(UserWarning) as caught:
-        assert table.lookup(problem(), "auto", CPU) is None
-        assert table.lookup(problem(n=3), "auto", CPU) is None
+        assert lookup.lookup(problem(), "auto", CPU) is None
+        assert lookup.lookup(problem(n=3), "auto", CPU) is None
     (warning,) = caught
     assert words in str(warning.message) and str(shipped) in str(warning.message)
 
@@ -127,7 +126,7 @@ def test_files_of_others_are_left_out(shipped: Path, changes: dict[str, str], wo
 def test_damaged_files_are_left_out(shipped: Path, text: str) -> None:
     shipped.write_text(text)
     with pytest.warns(UserWarning, match="are not used: the file"):
-        assert table.lookup(problem(), "auto", CPU) is None
+        assert lookup.lookup(problem(), "auto", CPU) is None
 
 
 def test_what_was_shipped_is_still_measured_when_asked_for(shipped: Path, invented: list[str]) -> None:
@@ -137,7 +136,7 @@ def test_what_was_shipped_is_still_measured_when_asked_for(shipped: Path, invent
     assert invented and row.entry is not None and row.entry.best[0][1] == "fwd_fast"
     shutil.rmtree(table.path_of(table.identity(CPU)).parent)
     table.forget()
-    assert table.lookup(problem(), "auto", CPU) == table.Choice("cpu", "fwd_wrong", 2, 1.0, "shipped")
+    assert lookup.lookup(problem(), "auto", CPU) == lookup.Choice("cpu", "fwd_wrong", 2, 1.0, "shipped")
     invented.clear()
     with r.autotune(True), torch.no_grad():
         r.depthwise_conv2d(*operands(), padding="same")
@@ -153,8 +152,8 @@ def test_a_report_becomes_a_file_that_can_be_shipped(shipped: Path, invented: li
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         for pass_ in PASSES:
-            choice = table.lookup(problem(pass_=pass_), "auto", CPU)
-            assert choice == table.Choice("cpu", f"{pass_}_fast", 1, 5.0, "shipped")
+            choice = lookup.lookup(problem(pass_=pass_), "auto", CPU)
+            assert choice == lookup.Choice("cpu", f"{pass_}_fast", 1, 5.0, "shipped")
     by_name = r.tune(SHAPES, backend="cpu", progress=False, save=False).save_config(tmp_path / "named.json")
     assert all(key.endswith("backend=cpu") for key in json.loads(by_name.read_text())["choices"])
 
@@ -165,10 +164,10 @@ def test_other_files_are_not_overwritten(shipped: Path, tmp_path: Path) -> None:
         file = tmp_path / "letter"
         file.write_text(text)
         with pytest.raises(ValueError, match=r"letter .*: name another file, or remove it"):
-            store.save_config(file, who, FAST)
+            table.save_config(file, who, FAST)
         assert file.read_text() == text
     with pytest.raises(ValueError, match="there are no measured choices"):
-        store.save_config(tmp_path / "new", who, {})
+        table.save_config(tmp_path / "new", who, {})
     assert not (tmp_path / "new").exists()
 
 

@@ -15,8 +15,7 @@ import torch
 from tuning_common import CPU, entry, problem
 
 from replknet_ext import _files
-from replknet_ext.choices import table
-from replknet_ext.tuning import store
+from replknet_ext.choices import device, table
 
 pytestmark = pytest.mark.usefixtures("own_choices")
 
@@ -38,11 +37,11 @@ def quiet_read() -> dict[str, table.Entry]:
 
 def test_round_trip(own_choices: Path) -> None:
     found = {"a": entry("x", 1.5), "b": table.Entry((("cpu", "y", 2.0), ("triton", "t(1)", 3.0)), None)}
-    assert store.save(CPU, found, replace=True) == path()
+    assert table.save(CPU, found, replace=True) == path()
     assert quiet_read() == found
-    assert store.save(CPU, {"a": entry("z")}, replace=True) == path()
+    assert table.save(CPU, {"a": entry("z")}, replace=True) == path()
     assert quiet_read() == {**found, "a": entry("z")}, "what was there stays"
-    assert store.save(CPU, {"a": entry("late"), "c": entry("new")}, replace=False) == path()
+    assert table.save(CPU, {"a": entry("late"), "c": entry("new")}, replace=False) == path()
     assert quiet_read()["a"] == entry("z"), "on first use the choice of the one who wrote first holds"
     assert quiet_read()["c"] == entry("new")
     assert path().stat().st_mode & 0o777 == 0o666 & ~_umask()
@@ -103,7 +102,7 @@ def test_a_file_that_cannot_be_used_is_left_out_with_one_warning(text: str, word
     # And it is built again.
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert store.save(CPU, {"b": entry("y")}, replace=True) == path()
+        assert table.save(CPU, {"b": entry("y")}, replace=True) == path()
     assert quiet_read() == {"b": entry("y")}
 
 
@@ -112,16 +111,16 @@ def test_a_folder_in_its_place_is_no_crash() -> None:
     with pytest.warns(UserWarning, match="cannot be read"):
         assert read_anew() == {}
     with pytest.warns(UserWarning, match="hold for this process only"):
-        assert store.save(CPU, {"a": entry("x")}, replace=True) is None
+        assert table.save(CPU, {"a": entry("x")}, replace=True) is None
     assert table.entries(CPU) == {"a": entry("x")}
 
 
 @pytest.mark.parametrize("what", ["torch", "replknet_ext", "variants", "isa", "device"])
 def test_another_version_has_another_file(what: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    store.save(CPU, {"a": entry("x")}, replace=True)
+    table.save(CPU, {"a": entry("x")}, replace=True)
     before = path()
     fixed = {key: value for key, value in table.identity(CPU).items() if key != "threads"}
-    monkeypatch.setattr(table, "_fixed", lambda *_: {**fixed, what: "other"})
+    monkeypatch.setattr(device, "_fixed", lambda *_: {**fixed, what: "other"})
     assert path() != before
     table.forget()
     with warnings.catch_warnings(record=True) as caught:
@@ -133,12 +132,12 @@ def test_another_version_has_another_file(what: str, monkeypatch: pytest.MonkeyP
         assert not caught, "another device is not this one's older version"
     else:
         assert len(caught) == 1 and f"{what} " in str(caught[0].message) and "here other" in str(caught[0].message)
-    store.save(CPU, {"a": entry("y")}, replace=True)
+    table.save(CPU, {"a": entry("y")}, replace=True)
     assert json.loads(before.read_text())["choices"]["a"]["best"][0]["variant"] == "x", "the other's file is untouched"
 
 
 def test_threads_are_part_of_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
-    store.save(CPU, {"a": entry("x")}, replace=True)
+    table.save(CPU, {"a": entry("x")}, replace=True)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 77)
     assert quiet_read() == {}, "and other threads are no reason for a warning"
 
@@ -155,8 +154,8 @@ def test_a_read_only_folder_works_in_memory(own_choices: Path, monkeypatch: pyte
     with pytest.warns(
         UserWarning, match="Permission denied.*hold for this process only; REPLKNET_EXT_CACHE names"
     ) as caught:
-        assert store.save(CPU, {"a": entry("x")}, replace=True) is None
-        assert store.save(CPU, {"b": entry("y")}, replace=True) is None
+        assert table.save(CPU, {"a": entry("x")}, replace=True) is None
+        assert table.save(CPU, {"b": entry("y")}, replace=True) is None
     assert len(caught) == 1
     assert table.entries(CPU) == {"a": entry("x"), "b": entry("y")}
     own_choices.parent.chmod(0o755)
@@ -168,9 +167,9 @@ from replknet_ext.choices.table import Entry
 from replknet_ext.tuning import store
 name, count = sys.argv[1], int(sys.argv[2])
 for i in range(count):
-    assert store.save(torch.device("cpu"), {f"{name} {i}": Entry((("cpu", name, 1.0),), 2.0)}, replace=True)
+    assert table.save(torch.device("cpu"), {f"{name} {i}": Entry((("cpu", name, 1.0),), 2.0)}, replace=True)
     shared = {f"shared {i}": Entry((("cpu", name, 1.0),), 2.0)}
-    store.save(torch.device("cpu"), shared, replace=False)
+    table.save(torch.device("cpu"), shared, replace=False)
 """
 
 

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import functools
 import importlib
-import os
-import re
 import warnings
 from collections.abc import Mapping, Sequence
 from importlib import metadata
@@ -18,40 +16,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..base import CYCLES_PER_US, Backend, Candidate, Problem, ordered, outside_raw_ops, sizes_of
-from . import tiles as configs
+from ...operator.problem import Problem, outside_raw_ops, sizes_of
+from ..base import CYCLES_PER_US, Backend, Candidate, ordered
+from . import tiles
+from .device import NEWEST, WHY_NOT, installed, interpreter, shared_bytes, usable
 
-#: The oldest triton that the kernels run on, and the newest that they are tested with. A newer one, which a newer torch
-#: brings, is tried with a warning.
-OLDEST, NEWEST = (3, 6), (3, 9)
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
-
-
-def _version() -> tuple[int, ...] | None:
-    """Major and minor number of the installed triton."""
-    try:
-        return tuple(int(number) for number in re.findall(r"\d+", metadata.version("triton"))[:2])
-    except metadata.PackageNotFoundError:
-        return None
-
-
-def _version_problem() -> str | None:
-    oldest, found = ".".join(map(str, OLDEST)), _version()
-    if found is None:
-        return f"triton is not installed: pip install 'triton>={oldest}'"
-    if found < OLDEST:
-        return f"triton {metadata.version('triton')} is installed, the kernels need triton>={oldest}"
-    return None
-
-
-#: Why the installed triton can't serve, or None. Known without importing it.
-WHY_NOT = _version_problem()
 
 
 @functools.cache
 def _import() -> tuple[Any, str | None]:
     """The module `triton.launch`, or why it can't be imported. Warns, once, of a triton that is too new."""
-    if (_version() or NEWEST) > NEWEST:
+    if (installed() or NEWEST) > NEWEST:
         warnings.warn(
             f"replknet_ext: triton {metadata.version('triton')} is newer than {'.'.join(map(str, NEWEST))}, the newest "
             "that the Triton kernels are tested with; they are tried",
@@ -64,14 +40,9 @@ def _import() -> tuple[Any, str | None]:
         return None, f"triton could not be imported: {error}"
 
 
-def _interpreter() -> bool:
-    """Whether triton was told to interpret kernels, on CPU tensors: slow, for tests."""
-    return os.environ.get("TRITON_INTERPRET") == "1"
-
-
 def _no_device(device_type: str, compiling: bool) -> str | None:
     """Why the kernels can't run on this type of device here, or None."""
-    if device_type == "cpu" and _interpreter():
+    if device_type == "cpu" and interpreter():
         return None
     if device_type != "cuda":
         return f"runs CUDA tensors, not {device_type}"
@@ -92,32 +63,14 @@ def refusal(device_type: str, dtype: torch.dtype, algorithm: str) -> str | None:
     return WHY_NOT or _no_device(device_type, compiling) or (None if compiling else _import()[1])
 
 
-def _usable(shared: int) -> int:
-    """Shared memory that a block may have, less what the compiler keeps for itself."""
-    return max(configs.SHARED_BYTES, shared - 4096)
-
-
-@functools.cache
-def _shared_bytes(device: int) -> int:
-    properties = torch.cuda.get_device_properties(device)
-    return _usable(getattr(properties, "shared_memory_per_block_optin", configs.SHARED_BYTES))
-
-
-def shared_bytes(device: torch.device) -> int:
-    """Shared memory that a block of our kernels may have on a device."""
-    if device.type != "cuda" or not torch.cuda.device_count():
-        return configs.SHARED_BYTES
-    return _shared_bytes(torch.cuda.current_device() if device.index is None else device.index)
-
-
-def _tiles(problem: Problem, shared: int) -> Sequence[tuple[configs.Tile, float]]:
+def _tiles(problem: Problem, shared: int) -> Sequence[tuple[tiles.Tile, float]]:
     """The tiles of a pass with their predicted cycles."""
     if 0 in problem.input_shape:
         return ()
-    sizes, how = configs.Sizes(*sizes_of(problem)), (problem.dtype_name, problem.precision)
+    sizes, how = tiles.Sizes(*sizes_of(problem)), (problem.dtype_name, problem.precision)
     if problem.pass_ == "bwd_weight":
-        return configs.weight_tiles(sizes, *how, shared)
-    return configs.forward_tiles(sizes, *how, problem.channels_last, shared)
+        return tiles.weight_tiles(sizes, *how, shared)
+    return tiles.forward_tiles(sizes, *how, problem.channels_last, shared)
 
 
 def _launch() -> Any:
@@ -137,8 +90,8 @@ class TritonBackend(Backend):
 
     def kernel(self, problem: Problem) -> str | None:
         """See `Backend.kernel`: the tile that the model chooses."""
-        tiles = _tiles(problem, shared_bytes(torch.device(problem.device_type)))
-        return configs.describe(tiles[0][0]) if tiles else None
+        found = _tiles(problem, shared_bytes(torch.device(problem.device_type)))
+        return tiles.describe(found[0][0]) if found else None
 
     def candidates(self, problem: Problem, limits: Mapping[str, int] | None = None) -> list[Candidate]:
         """See `Backend.candidates`: the tiles that the model considers."""
@@ -149,12 +102,12 @@ class TritonBackend(Backend):
         else:
             if outside_raw_ops(problem) or problem.dtype not in DTYPES or problem.algorithm == "fft":
                 return []
-            shared = _usable(limits["shared_per_block"])
+            shared = usable(limits["shared_per_block"])
         return ordered(
             [
                 Candidate(
-                    "triton", configs.name_of(tile), number, configs.kernel_of(tile), cycles / CYCLES_PER_US,
-                    {"warps": tile.num_warps}, words=configs.describe(tile),
+                    "triton", tiles.name_of(tile), number, tiles.kernel_of(tile), cycles / CYCLES_PER_US,
+                    {"warps": tile.num_warps}, words=tiles.describe(tile),
                 )
                 for number, (tile, cycles) in enumerate(_tiles(problem, shared))
             ]
@@ -164,8 +117,8 @@ class TritonBackend(Backend):
         """See `Backend.variant`."""
         if self.supports(problem) is not None:
             return None
-        tiles = _tiles(problem, shared_bytes(torch.device(problem.device_type)))
-        return next((number for number, (tile, _) in enumerate(tiles) if configs.name_of(tile) == name), None)
+        found = _tiles(problem, shared_bytes(torch.device(problem.device_type)))
+        return next((number for number, (tile, _) in enumerate(found) if tiles.name_of(tile) == name), None)
 
     def fwd(self, *args: Any) -> Tensor:
         """See `Backend.fwd`."""

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch._prims_common import suggest_memory_format
 
 from . import sliding_fwd, tiles, toeplitz_fwd, toeplitz_weight
-from .backend import shared_bytes
+from .device import shared_bytes
 from .tiles import Sizes, Sliding, Toeplitz, Weight, cdiv, power_of_2
 
 #: Whether kernels run in triton's interpreter, on CPU tensors (TRITON_INTERPRET=1 when this module is imported).
@@ -65,7 +65,7 @@ def convolve(
         activation, precision: as in the raw ops.
         flip: whether to reverse the filter.
         tile: the kernel and its tile, None for that of `variant`.
-        variant: see `configs.forward`.
+        variant: see `tiles.forward`.
 
     Returns:
         (N, C, Ho, Wo) in the memory format of x.
@@ -193,7 +193,7 @@ def correlate(
         precision: of float32.
         with_bias: whether to sum `grad` as well.
         tile: None for that of `variant`.
-        variant: see `configs.weight`.
+        variant: see `tiles.weight`.
     """
     n, c, h, w = x.shape
     ho, wo = grad.shape[2:]
