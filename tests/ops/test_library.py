@@ -375,7 +375,8 @@ def test_without_the_extension_everything_runs_on_torch() -> None:
         import sys, json
         sys.modules["replknet_ext._C"] = None  # an import of it now fails as if it were not there
         import torch, replknet_ext as r
-        from replknet_ext import _ext, ops
+        from replknet_ext import _ext
+        from replknet_ext.operator import ops
         assert not r.HAS_EXT and _ext.cpu_isa() is None and _ext.build_info() == {}
         x = torch.randn(2, 3, 9, 8, dtype=torch.float64, requires_grad=True)
         w = torch.randn(3, 1, 4, 3, dtype=torch.float64, requires_grad=True)

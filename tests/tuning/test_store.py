@@ -164,7 +164,6 @@ def test_a_read_only_folder_works_in_memory(own_choices: Path, monkeypatch: pyte
 WRITER = """
 import sys, torch
 from replknet_ext.choices.table import Entry
-from replknet_ext.tuning import store
 name, count = sys.argv[1], int(sys.argv[2])
 for i in range(count):
     assert table.save(torch.device("cpu"), {f"{name} {i}": Entry((("cpu", name, 1.0),), 2.0)}, replace=True)
