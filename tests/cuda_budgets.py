@@ -155,7 +155,7 @@ def compile_kernels(arch: str, nvcc: str, nvdisasm: str | None, family: Family, 
     for _, text in sorted(_sources_of(CUDA / source, {}).items()):
         digest.update(text)
     CACHE.mkdir(parents=True, exist_ok=True)
-    kept = CACHE / f"{source}-{arch}-{digest.hexdigest()[:16]}.json"
+    kept = CACHE / f"{source.replace('/', '-')}-{arch}-{digest.hexdigest()[:16]}.json"
     if kept.exists():
         return [Kernel(**row) for row in json.loads(kept.read_text())]
     cubin = kept.with_suffix(f".{os.getpid()}.cubin")

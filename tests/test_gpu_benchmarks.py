@@ -228,7 +228,7 @@ def fake_tool(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str) -> P
 
 
 def test_the_kernels_of_every_family_are_in_the_namespace_that_tools_look_for() -> None:
-    sources = [path for path in (ROOT / "csrc/cuda").glob("*.cu*") if "__global__" in path.read_text()]
+    sources = [path for path in (ROOT / "csrc/cuda").rglob("*.cu*") if "__global__" in path.read_text()]
     assert len(sources) >= 8
     for path in sources:
         before = path.read_text().split("__global__")[0]

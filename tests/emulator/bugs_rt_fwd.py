@@ -78,7 +78,11 @@ BUGS = {
         "      __syncthreads();\n      if constexpr (Element::kFloat) {\n        if (turn",
         "      if constexpr (Element::kFloat) {\n        if (turn",
     ),
-    "outputs staged over input in use": ("rt_fwd_staged.cuh", "__syncthreads();  // nobody needs", "// nobody needs"),
+    "outputs staged over input in use": (
+        "rt_fwd_staged.cuh",
+        "__syncthreads();\n      if (!works ||",
+        "if (!works ||",
+    ),
     "stored before all is staged": (
         "rt_fwd_staged.cuh",
         "    __syncthreads();\n    with_access",

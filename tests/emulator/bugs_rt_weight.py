@@ -11,8 +11,8 @@ KEPT = ("rtw_3x2_w", "rtw_3x4_t", "rtw_1x1_w", "rtw_3x2_w_bf16x3")
 BUGS = {
     "no barrier of a stage": (
         "rt_weight.cuh",
-        "      __syncthreads();  // the stage's rows have arrived, those before it are free\n",
-        "",
+        "      else ptx::cp_async_wait<1>();\n      __syncthreads();\n",
+        "      else ptx::cp_async_wait<1>();\n",
     ),
     "no wait for a stage": (
         "rt_weight.cuh",
@@ -26,8 +26,8 @@ BUGS = {
     ),
     "no barrier before the diagonals": (
         "rt_weight.cuh",
-        "  __syncthreads();  // shared memory now holds tiles and sums\n",
-        "",
+        "  __syncthreads();\n  finish<",
+        "  finish<",
     ),
     "no __syncwarp before the diagonals": (
         "rt_weight.cuh",

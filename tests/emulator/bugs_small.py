@@ -7,12 +7,22 @@ from pathlib import Path
 from emulator_harness import Case
 from mutants import Mutants, keep_lines
 
+# The two kernels of bwd_weight wait for a group with the same lines; what follows tells them apart.
+GROUP = "      __syncthreads();\n"
+AHEAD = """    }
+    if (const int next = group + kAhead; next < a.rt.jobs)
+#pragma unroll 1
+      for (int tensor = 0; tensor < 2; ++tensor)
+"""
+LOAD_PLANES = AHEAD + "        load_planes("
+LOAD_RUNS = AHEAD + "        load_runs("
+
 # name: (file, text, replacement)
 BUGS = {
     "no barrier before the next unit": (
         "small_fwd.cuh",
-        "    if (unit >= first) __syncthreads();  // the buffer",
-        "    // the buffer",
+        "    if (unit >= first) __syncthreads();\n",
+        "",
     ),
     "no wait for a run": ("small_fwd.cuh", "      ptx::cp_async_wait<1>();\n", ""),
     "no barrier after a run's wait": (
@@ -22,8 +32,8 @@ BUGS = {
     ),
     "no barrier before results take the place of inputs": (
         "small_fwd.cuh",
-        "      __syncthreads();  // every warp has read its inputs: results take their place\n",
-        "",
+        "s.sum(a, own);\n      __syncthreads();\n",
+        "s.sum(a, own);\n",
     ),
     "no barrier before the stores": ("small_fwd.cuh", "    __syncthreads();\n    store_runs", "    store_runs"),
     "the other buffer": (
@@ -78,8 +88,8 @@ BUGS = {
     ),
     "last: no barrier before results take the place of inputs": (
         "small_fwd.cuh",
-        "    __syncthreads();  // the warps of a channel",
-        "    // the warps of a channel",
+        "s.sum(a, share.own);\n    __syncthreads();\n",
+        "s.sum(a, share.own);\n",
     ),
     "last: no barrier before the stores": (
         "small_fwd.cuh",
@@ -99,8 +109,8 @@ BUGS = {
     "last: unaligned tensors": ("small_plan.cpp", "const uint64_t m = address | ", "const uint64_t m = "),
     "weight: no barrier of a group": (
         "small_weight.cuh",
-        "      __syncthreads();  // the group has arrived",
-        "      // the group has arrived",
+        GROUP + LOAD_PLANES,
+        LOAD_PLANES,
     ),
     "weight: no wait for a group": (
         "small_weight.cuh",
@@ -109,8 +119,8 @@ BUGS = {
     ),
     "weight: no barrier before the diagonals": (
         "small_weight.cuh",
-        "  __syncthreads();  // shared memory now holds tiles and sums\n",
-        "",
+        "cp_async_wait<0>();\n  __syncthreads();\n  reinterpret_cast<float*>",
+        "cp_async_wait<0>();\n  reinterpret_cast<float*>",
     ),
     "weight: ring a group short": (
         "small_weight.cuh",
@@ -143,8 +153,8 @@ BUGS = {
     "weight: lanes left over copy": ("small_weight.cuh", "row < 4 ? (t.h - row + 3) / 4 : 0;", "(t.h - row + 3) / 4;"),
     "weight: no barrier of a group of runs": (
         "small_weight.cuh",
-        "      __syncthreads();  // the group's runs have arrived",
-        "      // the group's runs have arrived",
+        GROUP + LOAD_RUNS,
+        LOAD_RUNS,
     ),
     "weight: ring of runs a group short": (
         "small_weight.cuh",

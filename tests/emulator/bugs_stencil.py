@@ -12,8 +12,8 @@ from mutants import SMALLEST, Mutants, keep_lines
 
 # name: (file, text, replacement)
 BUGS = {
-    "no barrier after the filter": ("stencil.cuh", "  __syncthreads();\n\n  const int number", "\n  const int number"),
-    "no barrier after the ring": ("stencil.cuh", "  __syncthreads();  // every thread has", "  // every thread has"),
+    "no barrier after the filter": ("stencil.cuh", "  __syncthreads();\n  const int number", "  const int number"),
+    "no barrier after the ring": ("stencil.cuh", "  __syncthreads();\n  if ((thread", "  if ((thread"),
     "no barrier between the sums": (
         "stencil.cuh",
         "  __syncthreads();\n  const int taps = rows",

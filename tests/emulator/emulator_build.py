@@ -55,16 +55,18 @@ def ninja_text(build: Path, cuda: Path = CUDA) -> str:
     ]
 
     def compile_(source: Path, tag: str, more: str, folder: Path = BUILD) -> str:
-        out = folder / f"{source.stem}.{tag}.o"
+        inside = source.relative_to(cuda if source.is_relative_to(cuda) else HERE)  # stems repeat between folders
+        out = folder / inside.with_suffix(f".{tag}.o")
         if folder == build:  # else an object that the usual build has made
             lines.extend([f"build {out}: cxx {source}", f"  more = {more}"])
         return str(out)
 
     # only what comes from `cuda` differs between build folders
     shared = [compile_(HERE / name, "host", "-O2") for name in RUNTIME]
-    shared.extend(compile_(path, "host", "-O2", build) for path in [*sorted(cuda.glob("*.cpp")), HERE / "families.cpp"])
+    host = [*sorted(cuda.rglob("*.cpp")), HERE / "families.cpp"]
+    shared.extend(compile_(path, "host", "-O2", build) for path in host)
     for module, more in (("plain", "-O2"), ("race", f"-O1 {INSTRUMENT}")):
-        objects = [compile_(path, module, more, build) for path in sorted(cuda.glob("*.cu"))]
+        objects = [compile_(path, module, more, build) for path in sorted(cuda.rglob("*.cu"))]
         objects.append(compile_(HERE / "planted.cu", module, more))
         name = f"emulator_{module}"
         objects.append(compile_(HERE / "bindings.cpp", module, f"-O1 {python} -DEMULATOR_MODULE={name}"))

@@ -28,6 +28,16 @@ SMALLEST = (86, 1, 48 << 10, 49 << 10)  # little shared memory, one SM
 SCHEDULES = (("ordered", 0), ("reversed", 0), ("random", 1), ("random", 2))
 
 
+#: A comment, or a string or character, in which // and /* mean nothing.
+_COMMENT = re.compile(r"""("(?:\\.|[^"\\\n])*"|'(?:\\.|[^'\\\n])'|//[^\n]*|/\*.*?\*/)""", re.S)
+
+
+def code_of(source: str) -> str:
+    """C++ without comments, blank lines and spaces at the ends of lines: bugs match it, so comments can be reworded."""
+    bare = _COMMENT.sub(lambda found: "" if found[0].startswith("/") else found[0], source)
+    return re.sub(r"\n\s*\n", "\n", re.sub(r"[ \t]+$", "", bare, flags=re.M))
+
+
 def _exact(emulator: ModuleType, case: Case) -> None:
     harness.check_exact(emulator, case)
 
@@ -37,7 +47,7 @@ class Mutants:
     """A family's planted bugs."""
 
     family: str  # its name in csrc/cuda/family.h, which its files start with
-    bugs: dict[str, tuple[str, str, str]]  # name: (file, text, replacement)
+    bugs: dict[str, tuple[str, str, str]]  # name: (file, text of its `code_of`, replacement)
     cases: list[Case]
     cut: Callable[[Path], None]  # leaves few variants in a copy of csrc/cuda, so that it builds in seconds
     check: Callable[[ModuleType, Case], None] = _exact  # raises AssertionError
@@ -65,8 +75,8 @@ class Mutants:
         self.cut(cuda)
         if bug is not None:
             name, old, new = self.bugs[bug]
-            source = (cuda / name).read_text()
-            assert old in source, f"{name} has no {old!r}"
+            source = code_of((cuda / name).read_text())
+            assert old in source, f"{name} has no {old!r} in its code"
             (cuda / name).write_text(source.replace(old, new))
         return cuda
 

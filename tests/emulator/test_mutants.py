@@ -11,12 +11,32 @@ import bugs_rt_weight
 import bugs_small
 import bugs_stencil
 import pytest
-from mutants import Mutants
+from mutants import Mutants, code_of
 
 FAMILIES = [module.MUTANTS for module in (bugs_rt_fwd, bugs_rt_weight, bugs_small, bugs_stencil, bugs_fma, bugs_fft)]
 
 
-@pytest.mark.parametrize("mutants", FAMILIES, ids=lambda mutants: mutants.family)
+EVERY_FAMILY = pytest.mark.parametrize("mutants", FAMILIES, ids=lambda mutants: mutants.family)
+
+
+@EVERY_FAMILY
+def test_bugs_match_code_and_not_comments(tmp_path: Path, mutants: Mutants) -> None:
+    """Also those that only ``REPLKNET_EXT_MUTANTS=all`` plants, so that none is left behind when its line changes."""
+    cuda = mutants.sources(tmp_path, None)
+    code = {name: code_of((cuda / name).read_text()) for name, _, _ in mutants.bugs.values()}
+    lost = [bug for bug, (name, text, _) in mutants.bugs.items() if text not in code[name]]
+    assert not lost
+    assert all(text != replacement for _, text, replacement in mutants.bugs.values())
+
+
+def test_code_without_comments() -> None:
+    source = (
+        'int a;  // one\n/* two\n   lines */\nconst char* s = "// /* text */";\n\n  // three\nchar c = \'"\';  // "\n'
+    )
+    assert code_of(source) == 'int a;\nconst char* s = "// /* text */";\nchar c = \'"\';\n'
+
+
+@EVERY_FAMILY
 def test_the_unchanged_sources_have_no_finding(tmp_path: Path, mutants: Mutants) -> None:
     assert mutants.notice(tmp_path, None) == []
 
