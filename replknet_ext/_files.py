@@ -31,7 +31,7 @@ def locked(path: str | Path, timeout: float = -1) -> Iterator[None]:
     Raises:
         OSError: the lock can't be made, or was not to be had in time.
     """
-    from filelock import FileLock  # torch needs it, too
+    from filelock import FileLock
 
     with FileLock(f"{path}.lock", timeout=timeout):
         yield

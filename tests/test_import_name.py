@@ -1,16 +1,38 @@
-"""`depthwise_conv2d_implicit_gemm`, the module name that UniRepLKNet, SLaK and OverLoCK import."""
+"""The stand-in for `depthwise_conv2d_implicit_gemm`, the module that UniRepLKNet, SLaK and OverLoCK import."""
 
 from __future__ import annotations
 
 import copy
 import pickle
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
-from depthwise_conv2d_implicit_gemm import DepthWiseConv2dImplicitGEMM
 from replknet_ext import DepthwiseConv2dLarge
+from replknet_ext.integrations.depthwise_conv2d_implicit_gemm import DepthWiseConv2dImplicitGEMM
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def test_the_name_is_taken_only_when_asked_for(tmp_path: Path) -> None:
+    """Somebody's real module stays in use until the one import, which is all that other people's code needs."""
+    (tmp_path / "depthwise_conv2d_implicit_gemm.py").write_text("class DepthWiseConv2dImplicitGEMM: real = True\n")
+    code = f"""
+import sys
+sys.path[:0] = [{str(ROOT)!r}, {str(tmp_path)!r}]
+import replknet_ext
+from depthwise_conv2d_implicit_gemm import DepthWiseConv2dImplicitGEMM as before
+assert before.real
+import replknet_ext.integrations.depthwise_conv2d_implicit_gemm as ours
+from depthwise_conv2d_implicit_gemm import DepthWiseConv2dImplicitGEMM as after
+assert after is ours.DepthWiseConv2dImplicitGEMM and issubclass(after, replknet_ext.DepthwiseConv2dLarge)
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.parametrize("kernel", [13, (13, 13), (51, 5), [5, 51], 1])
@@ -55,6 +77,15 @@ def test_copies_and_pickles():
     for clone in (copy.deepcopy(module), pickle.loads(pickle.dumps(module))):
         assert type(clone) is DepthWiseConv2dImplicitGEMM
         assert torch.equal(clone(x), module(x))
+
+
+def test_pickles_that_name_the_original_class_are_read():
+    module = DepthWiseConv2dImplicitGEMM(4, 3)
+    ours = b"replknet_ext.integrations.depthwise_conv2d_implicit_gemm"
+    text = pickle.dumps(module, protocol=0)  # names as plain lines
+    assert ours in text
+    other = pickle.loads(text.replace(ours, b"depthwise_conv2d_implicit_gemm"))
+    assert type(other) is DepthWiseConv2dImplicitGEMM
 
 
 def test_whole_modules_pickled_from_the_original_class():

@@ -11,6 +11,7 @@ from large_kernel_users import DilatedReparamBlock, SLaKKernel, plain_conv
 from models_common import randomize
 from torch import nn
 
+import replknet_ext.integrations.depthwise_conv2d_implicit_gemm  # noqa: F401  (users write this line)
 from replknet_ext import DepthwiseConv2dLarge, replace_depthwise, restore
 
 #: UniRepLKNet's branches beside a 13x13: size to dilation.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import subprocess
 import sys
+import warnings
 from dataclasses import astuple, replace
 from pathlib import Path
 
@@ -64,7 +65,8 @@ def test_supports_says_why_not(served: None, monkeypatch: pytest.MonkeyPatch) ->
         ("3.5.1", "triton 3.5.1 is installed"),
         ("3.6.0", None),
         ("3.9.0", None),
-        ("3.10.0", "triton 3.10.0"),
+        ("3.10.0", None),
+        ("4.0.0", None),
         (None, "pip"),
     ],
 )
@@ -77,6 +79,26 @@ def test_versions(version: str | None, reason: str | None, monkeypatch: pytest.M
     monkeypatch.setattr(importlib.metadata, "version", found)
     problem = backend._version_problem()
     assert problem is None if reason is None else reason in str(problem)
+
+
+@pytest.mark.parametrize(("version", "told"), [("3.9.7", 0), ("3.10.0", 1)])
+def test_a_newer_triton_than_tested_is_tried_with_one_warning(
+    version: str, told: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(importlib.metadata, "version", lambda name: version)
+    monkeypatch.setattr(backend, "WHY_NOT", backend._version_problem())
+    monkeypatch.setattr(backend, "_no_device", lambda *arguments: None)
+    monkeypatch.setattr(importlib, "import_module", lambda *arguments: object())
+    backend._import.cache_clear()
+    try:
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            for _ in range(3):
+                assert backend.TritonBackend().supports(ON_GPU) is None
+    finally:
+        backend._import.cache_clear()
+    assert len(caught) == told
+    assert all(f"triton {version} is newer than 3.9" in str(warning.message) for warning in caught)
 
 
 def test_takes_what_the_extension_lacks(served: None, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,6 +10,7 @@ import functools
 import importlib
 import os
 import re
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from importlib import metadata
 from typing import Any
@@ -21,20 +22,26 @@ from ..checks import Geometry
 from .base import CYCLES_PER_US, Candidate, Problem, ordered, outside_raw_ops, sizes_of
 from .triton_kernels import configs
 
-#: The versions of triton that the kernels are tested with: from the first, before the second.
-VERSIONS = (3, 6), (3, 10)
+#: The oldest triton that the kernels run on, and the newest that they are tested with. A newer one, which a newer torch
+#: brings, is tried with a warning.
+OLDEST, NEWEST = (3, 6), (3, 9)
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 
 
-def _version_problem() -> str | None:
-    first, end = (".".join(map(str, version)) for version in VERSIONS)
+def _version() -> tuple[int, ...] | None:
+    """Major and minor number of the installed triton."""
     try:
-        found = metadata.version("triton")
+        return tuple(int(number) for number in re.findall(r"\d+", metadata.version("triton"))[:2])
     except metadata.PackageNotFoundError:
-        return f"triton is not installed: pip install 'triton>={first},<{end}'"
-    numbers = tuple(int(number) for number in re.findall(r"\d+", found)[:2])
-    if not VERSIONS[0] <= numbers < VERSIONS[1]:
-        return f"triton {found} is installed, the kernels need triton>={first},<{end}"
+        return None
+
+
+def _version_problem() -> str | None:
+    oldest, found = ".".join(map(str, OLDEST)), _version()
+    if found is None:
+        return f"triton is not installed: pip install 'triton>={oldest}'"
+    if found < OLDEST:
+        return f"triton {metadata.version('triton')} is installed, the kernels need triton>={oldest}"
     return None
 
 
@@ -44,7 +51,14 @@ WHY_NOT = _version_problem()
 
 @functools.cache
 def _import() -> tuple[Any, str | None]:
-    """The module `triton_kernels.launch`, or why it can't be imported."""
+    """The module `triton_kernels.launch`, or why it can't be imported. Warns, once, of a triton that is too new."""
+    if (_version() or NEWEST) > NEWEST:
+        warnings.warn(
+            f"replknet_ext: triton {metadata.version('triton')} is newer than {'.'.join(map(str, NEWEST))}, the newest "
+            "that the Triton kernels are tested with; they are tried",
+            RuntimeWarning,
+            stacklevel=2,
+        )
     try:
         return importlib.import_module(".triton_kernels.launch", __package__), None
     except (ImportError, RuntimeError) as error:

@@ -1,16 +1,18 @@
-"""The import name that UniRepLKNet, SLaK, OverLoCK and their kin look for, running on replknet_ext.
+"""The module that UniRepLKNet, SLaK, OverLoCK and their kin import, running on replknet_ext.
 
-Those projects do `from depthwise_conv2d_implicit_gemm import DepthWiseConv2dImplicitGEMM`; with this package
-installed the import works, on CPU and GPU, in every floating dtype and memory format.
+Those projects do `from depthwise_conv2d_implicit_gemm import DepthWiseConv2dImplicitGEMM`. After
+`import replknet_ext.integrations.depthwise_conv2d_implicit_gemm` that name is this module, in this process: on CPU and
+GPU, in every floating dtype and memory format. An installed module of that name stays what it is elsewhere.
 """
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import torch
 
-from replknet_ext.modules import DepthwiseConv2dLarge
+from ..modules import DepthwiseConv2dLarge
 
 __all__ = ["DepthWiseConv2dImplicitGEMM"]
 
@@ -56,3 +58,6 @@ class DepthWiseConv2dImplicitGEMM(DepthwiseConv2dLarge):
             (kh, kw) = self.kernel_size
             self.padding = (kh // 2, kw // 2)
             self._reversed_padding_repeated_twice = [kw // 2, kw // 2, kh // 2, kh // 2]
+
+
+sys.modules["depthwise_conv2d_implicit_gemm"] = sys.modules[__name__]
