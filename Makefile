@@ -81,7 +81,7 @@ wheel: $(VENV)/.torch ## dist/*.whl, for every Python from 3.10 and every torch 
 clean: ## removes what was built, keeps .venv
 	rm -rf build dist demo_output *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	rm -f replknet_ext/*.so $(VENV)/.built
-	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +
+	find . \( -name __pycache__ -o -name _build \) -not -path './$(VENV)/*' -prune -exec rm -rf {} +
 
 distclean: clean ## removes .venv too
 	rm -rf $(VENV)

@@ -195,13 +195,14 @@ def compile_kernels(arch: str, nvcc: str, nvdisasm: str | None, family: Family, 
 Tables = dict[tuple[str, str], list[Kernel]]  # by (source, architecture)
 
 
-def compile_family(family: Family, nvcc: str, nvdisasm: str | None) -> Tables:
-    """Every source of a family for its architectures, two at a time."""
+def compile_family(family: Family, nvcc: str, nvdisasm: str | None, archs: tuple[str, ...] = ARCHS) -> Tables:
+    """Every source of a family for those of its architectures that are asked for, two at a time."""
     with ThreadPoolExecutor(2) as pool:
         jobs = {
             (source, arch): pool.submit(compile_kernels, arch, nvcc, nvdisasm, family, source)
-            for source, archs in family.sources.items()
-            for arch in archs
+            for source, served in family.sources.items()
+            for arch in served
+            if arch in archs
         }
         return {key: job.result() for key, job in jobs.items()}
 

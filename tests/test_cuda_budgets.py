@@ -10,10 +10,20 @@ from cuda_budgets import ARCHS, NVCC, Family, Tables
 
 FAMILIES = cuda_budgets.families()
 EVERY_FAMILY = pytest.mark.parametrize("family", FAMILIES.values(), ids=FAMILIES)
-# a family's tests share what was compiled, so they stay in one worker
-GROUPED = pytest.mark.parametrize(
-    "family",
-    [pytest.param(f, id=f.name, marks=pytest.mark.xdist_group(f"budgets_{f.name}")) for f in FAMILIES.values()],
+QUICK = ("90a",)
+# tests that share what was compiled stay in one worker
+COMPILED = pytest.mark.parametrize(
+    ("family", "archs"),
+    [
+        pytest.param(
+            family,
+            archs,
+            id=f"{family.name}-{'-'.join(archs)}",
+            marks=[pytest.mark.xdist_group(f"budgets_{family.name}"), *([] if archs == QUICK else [pytest.mark.slow])],
+        )
+        for family in FAMILIES.values()
+        for archs in (QUICK, tuple(arch for arch in ARCHS if arch not in QUICK))
+    ],
 )
 
 
@@ -26,8 +36,8 @@ def nvcc() -> str:
 
 
 @functools.cache
-def _compiled(name: str, nvcc: str) -> Tables:
-    return cuda_budgets.compile_family(FAMILIES[name], nvcc, cuda_budgets.find_nvdisasm())
+def _compiled(name: str, archs: tuple[str, ...], nvcc: str) -> Tables:
+    return cuda_budgets.compile_family(FAMILIES[name], nvcc, cuda_budgets.find_nvdisasm(), archs)
 
 
 def _right_nvcc(nvcc: str) -> None:
@@ -42,37 +52,34 @@ def test_the_table_names_every_variant(family: Family) -> None:
     assert {arch for archs in family.sources.values() for arch in archs} == set(ARCHS)
 
 
-@pytest.mark.slow
-@GROUPED
-def test_every_variant_compiles_without_spills(family: Family, nvcc: str) -> None:
+@COMPILED
+def test_every_variant_compiles_without_spills(family: Family, archs: tuple[str, ...], nvcc: str) -> None:
     """Compiling fails on spills."""
-    tables = _compiled(family.name, nvcc)
-    for arch in ARCHS:
+    tables = _compiled(family.name, archs, nvcc)
+    for arch in archs:
         names = {kernel.name for (_, a), kernels in tables.items() for kernel in kernels if a == arch}
         assert names == set(family.budgets), arch
     assert not [kernel.name for kernels in tables.values() for kernel in kernels if kernel.spilled]
 
 
-@pytest.mark.slow
-@GROUPED
-def test_registers(family: Family, nvcc: str) -> None:
+@COMPILED
+def test_registers(family: Family, archs: tuple[str, ...], nvcc: str) -> None:
     _right_nvcc(nvcc)
     over = {
         (source, arch, k.name): k.registers
-        for (source, arch), kernels in _compiled(family.name, nvcc).items()
+        for (source, arch), kernels in _compiled(family.name, archs, nvcc).items()
         for k in kernels
         if k.registers > family.budgets[k.name].registers[ARCHS.index(arch)]
     }
     assert not over, f"more registers than the table allows: {over}"
 
 
-@pytest.mark.slow
-@GROUPED
-def test_instruction_mix_of_the_inner_loop(family: Family, nvcc: str) -> None:
+@COMPILED
+def test_instruction_mix_of_the_inner_loop(family: Family, archs: tuple[str, ...], nvcc: str) -> None:
     if cuda_budgets.find_nvdisasm() is None:
         pytest.skip("nvdisasm was not found: pip install nvidia-cuda-nvdisasm")
     _right_nvcc(nvcc)
-    for where, kernels in _compiled(family.name, nvcc).items():
+    for where, kernels in _compiled(family.name, archs, nvcc).items():
         for kernel in kernels:
             budget = family.budgets[kernel.name]
             assert kernel.local == 0, f"{where} {kernel.name}: local memory"

@@ -107,6 +107,7 @@ def test_sdist_holds_all_that_builds_tests_and_explains(sdist: Path) -> None:
     assert [name for name in names if name.endswith((".so", ".o", ".pyc")) or made & set(name.split("/"))] == []
 
 
+@pytest.mark.slow
 def test_wheel_serves_every_python_and_holds_only_the_package(wheel: Path) -> None:
     assert re.fullmatch(r"replknet_ext-[^-]+-cp310-abi3-\w+\.whl", wheel.name)
     with zipfile.ZipFile(wheel) as archive:
@@ -125,6 +126,7 @@ def test_wheel_serves_every_python_and_holds_only_the_package(wheel: Path) -> No
     assert [re.split(r"[ <>=!~;]", line)[0] for line in required] == ["torch"]
 
 
+@pytest.mark.slow
 def test_wheel_runs_the_readme_outside_the_checkout(fresh_python: Path, tmp_path: Path) -> None:
     assert SNIPPETS
     for number, snippet in enumerate(SNIPPETS):
@@ -141,6 +143,7 @@ def test_wheel_runs_the_readme_outside_the_checkout(fresh_python: Path, tmp_path
     assert where[2] in ("base", "avx2", "avx512")
 
 
+@pytest.mark.slow
 def test_works_without_optional_packages(fresh_python: Path, tmp_path: Path) -> None:
     """Nothing but torch is there, and torchvision is there but broken: a CUDA build of it raises RuntimeError."""
     code = """
