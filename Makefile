@@ -22,7 +22,7 @@ SOURCES := setup.py pyproject.toml MANIFEST.in $(shell find csrc -type f 2>/dev/
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test mutants sanitize fuzz bench compat matrix lint format wheel clean distclean FORCE
+.PHONY: help demo test test-all mutants sanitize fuzz bench compat matrix lint format wheel clean distclean FORCE
 
 help: ## this list
 	@echo "make TARGET [PYTHON=$(PYTHON)] [TORCH='$(TORCH)'] [WORKERS=$(WORKERS)]"
@@ -31,10 +31,15 @@ help: ## this list
 demo: $(VENV)/.demo ## a real network on real photos, a RepLKNet trained and merged, latencies (under 5 minutes)
 	$(BIN)/python -m examples.demo
 
-test: $(VENV)/.test ## the whole test suite (about 25 minutes on 2 cores)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup $(PYTEST_ARGS)
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup
 
-mutants: $(VENV)/.test ## plants every bug of tests/cuda/*/bugs.py into the CUDA sources; `make test` does so with some
+test: $(VENV)/.test ## every kind of test, a few of each (under 5 minutes on 2 cores)
+	$(PYTEST) -m "not slow" $(PYTEST_ARGS)
+
+test-all: test ## `make test`, then what it leaves out: every case, architecture and instruction set, planted bugs
+	$(PYTEST) -m slow $(PYTEST_ARGS)
+
+mutants: $(VENV)/.test ## plants every bug of tests/cuda/*/bugs.py into the CUDA sources; `make test-all` does so with some
 	REPLKNET_EXT_MUTANTS=all OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) tests/cuda/test_bugs.py
 
 sanitize: $(VENV)/.test ## the CPU kernels of every instruction set under address and undefined-behaviour sanitizers
@@ -76,7 +81,7 @@ wheel: $(VENV)/.torch ## dist/*.whl, for every Python from 3.10 and every torch 
 clean: ## removes what was built, keeps .venv
 	rm -rf build dist demo_output *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	rm -f replknet_ext/*.so $(VENV)/.built
-	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +
+	find . \( -name __pycache__ -o -name _build \) -not -path './$(VENV)/*' -prune -exec rm -rf {} +
 
 distclean: clean ## removes .venv too
 	rm -rf $(VENV)

@@ -179,6 +179,7 @@ def test_gelu_is_accurate_to_float() -> None:
     assert gelu(torch.full((16,), float("inf")))[3] == float("inf")  # torch's own is nan or inf by its build
 
 
+@pytest.mark.slow
 @pytest.mark.skipif("REPLKNET_EXT_CPU_ISA" in os.environ, reason="runs the others")
 @pytest.mark.parametrize("isa", ["base", "avx2"])
 def test_other_instruction_sets(isa: str) -> None:

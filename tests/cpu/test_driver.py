@@ -138,6 +138,7 @@ def test_every_kernel_has_a_budget() -> None:
 
 
 @needs_valgrind
+@pytest.mark.slow
 def test_counts_are_repeatable_and_grow_with_the_work() -> None:
     form = "8 14 14 {k} {k} {p} {p} {p} {p} float32 nchw none\n"
     text = "".join(f"{n}-{k} fwd {n} " + form.format(k=k, p=k // 2) for n, k in ((1, 5), (1, 5), (2, 5), (1, 7)))

@@ -24,6 +24,7 @@ from cases import (
     kind_of,
     magnitude,
     operands,
+    rows,
     same,
 )
 from torch import Tensor
@@ -65,7 +66,7 @@ def check(pass_: str, case: Case, layouts: tuple[str, ...] = ("nchw", "nhwc")) -
         assert (actual.double() - wanted).norm() <= 1e-6 * wanted.norm()
 
 
-@pytest.mark.parametrize("case", [*CASES, *TILED], ids=lambda case: case.name)
+@pytest.mark.parametrize("case", rows([*CASES, *TILED]))
 def test_case(case: Case) -> None:
     for pass_ in PASSES:
         check(pass_, case)

@@ -10,6 +10,14 @@ import pytest
 _loaded: list[ModuleType] = []
 
 
+@pytest.hookimpl(tryfirst=True)  # before the option -m looks at the marks
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What needs the race build, a sanitizer's, is slow: it is compiled by itself."""
+    for item in items:
+        if "race_build" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.slow)
+
+
 def _load(module: str) -> ModuleType:
     why = emulator_build.missing()
     if why is not None:

@@ -33,6 +33,7 @@ def test_code_without_comments() -> None:
 
 
 @EVERY_FAMILY
+@pytest.mark.slow
 def test_the_unchanged_sources_have_no_finding(tmp_path: Path, mutants: Mutants) -> None:
     assert mutants.notice(tmp_path, None) == []
 

@@ -68,7 +68,7 @@ def test_plain_build_finds_what_passes_through_ptx(plain: ModuleType, bug: str) 
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES, ids=str)
-@pytest.mark.parametrize("build", ["plain", "race"])
+@pytest.mark.parametrize("build", ["plain", pytest.param("race", marks=pytest.mark.slow)])
 def test_clean_kernels_run_without_a_finding(
     build: str, schedule: tuple[str, int], request: pytest.FixtureRequest
 ) -> None:

@@ -38,7 +38,6 @@ torch.save([job["out"] for job in jobs], sys.argv[1])
 """
 
 
-@pytest.mark.slow
 @pytest.mark.skipif(backend.WHY_NOT is not None, reason=str(backend.WHY_NOT))
 def test_emulated_cuda_and_interpreted_triton_give_the_same_bits(plain: ModuleType, tmp_path: Path) -> None:
     inputs = [exact_inputs(case) for case in CASES]

@@ -17,7 +17,9 @@ from pathlib import Path
 from types import ModuleType
 
 HERE = Path(__file__).resolve().parent
-CUDA = HERE.parents[1] / "csrc" / "cuda"
+ROOT = HERE.parents[1]
+CUDA = ROOT / "csrc" / "cuda"
+COMPILER = ROOT / "tests" / "compile_cache.py"
 BUILD = HERE / "_build"
 RUNTIME = ("scheduler.cpp", "fragments.cpp", "checks.cpp")
 INSTRUMENT = "-fsanitize=thread --param tsan-instrument-func-entry-exit=0"
@@ -40,14 +42,15 @@ def ninja_text(build: Path, cuda: Path = CUDA) -> str:
     import pybind11
 
     flags = (
-        f"-std=c++17 -g1 -fPIC -fvisibility=hidden -Wall -Wno-unknown-pragmas -fno-strict-aliasing -I{HERE} -I{cuda}"
+        "-std=c++17 -g1 -fPIC -fvisibility=hidden -Wall -Wno-unknown-pragmas -fno-strict-aliasing "
+        f"-I{HERE} -I{cuda} -ffile-prefix-map={cuda.parent}=csrc"
     )
     python = f"-I{pybind11.get_include()} -I{sysconfig.get_paths()['include']}"
     lines = [
         f"builddir = {build}",
         f"flags = {flags} -mavx2 -mfma -mf16c -ffp-contract=off",
         "rule cxx",
-        "  command = g++ -MMD -MF $out.d $flags $more -x c++ -c $in -o $out",
+        f"  command = {sys.executable} {COMPILER} $in $out g++ $flags $more",
         "  depfile = $out.d",
         "  deps = gcc",
         "rule link",

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import astuple, dataclass, replace
+from typing import Any
 
+import pytest
 import reference
 import torch
 from torch import Tensor
@@ -20,7 +22,10 @@ ACTIVATIONS = ("none", "relu", "gelu")
 
 @dataclass(frozen=True)
 class Case:
-    """A stride-1 depthwise convolution. ``padding`` is (top, bottom, left, right); negative crops."""
+    """A stride-1 depthwise convolution. ``padding`` is (top, bottom, left, right); negative crops.
+
+    A case that is `quick` runs in ``make test``, too: one of each kind.
+    """
 
     name: str
     n: int
@@ -30,6 +35,7 @@ class Case:
     kh: int
     kw: int
     padding: tuple[int, int, int, int]
+    quick: bool = False
 
     @property
     def output(self) -> tuple[int, int, int, int]:
@@ -42,10 +48,10 @@ class Case:
         return replace(self, n=min(self.n, batch), c=min(self.c, channels))
 
 
-def same(name: str, n: int, c: int, h: int, w: int, kh: int, kw: int) -> Case:
+def same(name: str, n: int, c: int, h: int, w: int, kh: int, kw: int, *, quick: bool = False) -> Case:
     """A case with torch's padding="same": the odd pixel of an even kernel at the bottom and right."""
     top, left = (kh - 1) // 2, (kw - 1) // 2
-    return Case(name, n, c, h, w, kh, kw, (top, kh - 1 - top, left, kw - 1 - left))
+    return Case(name, n, c, h, w, kh, kw, (top, kh - 1 - top, left, kw - 1 - left), quick)
 
 
 def _stages(name: str, channels: tuple[int, ...], size: int, kernels: tuple[tuple[int, int], ...]) -> list[Case]:
@@ -56,57 +62,58 @@ def _stages(name: str, channels: tuple[int, ...], size: int, kernels: tuple[tupl
     ]
 
 
-def _replknet(name: str, arch: str, pixels: int) -> list[Case]:
+def _replknet(name: str, arch: str, pixels: int, *, quick: bool = False) -> list[Case]:
     """The large-kernel layers of a RepLKNet."""
-    return [same(f"{name}-{x.kh}x{x.kw}-s{i}", *astuple(x)) for i, x in enumerate(stages(2, ARCHS[arch], pixels), 1)]
+    layers = enumerate(stages(2, ARCHS[arch], pixels), 1)
+    return [same(f"{name}-{x.kh}x{x.kw}-s{i}", *astuple(x), quick=quick) for i, x in layers]
 
 
 #: Layers of published networks at their published resolutions.
 LAYERS: list[Case] = [
-    *_replknet("replknet31b-224", "31B", 224),
+    *_replknet("replknet31b-224", "31B", 224, quick=True),
     *_replknet("replknet31l-384", "31L", 384),
     *_replknet("replknetxl-320", "XL", 320),
     *_stages("slak-t-tall", (124, 249, 499, 998), 56, ((51, 5), (49, 5), (47, 5), (13, 5))),
     *_stages("slak-t-wide", (124, 249, 499, 998), 56, ((5, 51), (5, 49), (5, 47), (5, 13))),
     same("replknet31b-small-branch", 2, 128, 56, 56, 5, 5),
     same("unireplknet-t-s3", 2, 320, 14, 14, 13, 13),
-    same("unireplknet-t-s4", 2, 640, 7, 7, 13, 13),
-    same("convnext-t-s1", 2, 96, 56, 56, 7, 7),
+    same("unireplknet-t-s4", 2, 640, 7, 7, 13, 13, quick=True),
+    same("convnext-t-s1", 2, 96, 56, 56, 7, 7, quick=True),
     same("convnext-t-s4", 2, 768, 7, 7, 7, 7),
-    same("efficientnet-b0-28", 2, 240, 28, 28, 5, 5),
+    same("efficientnet-b0-28", 2, 240, 28, 28, 5, 5, quick=True),
     same("efficientnet-b0-7", 2, 1152, 7, 7, 5, 5),
 ]
 
 #: Shapes at the edges of what the operator promises.
 AWKWARD: list[Case] = [
-    same("batch0", 0, 3, 8, 9, 5, 5),
+    same("batch0", 0, 3, 8, 9, 5, 5, quick=True),
     same("batch1", 1, 17, 12, 12, 7, 7),
     same("batch3", 3, 5, 11, 13, 9, 9),
-    same("batch20", 20, 2, 9, 9, 5, 5),
-    same("one-pixel", 1, 1, 1, 1, 1, 1),
+    same("batch20", 20, 2, 9, 9, 5, 5, quick=True),
+    same("one-pixel", 1, 1, 1, 1, 1, 1, quick=True),
     same("one-channel", 2, 1, 17, 19, 11, 11),
-    same("odd-channels", 2, 19, 10, 10, 5, 5),
+    same("odd-channels", 2, 19, 10, 10, 5, 5, quick=True),
     same("channels33", 1, 33, 7, 7, 3, 3),
-    same("tall", 2, 4, 41, 6, 7, 7),
+    same("tall", 2, 4, 41, 6, 7, 7, quick=True),
     same("wide", 2, 4, 5, 67, 7, 7),
-    same("width1", 2, 3, 23, 1, 9, 9),
+    same("width1", 2, 3, 23, 1, 9, 9, quick=True),
     same("height1", 2, 3, 1, 23, 9, 9),
-    same("kernel-exceeds-plane", 2, 3, 6, 5, 13, 15),
+    same("kernel-exceeds-plane", 2, 3, 6, 5, 13, 15, quick=True),
     same("kernel-63", 1, 2, 20, 20, 63, 63),
     same("even-2", 2, 3, 9, 9, 2, 2),
-    same("even-6x8", 2, 3, 13, 12, 6, 8),
+    same("even-6x8", 2, 3, 13, 12, 6, 8, quick=True),
     same("even-30", 1, 3, 33, 34, 30, 30),
     same("rect-1x17", 2, 3, 12, 31, 1, 17),
     same("rect-17x1", 2, 3, 31, 12, 17, 1),
-    same("rect-3x32", 1, 2, 9, 40, 3, 32),
+    same("rect-3x32", 1, 2, 9, 40, 3, 32, quick=True),
     same("pointwise", 2, 8, 7, 5, 1, 1),
-    Case("valid", 2, 3, 20, 21, 7, 5, (0, 0, 0, 0)),
+    Case("valid", 2, 3, 20, 21, 7, 5, (0, 0, 0, 0), quick=True),
     Case("valid-to-one", 2, 3, 9, 7, 9, 7, (0, 0, 0, 0)),
     Case("over-padded", 2, 3, 7, 6, 3, 3, (5, 5, 6, 6)),
-    Case("asymmetric", 2, 3, 11, 10, 5, 4, (0, 3, 4, 1)),
+    Case("asymmetric", 2, 3, 11, 10, 5, 4, (0, 3, 4, 1), quick=True),
     Case("cropped", 2, 3, 16, 15, 5, 3, (-2, -1, -3, -2)),
     Case("cropped-away", 2, 3, 4, 5, 3, 3, (-5, 8, 1, 1)),
-    Case("crop-and-pad", 2, 3, 16, 15, 5, 3, (-2, 6, 4, -3)),
+    Case("crop-and-pad", 2, 3, 16, 15, 5, 3, (-2, 6, 4, -3), quick=True),
 ]
 
 CASES: list[Case] = [*(case.small() for case in LAYERS), *AWKWARD]
@@ -116,6 +123,11 @@ def by_name(*names: str) -> list[Case]:
     """Cases of `CASES` by name."""
     table = {case.name: case for case in CASES}
     return [table[name] for name in names]
+
+
+def rows(cases: list[Case]) -> list[Any]:
+    """Cases as parameters of a test: `make test` leaves to `make test-all` those that are not quick."""
+    return [pytest.param(case, id=case.name, marks=() if case.quick else pytest.mark.slow) for case in cases]
 
 
 # ---- layouts: the same values in other memory ----

@@ -16,7 +16,7 @@ import shutil
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -195,18 +195,16 @@ def compile_kernels(arch: str, nvcc: str, nvdisasm: str | None, family: Family, 
     return kernels
 
 
-Tables = dict[tuple[str, str], list[Kernel]]  # by (source, architecture)
+Job = tuple[str, str]  # a source and the architecture to compile it for
+Tables = dict[Job, list[Kernel]]
 
 
-def compile_family(family: Family, nvcc: str, nvdisasm: str | None) -> Tables:
-    """Every source of a family for its architectures, two at a time."""
+def compile_family(family: Family, nvcc: str, nvdisasm: str | None, jobs: Iterable[Job] = ()) -> Tables:
+    """A family's sources, two at a time: those of `jobs`, or every one for each of its architectures."""
+    jobs = jobs or [(source, arch) for source, archs in family.sources.items() for arch in archs]
     with ThreadPoolExecutor(2) as pool:
-        jobs = {
-            (source, arch): pool.submit(compile_kernels, arch, nvcc, nvdisasm, family, source)
-            for source, archs in family.sources.items()
-            for arch in archs
-        }
-        return {key: job.result() for key, job in jobs.items()}
+        running = {job: pool.submit(compile_kernels, job[1], nvcc, nvdisasm, family, job[0]) for job in jobs}
+        return {job: result.result() for job, result in running.items()}
 
 
 def measured(family: Family, tables: Tables) -> dict[str, Budget]:

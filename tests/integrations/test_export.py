@@ -27,7 +27,9 @@ def operators(program: torch.export.ExportedProgram) -> list[str]:
     return [str(node.target) for node in program.graph.nodes if node.op == "call_function"]
 
 
-@pytest.mark.parametrize("form", ["train", "merge", "full", "channels_last"])
+@pytest.mark.parametrize(
+    "form", [*(pytest.param(form, marks=pytest.mark.slow) for form in ("train", "merge", "channels_last")), "full"]
+)
 def test_program_for_any_batch_and_size(form, tmp_path):
     model = small(num_classes=5)
     if form in ("merge", "full"):
@@ -116,6 +118,7 @@ def test_aot_inductor_needs_its_suffix(tmp_path):
 # ---- the tool behind `replknet-ext export` ----
 
 
+@pytest.mark.slow
 def test_tool_writes_what_the_suffix_says(tmp_path):
     model = small(num_classes=5).switch_to_deploy("full")
     program = tool.export(model, tmp_path / "model.pt2", input_size=24, batch_size=2, any_size=True)

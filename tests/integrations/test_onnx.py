@@ -35,7 +35,11 @@ def large_convolutions(path: Path) -> list[onnx.NodeProto]:
     return [node for node in convs if shapes[node.input[1]][2] in (9, 13) and shapes[node.input[1]][1] == 1]
 
 
-@pytest.mark.parametrize(("form", "opset"), [("train", 18), ("merge", 20), ("full", 18), ("channels_last", 18)])
+@pytest.mark.parametrize(
+    ("form", "opset"),
+    [*(pytest.param(*form, marks=pytest.mark.slow) for form in (("train", 18), ("merge", 20), ("channels_last", 18))),
+     ("full", 18)],
+)  # fmt: skip
 def test_every_form_runs_in_onnxruntime(form, opset, tmp_path):
     model = small(num_classes=5)
     if form in ("merge", "full"):
@@ -62,6 +66,7 @@ def test_every_form_runs_in_onnxruntime(form, opset, tmp_path):
     assert sorted(path.parent.iterdir()) == [path]  # nothing left over
 
 
+@pytest.mark.slow
 def test_any_size_and_a_backbone(tmp_path):
     model = small(out_indices=(0, 1), norm_intermediate_features=True).switch_to_deploy()
     report = export_onnx(model, tmp_path / "model.onnx", 24, dynamic_size=True)
@@ -73,6 +78,7 @@ def test_any_size_and_a_backbone(tmp_path):
             np.testing.assert_allclose(out, expected.detach().numpy(), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_fixed_batch_half_precision_and_other_channels(tmp_path):
     model = small(num_classes=0, in_chans=4).switch_to_deploy().half()
     report = export_onnx(model, tmp_path / "model.onnx", 16, batch_size=3, dynamic_batch=False)
@@ -106,6 +112,7 @@ def test_operator_with_every_argument(padding, activation, bias, tmp_path):
     np.testing.assert_allclose(run(report.path, x)[0], model(x).detach().numpy(), rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_weights_beyond_a_protobuf_go_beside_the_model(tmp_path, monkeypatch):
     monkeypatch.setattr(sys.modules[export_onnx.__module__], "_MAX_SINGLE_FILE", 1000)
     model = small(num_classes=5).switch_to_deploy("full")

@@ -30,6 +30,7 @@ from cases import (
     kind_of,
     magnitude,
     operands,
+    rows,
 )
 from torch import Tensor
 
@@ -37,7 +38,6 @@ from replknet_ext import _ext
 from replknet_ext.backends import BACKENDS
 
 ops = torch.ops.replknet_ext
-ids = [case.name for case in CASES]
 ISAS = ("base", "avx2", "avx512")
 
 # A few cases that reach every branch of the kernels: several panels, tails, even and rectangular taps, crops.
@@ -139,7 +139,7 @@ def test_tolerances_refuse_a_wrong_tap() -> None:
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("pass_", PASSES)
-@pytest.mark.parametrize("case", CASES, ids=ids)
+@pytest.mark.parametrize("case", rows(CASES))
 def test_case(case: Case, pass_: str, dtype: torch.dtype) -> None:
     for layout in ("nchw", "nhwc"):
         check(pass_, case, dtype, layout)
@@ -171,7 +171,7 @@ def test_mixed_layouts_and_an_expanded_gradient() -> None:
 # ---- exact inputs: the same bits as any other order of summation ----
 
 
-@pytest.mark.parametrize("case", CASES, ids=ids)
+@pytest.mark.parametrize("case", rows(CASES))
 def test_exact_inputs_are_bit_equal(case: Case) -> None:
     o = operands(case, "exact")
     for pass_ in PASSES:

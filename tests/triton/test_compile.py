@@ -121,8 +121,9 @@ def test_a_triton_without_budgets_is_measured_and_told_in_one_line(monkeypatch: 
         test_kernels_keep_their_budgets(90)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("capability", ARCHS)
+@pytest.mark.parametrize(
+    "capability", [arch if arch == 90 else pytest.param(arch, marks=pytest.mark.slow) for arch in ARCHS]
+)
 def test_kernels_keep_their_budgets(capability: int) -> None:
     found = compiled(capability)
     for name, row in found.items():
@@ -139,7 +140,6 @@ def test_kernels_keep_their_budgets(capability: int) -> None:
         assert row["tensor"] == tensor[column], f"{name}: {row}, {tensor[column]} tensor instructions expected"
 
 
-@pytest.mark.slow
 def test_wide_planes_are_copied_asynchronously_and_multiplied_by_tensor_cores() -> None:
     for name, row in compiled(90).items():
         strict = name.endswith("fp32")

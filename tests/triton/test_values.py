@@ -34,8 +34,9 @@ def results(group: str) -> dict[str, str | None]:
     return found
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("group", GROUPS)
+@pytest.mark.parametrize(
+    "group", [pytest.param(g, marks=pytest.mark.slow) if g in ("table", "tiles") else g for g in GROUPS]
+)
 def test_checks_in_the_interpreter(group: str) -> None:
     found = results(group)
     least = {"table": 60, "tiles": 12, "values": 13, "around": 8}[group]

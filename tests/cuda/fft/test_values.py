@@ -24,7 +24,7 @@ def from_table(case: table.Case, **changes: object) -> Case:
 
 
 @pytest.mark.parametrize("pass_", PASSES)
-@pytest.mark.parametrize("case", table.CASES, ids=lambda case: case.name)
+@pytest.mark.parametrize("case", table.rows(table.CASES))
 def test_on_the_table(plain: ModuleType, case: table.Case, pass_: str) -> None:
     check_close(plain, from_table(case, pass_=pass_, dtype="float32"))
 
@@ -37,7 +37,7 @@ def test_on_the_table_in_16_bit(plain: ModuleType, number: int) -> None:
     check_close(plain, case)
 
 
-@pytest.mark.parametrize("case", table.CASES, ids=lambda case: case.name)
+@pytest.mark.parametrize("case", table.rows(table.CASES))
 def test_bwd_input_on_the_table(plain: ModuleType, case: table.Case) -> None:
     launch = harness.bwd_input_of(case, dtype="float32", algorithm="fft")
     inputs = harness.random_inputs(launch)

@@ -56,8 +56,8 @@ BUGS = {
     "ragged columns are stored": ("ptx.cuh", "if (i < count) to[i * stride]", "to[i * stride]"),
     "bias after the activation": (
         "fma/fma.cuh",
-        "fma_activate(sums.acc[i / 4][i % 4] + bias, a.activation)",
-        "fma_activate(sums.acc[i / 4][i % 4], a.activation) + bias",
+        "activate(sums.acc[i / 4][i % 4] + bias, a.activation)",
+        "activate(sums.acc[i / 4][i % 4], a.activation) + bias",
     ),
     "channels share a filter": ("fma/fma.cuh", "w.plane & (channels - 1)) * a.f_plane", "0) * a.f_plane"),
     "an edge row too many": ("fma/tile.cuh", "max(0, p.k - f_rows + 1), high", "max(0, p.k - f_rows), high"),

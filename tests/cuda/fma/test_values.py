@@ -41,7 +41,7 @@ def test_every_variant_has_a_case(plain: ModuleType) -> None:
 @pytest.mark.parametrize("channels_last", [False, True], ids=["nchw", "nhwc"])
 @pytest.mark.parametrize("pass_", PASSES)
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("case", [case for case in table.CASES if case.n], ids=lambda case: case.name)
+@pytest.mark.parametrize("case", table.rows([case for case in table.CASES if case.n]))
 def test_the_table_is_exact(plain: ModuleType, case: table.Case, dtype: str, pass_: str, channels_last: bool) -> None:
     launch = harness.from_table(case, dtype=dtype, bias=True, pass_=pass_, channels_last=channels_last)
     number = plain.variants(pass_).index({"float32": "fma_7x4", "float64": "fma_4x4_f64"}[dtype].replace(
@@ -50,7 +50,7 @@ def test_the_table_is_exact(plain: ModuleType, case: table.Case, dtype: str, pas
 
 
 @pytest.mark.parametrize("channels_last", [False, True], ids=["nchw", "nhwc"])
-@pytest.mark.parametrize("case", [case for case in table.CASES if case.n], ids=lambda case: case.name)
+@pytest.mark.parametrize("case", table.rows([case for case in table.CASES if case.n]))
 def test_bwd_input_is_exact_on_the_table(plain: ModuleType, case: table.Case, channels_last: bool) -> None:
     number = plain.variants().index("fma_7x4")
     launch = harness.bwd_input_of(case, dtype="float32", channels_last=channels_last, variant=number)

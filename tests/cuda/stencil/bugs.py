@@ -65,8 +65,8 @@ BUGS = {
     "channels share a filter": ("stencil/stencil.cuh", "load_quad(filter + own * kPitch", "load_quad(filter"),
     "bias after the activation": (
         "stencil/stencil.cuh",
-        "fma_activate(sums[kTaps - 1][i][v], a.activation)",
-        "fma_activate(sums[kTaps - 1][i][v] - bias[v], a.activation) + bias[v]",
+        "activate(sums[kTaps - 1][i][v], a.activation)",
+        "activate(sums[kTaps - 1][i][v] - bias[v], a.activation) + bias[v]",
     ),
     "no bias where rows are skipped": ("stencil/stencil.cuh", "[i] = bias[i % kChannels];", "[i] = 0;"),
     "bias of the first channel": (

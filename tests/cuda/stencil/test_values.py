@@ -62,7 +62,7 @@ def test_every_variant_has_a_case(plain: ModuleType) -> None:
 
 @FORMATS
 @pytest.mark.parametrize("pass_", PASSES)
-@pytest.mark.parametrize("case", [c for c in table.CASES if c.n and max(c.kh, c.kw) <= 11], ids=lambda case: case.name)
+@pytest.mark.parametrize("case", table.rows([c for c in table.CASES if c.n and max(c.kh, c.kw) <= 11]))
 def test_the_table_is_exact(plain: ModuleType, case: table.Case, pass_: str, channels_last: bool) -> None:
     """On every variant that takes a row, and on bwd_input's problem of it."""
     for dtype in DTYPES:

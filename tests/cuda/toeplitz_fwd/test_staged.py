@@ -41,13 +41,13 @@ def plan(emulator: ModuleType, case: Case) -> dict[str, Any]:
 
 
 @kinds()
-@pytest.mark.parametrize("case", table.CASES, ids=lambda case: case.name)
+@pytest.mark.parametrize("case", table.rows(table.CASES))
 def test_forward_is_exact_on_the_table(plain: ModuleType, case: table.Case, kind: str) -> None:
     harness.check_exact(plain, harness.from_table(case, bias=True, **KINDS[kind]))
 
 
 @kinds("bf16-nhwc", "tf32-nhwc", "bf16x3")
-@pytest.mark.parametrize("case", table.CASES, ids=lambda case: case.name)
+@pytest.mark.parametrize("case", table.rows(table.CASES))
 def test_bwd_input_is_exact_on_the_table(plain: ModuleType, case: table.Case, kind: str) -> None:
     harness.check_bwd_input(plain, case, harness.bwd_input_of(case, **KINDS[kind]))
 

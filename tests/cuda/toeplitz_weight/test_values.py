@@ -81,7 +81,7 @@ def test_every_variant_has_a_case(plain: ModuleType) -> None:
 
 @pytest.mark.parametrize("channels_last", [False, True], ids=["nchw", "nhwc"])
 @pytest.mark.parametrize(("dtype", "precision"), KINDS, ids=lambda v: v)
-@pytest.mark.parametrize("case", [c for c in table.CASES if c.n], ids=lambda case: case.name)
+@pytest.mark.parametrize("case", table.rows([case for case in table.CASES if case.n]))
 def test_exact_on_the_table(
     plain: ModuleType, case: table.Case, dtype: str, precision: str, channels_last: bool
 ) -> None:
