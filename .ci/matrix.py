@@ -5,7 +5,8 @@
     python .ci/matrix.py --resolve-only            # no row is installed: pip's question alone, a minute in all
 
 Each row gets a virtual environment that is removed afterwards. uv resolves from PyPI alone: no local folder of wheels,
-no configuration. The rows then run README.md's snippet and `TESTS`, which see the installed wheel and not this checkout.
+no configuration. The rows then run README.md's
+snippet and `TESTS`, which see the installed wheel and not this checkout.
 The row "oldest" has the lowest version that every direct dependency allows. Prints a table for CONTRIBUTING.md.
 """
 

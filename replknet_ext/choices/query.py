@@ -2,7 +2,8 @@
 
 An op's argument ``backend`` is "auto" or a name, and ``variant`` the number of a variant of the named backend, or -1:
 then what was measured to be fastest (of any backend, or of the named one), else what the planner chooses. The compiled
-extension asks here (csrc/bindings/choices.h), once per problem until choices change; so do the ops that are written in Python.
+extension asks here (csrc/bindings/choices.h), once per problem until choices change; so do the ops that are written in
+Python.
 """
 
 from __future__ import annotations

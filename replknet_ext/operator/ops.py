@@ -3,7 +3,8 @@
 ``torch.ops.replknet_ext.{dwconv2d, dwconv2d_backward_input, dwconv2d_backward_weight}`` are closed under
 differentiation: each derivative of one is one of the others. ``dwconv2d_backward_weight_bias`` is the third with the
 bias gradient from the same pass over memory. Their arguments ``backend`` and ``variant`` say what runs them, see
-`replknet_ext.choices.query`. Schemas and compiled kernels come from the extension; without it `SCHEMAS` defines the ops here.
+`replknet_ext.choices.query`. Schemas and compiled kernels come from the extension; without it `SCHEMAS` defines the ops
+here.
 Backends that are written in Python are the kernel where a device has no compiled one, and otherwise of the op
 ``_python_`` + name, which the extension calls.
 """
@@ -38,8 +39,8 @@ from .derivatives import (
 
 NAMESPACE = _ext.NAMESPACE
 
-#: The schemas, equal to those of csrc/bindings/schemas.cpp (a test compares them). padding is (top, bottom, left, right) and may be
-#: negative, which crops: the derivative of a padded convolution needs that.
+#: The schemas, equal to those of csrc/bindings/schemas.cpp (a test compares them). padding is (top, bottom, left,
+#: right) and may be negative, which crops: the derivative of a padded convolution needs that.
 SCHEMAS = {
     "dwconv2d": "(Tensor input, Tensor weight, Tensor? bias, int[4] padding, str activation, str precision, "
     "str algorithm, str backend, int variant) -> Tensor",

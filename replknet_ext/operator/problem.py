@@ -1,4 +1,4 @@
-"""What is computed: `Problem`, by which backends, planners and measured choices know a call, and the names of its options."""
+"""What is computed: `Problem`, by which backends, planners and measured choices know a call, and its options' names."""
 
 from __future__ import annotations
 

@@ -24,7 +24,10 @@ from benchmarks.shapes import GROUPS, MAIN, NUMBERS, PASSES, Layer
 
 TINY = Layer(3, 4, 9, 10, 5, 5)
 NATIVE_KERNEL = "at::native::(anonymous namespace)::conv_depthwise2d_forward_kernel<31, float>"
-OUR_KERNEL = "replknet_ext::cuda::toeplitz_fwd_kernel<true, 5, 2, 1, 7, true, true, 8, 2, 1>(replknet_ext::cuda::ToeplitzFwdArgs)"
+OUR_KERNEL = (
+    "replknet_ext::cuda::toeplitz_fwd_kernel<true, 5, 2, 1, 7, true, true, 8, 2, 1>"
+    "(replknet_ext::cuda::ToeplitzFwdArgs)"
+)
 CUDNN_KERNEL = "sm80_xmma_fprop_implicit_gemm_bf16bf16_bf16f32"
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
 CSRC = ROOT / "csrc"
-COMPILER = ROOT / "tests" / "compile_cache.py"
+COMPILER = ROOT / "tests" / "helpers" / "compile_cache.py"
 BUILD = HERE / "_build"
 ISAS = ("base", "avx2", "avx512")
 #: setup.py's, less what only a Python extension needs. No -fwrapv: a signed overflow is a bug here.

@@ -19,7 +19,7 @@ from types import ModuleType
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
 CUDA = ROOT / "csrc" / "cuda"
-COMPILER = ROOT / "tests" / "compile_cache.py"
+COMPILER = ROOT / "tests" / "helpers" / "compile_cache.py"
 BUILD = HERE / "_build"
 RUNTIME = ("scheduler.cpp", "fragments.cpp", "checks.cpp")
 INSTRUMENT = "-fsanitize=thread --param tsan-instrument-func-entry-exit=0"

@@ -196,7 +196,7 @@ def check_exact(emulator: ModuleType, case: Case, seed: int = 0) -> dict[str, to
 
 
 def bwd_input_of(case: table.Case, **changes: Any) -> Case:
-    """The launch that is bwd_input of a row of tests/helpers/cases.py: fwd of the output's gradient with the flipped filter."""
+    """The launch that is bwd_input of a row of cases.py: fwd of the output's gradient with the flipped filter."""
     _, _, ho, wo = case.output
     top, bottom, left, right = case.padding
     kh, kw = case.kh - 1, case.kw - 1

@@ -1,6 +1,6 @@
 """The triton that each torch on PyPI requires, and the constraints that keep an environment to its torch.
 
-    python tests/helpers/torch_pins.py    # constraints for pip: the installed torch, and triton where that torch brings none
+    python tests/helpers/torch_pins.py    # constraints for pip: torch, and triton where torch brings none
 
 CPU builds of torch require no triton. The tests there run on the one that the CUDA build of the same torch requires.
 """

@@ -1,6 +1,6 @@
 """Compiles the Triton kernels for GPUs that are not there, and counts what the compiler made of them.
 
-    python tests/helpers/triton_compile.py 90 [NAME ...]     # JSON: kernel -> registers, spills, tensor instructions, ...
+    python tests/helpers/triton_compile.py 90 [NAME ...]  # JSON: kernel -> registers, spills, tensor instructions, ...
     python tests/helpers/triton_compile.py --table           # the budgets of this triton, to paste into test_compile.py
 
 A process of its own: triton compiles only where its interpreter is off. Launches are recorded, not made: the arguments
@@ -62,7 +62,8 @@ class _Recorder:
 def recorded() -> Iterator[list[tuple[Any, tuple[Any, ...], dict[str, Any]]]]:
     """Launches inside the block, which are not made."""
     calls: list[tuple[Any, tuple[Any, ...], dict[str, Any]]] = []
-    places = [(toeplitz_fwd, "filter_table"), (toeplitz_fwd, "toeplitz_fwd"), (sliding_fwd, "sliding_fwd"), (toeplitz_weight, "toeplitz_weight"),
+    places = [(toeplitz_fwd, "filter_table"), (toeplitz_fwd, "toeplitz_fwd"), (sliding_fwd, "sliding_fwd"),
+              (toeplitz_weight, "toeplitz_weight"),
               (toeplitz_weight, "add_diagonals")]  # fmt: skip
     kernels = [getattr(module, name) for module, name in places]
     for (module, name), kernel in zip(places, kernels, strict=True):

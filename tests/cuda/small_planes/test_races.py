@@ -59,7 +59,7 @@ def test_no_race_in_odd_shapes_of_bwd_weight(race: ModuleType, case: Case, sched
 
 
 def test_bank_conflicts_of_bwd_weight(race: ModuleType) -> None:
-    """None in ldmatrix. Diagonals are toeplitz_weight's; copies are not counted, as lanes have 3 or 4 words of a plane."""
+    """None in ldmatrix. Diagonals are toeplitz_weight's; copies do not count: lanes have 3 or 4 words of a plane."""
     race.set_options(banks=True)
     harness.check_exact(race, weight(64, 1, 14, 14, kernel=27, variant=weight_case(race, "small_weight_7x3").variant))
     assert race.take_counters()["ldmatrix_conflicts"] == 0

@@ -12,7 +12,10 @@ from mutants import SMALLEST, Mutants, keep_lines
 
 # name: (file, text, replacement)
 BUGS = {
-    "no barrier after the filter": ("stencil/stencil.cuh", "  __syncthreads();\n  const int number", "  const int number"),
+    "no barrier after the filter": (
+        "stencil/stencil.cuh",
+        "  __syncthreads();\n  const int number", "  const int number",
+    ),
     "no barrier after the ring": ("stencil/stencil.cuh", "  __syncthreads();\n  if ((thread", "  if ((thread"),
     "no barrier between the sums": (
         "stencil/stencil.cuh",
@@ -24,7 +27,10 @@ BUGS = {
     "the ring turns too late": ("stencil/stencil.cuh", "turned + 1 < kRing ?", "turned < kRing ?"),
     "the ring turns the wrong way": ("stencil/stencil.cuh", "turned - ago + kRing", "turned - ago + kRing - 1"),
     "sums are not passed on": ("stencil/stencil.cuh", "j > 0 ? sums[j - 1][i][v] : bias[v];", "sums[j][i][v];"),
-    "sums start with the last": ("stencil/stencil.cuh", "sums[j - 1][i][v] : bias[v];", "sums[j - 1][i][v] : sums[0][i][v];"),
+    "sums start with the last": (
+        "stencil/stencil.cuh",
+        "sums[j - 1][i][v] : bias[v];", "sums[j - 1][i][v] : sums[0][i][v];",
+    ),
     "a row of the tile is skipped": (
         "stencil/stencil.cuh",
         "static_cast<unsigned>(met_rows)) con",
@@ -56,7 +62,10 @@ BUGS = {
     "gradient at the wrong column": ("stencil/stencil.cuh", "tap % a.kw + a.left;", "tap % a.kw;"),
     "a smaller filter starts at the top": ("stencil/stencil.cuh", "(row - a.top) * a.kw", "row * a.kw"),
     "a smaller filter is met too early": ("stencil/stencil.cuh", "step = a.top; step", "step = 0; step"),
-    "sums pass a smaller filter's missing rows": ("stencil/stencil.cuh", "min(a.tile_rows, step + 1 - a.top)", "a.tile_rows"),
+    "sums pass a smaller filter's missing rows": (
+        "stencil/stencil.cuh",
+        "min(a.tile_rows, step + 1 - a.top)", "a.tile_rows",
+    ),
     "a part starts too early": ("stencil/stencil.cuh", "= part * a.part_rows", "= part * a.part_rows / 2"),
     "a part lacks a row": ("stencil/stencil.cuh", "max(0, step - rows + 1)", "max(0, step - rows + 2)"),
     "parts see the same rows": ("stencil/stencil.cuh", "item.y - a.pad_top + filter_row;", "item.y - a.pad_top;"),
@@ -82,9 +91,18 @@ BUGS = {
     "bf16 read as fp16": ("stencil/tile.cuh", "if (!kHalf || dtype == 2) unpack", "if (!kHalf) unpack"),
     "bias' gradient lacks rows": ("stencil/stencil.cuh", "- lost) || (j > 0 && !meets))", "- lost) || !meets)"),
     "a turn is lost": ("stencil/stencil.cuh", "turn < a.turns; ++turn", "turn + (a.turns > 1) < a.turns; ++turn"),
-    "lanes are not summed": ("stencil/stencil.cuh", "for (int bit = lanes; bit < 32", "for (int bit = 2 * lanes; bit < 32"),
-    "a warp is not summed": ("stencil/stencil.cuh", "w < kStencilThreads / 32; ++w", "w < kStencilThreads / 32 - 1; ++w"),
-    "splits share partials": ("stencil/stencil.cuh", "static_cast<int64_t>(split) * a.c", "static_cast<int64_t>(0) * a.c"),
+    "lanes are not summed": (
+        "stencil/stencil.cuh",
+        "for (int bit = lanes; bit < 32", "for (int bit = 2 * lanes; bit < 32",
+    ),
+    "a warp is not summed": (
+        "stencil/stencil.cuh",
+        "w < kStencilThreads / 32; ++w", "w < kStencilThreads / 32 - 1; ++w",
+    ),
+    "splits share partials": (
+        "stencil/stencil.cuh",
+        "static_cast<int64_t>(split) * a.c", "static_cast<int64_t>(0) * a.c",
+    ),
     "splits are not summed": ("stencil/launch.cu", "if (plan.splits == 1) return 0;", "return 0;"),
     "tiles lack the last rows": ("stencil/plan.cpp", "tiles_ = ceil_div(p.ho, rows_);", "tiles_ = p.ho / rows_;"),
     "strips lack the last columns": (

@@ -14,7 +14,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-OBJECTS = Path(__file__).resolve().parent / "_build" / "objects"  # ignored by git; `make clean` removes it
+OBJECTS = Path(__file__).resolve().parent.parent / "_build" / "objects"  # ignored by git; `make clean` removes it
 FOLDERS = ("-I", "-ffile-prefix-map=")  # flags that matter only by what they make of the source
 
 
