@@ -145,9 +145,10 @@ def _dwconv2d(
     activation: str = "none",
     precision: str = "ieee",
     algorithm: str = "auto",
+    backend: str = "auto",
     variant: int = -1,
 ) -> Any:
-    """`replknet_ext::dwconv2d` in ONNX operators. Precision, algorithm and variant are the runtime's business."""
+    """`replknet_ext::dwconv2d` in ONNX operators. Precision, algorithm, backend and variant are the runtime's business."""
     from onnxscript import opset18 as op
 
     top, bottom, left, right = padding

@@ -13,7 +13,7 @@ from emulator_harness import H200, Case
 CASES = {
     "toeplitz_fwd": [Case(3, 2, 23, 29, 11), Case(3, 3, 23, 29, 11, channels_last=True)],
     "toeplitz_weight": [Case(3, 2, 23, 29, 11, pass_="bwd_weight", bias=True)],
-    "small": [Case(5, 3, 13, 10, 5), Case(5, 3, 13, 10, 5, pass_="bwd_weight")],
+    "small_planes": [Case(5, 3, 13, 10, 5), Case(5, 3, 13, 10, 5, pass_="bwd_weight")],
     "stencil": [Case(3, 2, 22, 29, 3), Case(3, 2, 22, 29, 5, pass_="bwd_weight", dtype="float32")],
     "fma": [
         Case(3, 2, 21, 19, 7, dtype="float32"),

@@ -231,7 +231,17 @@ def values() -> Iterator[Check]:
         yield f"images-apart-{pass_}", lambda p=pass_: check_images_apart(p)
     empty = by_name("batch0")[0]
     yield "batch0", lambda: check_exact(empty, torch.float16, "nchw")
-    yield "float64-by-torch", lambda: check_exact(case, torch.float64, "nchw")
+    yield "float64-is-refused", lambda: check_float64_refused(case)
+
+
+def check_float64_refused(case: Case) -> None:
+    """A raw op by name computes on that backend or says why not; nothing else takes its place."""
+    try:
+        run("fwd", case, operands(case, "float64"))
+    except RuntimeError as error:
+        assert "no Triton kernels for float64" in str(error), error
+    else:
+        raise AssertionError("float64 was not refused")
 
 
 # ---- torch around the kernels ----

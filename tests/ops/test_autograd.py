@@ -248,7 +248,7 @@ def test_settings_of_the_forward_hold_for_its_backward() -> None:
     class Spy(TorchDispatchMode):
         def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
             if func.namespace == "replknet_ext":
-                seen.append(args[-2])
+                seen.append(args[-3])
             return func(*args, **(kwargs or {}))
 
     x, w, b, _ = tiny(TINY[0])

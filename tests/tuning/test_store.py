@@ -163,6 +163,7 @@ def test_a_read_only_folder_works_in_memory(own_choices: Path, monkeypatch: pyte
 
 WRITER = """
 import sys, torch
+from replknet_ext.choices import table
 from replknet_ext.choices.table import Entry
 name, count = sys.argv[1], int(sys.argv[2])
 for i in range(count):
