@@ -148,7 +148,7 @@ def _dwconv2d(
     backend: str = "auto",
     variant: int = -1,
 ) -> Any:
-    """`replknet_ext::dwconv2d` in ONNX operators. Precision, algorithm, backend and variant are the runtime's business."""
+    """`replknet_ext::dwconv2d` in ONNX operators. What computes it, and how, is the runtime's business."""
     from onnxscript import opset18 as op
 
     top, bottom, left, right = padding

@@ -122,6 +122,25 @@ def read_checkpoint(source: str | Path, *, key: str = "auto") -> Checkpoint:
     return _checkpoint(entries, {"source": str(source), **meta})
 
 
+def load_plain(model: nn.Module, source: str, *, key: str = "auto") -> None:
+    """Loads a state dict with the model's own names, plain or in a trainer's file, into a model that is no RepLKNet.
+
+    Args:
+        model: any module.
+        source: a path or an address.
+        key: as in `read_checkpoint`.
+
+    Raises:
+        CheckpointError: no such file, not readable, or it does not fit; says what.
+    """
+    entries, _ = read_entries(download(source) if is_url(source) else Path(source), key, source)
+    try:
+        model.load_state_dict(entries)
+    except RuntimeError as error:
+        why = " ".join(str(error).split())
+        raise CheckpointError(f"{source} does not fit {type(model).__name__}: {why}") from error
+
+
 def load_checkpoint(
     model: nn.Module,
     source: str | Path | Checkpoint | Mapping[str, Any],

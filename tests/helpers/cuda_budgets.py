@@ -1,7 +1,7 @@
 """What the compiler may spend on each CUDA kernel: how to measure it. Tables: ``tests/cuda/<family>/budgets*.py``.
 
-``python tests/helpers/cuda_budgets.py [family ...]`` prints the tables as this machine's nvcc has them, to be pasted into
-those files after a change that is meant.
+``python tests/helpers/cuda_budgets.py [family ...]`` prints the tables of this machine's nvcc, to be pasted into those
+files after a change that is meant.
 """
 
 from __future__ import annotations

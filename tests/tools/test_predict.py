@@ -12,13 +12,13 @@ import pytest
 import torch
 from models_common import SMALL, randomize
 from PIL import Image
-from tools_common import photo, save_photos
-from torch import nn
+from tools_common import cli, photo, save_photos
+from torch import Tensor, nn
 
 import replknet_ext
 from replknet_ext.data.transforms import Preprocessing
 from replknet_ext.errors import ToolError, UsageError
-from replknet_ext.models import RepLKNet
+from replknet_ext.models import CheckpointError, RepLKNet, get_model, register_model, registry
 from replknet_ext.tools import predict as tool
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
@@ -161,3 +161,51 @@ def test_the_documented_python_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert len(blocks) >= 4
     for block in blocks:
         exec(compile(block, "docs", "exec"), {})
+
+
+# ---- another registered network ----
+
+
+class Grey(nn.Module):
+    """Class by the mean of an image: nothing of a RepLKNet."""
+
+    def __init__(self, num_classes: int = 3) -> None:
+        super().__init__()
+        self.num_classes = num_classes
+        self.head = nn.Linear(1, num_classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(x.mean((1, 2, 3))[:, None])  # type: ignore[no-any-return]
+
+
+def grey_net(num_classes: int = 3) -> Grey:
+    return Grey(num_classes)
+
+
+@pytest.fixture
+def grey_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A file of its weights, which find dark, middle and bright; the name is registered for the test."""
+    monkeypatch.setattr(registry, "_MODELS", dict(registry._MODELS))
+    register_model(grey_net)
+    net = grey_net()
+    with torch.no_grad():
+        net.head.weight.copy_(torch.tensor([[-5.0], [0.0], [5.0]]))
+        net.head.bias.copy_(torch.tensor([-1.0, 0.5, -1.0]))
+    torch.save({"state_dict": net.state_dict(), "epoch": 3}, tmp_path / "grey.pth")
+    return tmp_path / "grey.pth"
+
+
+def test_another_registered_network_is_taken(grey_checkpoint: Path, tmp_path: Path) -> None:
+    for label, value in (("0", 0), ("1", 118), ("2", 255)):
+        (tmp_path / "val" / label).mkdir(parents=True)
+        Image.new("RGB", (40, 30), (value,) * 3).save(tmp_path / "val" / label / "x.png")
+    model = get_model("grey_net", pretrained=grey_checkpoint)
+    assert isinstance(model, Grey) and model.head.bias[1] == 0.5
+    given = ("--model", "grey_net", "--checkpoint", grey_checkpoint, "--device", "cpu", "--input-size", 32)
+    found = cli.json("predict", *(tmp_path / "val" / label / "x.png" for label in "012"), *given)
+    assert [entry["pred_label"] for entry in found["images"]] == [0, 1, 2]
+    assert cli.json("evaluate", tmp_path / "val", *given)["top1"] == 100
+    assert "nothing to merge" in cli("predict", tmp_path / "val", *given, "--deploy", code=2).stderr
+    torch.save({"weight": torch.ones(1)}, tmp_path / "other.pth")
+    with pytest.raises(CheckpointError, match="does not fit Grey"):
+        get_model("grey_net", pretrained=tmp_path / "other.pth")
