@@ -31,7 +31,7 @@ void* current_stream(int32_t device) {
   return stream;
 }
 
-// Read once a device: the query costs more than a launch.
+// Read once per device: the query costs more than a launch.
 const cuda::DeviceLimits& limits_of(int32_t device) {
   static std::mutex mutex;
   static std::map<int32_t, cuda::DeviceLimits> known;

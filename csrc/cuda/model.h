@@ -12,9 +12,9 @@ constexpr double kClockMHz = 1755;  // turns cycles into microseconds, also in P
 // An m16n8k16 of 16-bit operands, or an m16n8k8 of tf32, on one of the SM's four tensor cores by mma.sync (63 % of
 // wgmma's rate).
 constexpr double kMmaCycles = 6.4;
-constexpr double kSharedBytes = 128;   // shared memory, bytes a cycle
-constexpr double kGlobalBytes = 18;    // an SM's share of memory bandwidth, bytes a cycle
-constexpr double kL2Bytes = 24;        // an SM's share of L2 bandwidth, bytes a cycle, in whole sectors of 32 bytes
+constexpr double kSharedBytes = 128;   // shared memory, bytes per cycle
+constexpr double kGlobalBytes = 18;    // an SM's share of memory bandwidth, bytes per cycle
+constexpr double kL2Bytes = 24;        // an SM's share of L2 bandwidth, bytes per cycle, in whole sectors of 32 bytes
 constexpr double kFmaPerCycle = 128;   // float32, of an SM
 constexpr double kStartCycles = 2500;  // launch, first loads, filter, barriers of a block
 constexpr double kSecondLaunch = 3500; // a launch that waits for the one before, and its loads

@@ -21,7 +21,7 @@ def find_images(
 ) -> tuple[list[tuple[Path, int]], int]:
     """The pictures below `root`, or below its folder `val` if there is one, with their labels, and how many classes.
 
-    The layout is ImageNet's: one folder a class, pictures at any depth in it. Or, for the 1000 classes of ImageNet,
+    The layout is ImageNet's: one folder per class, pictures at any depth in it. Or, for the 1000 classes of ImageNet,
     pictures straight in the folder with the names that the validation set has, such as ILSVRC2012_val_00000293.JPEG.
 
     Raises:

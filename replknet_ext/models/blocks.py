@@ -287,7 +287,7 @@ class RepLKNetStage(nn.Module):
 def run_checkpointed(module: nn.Module, x: Tensor) -> Tensor:
     """`module(x)`; when it trains, activations inside are recomputed in the backward pass instead of kept.
 
-    The recomputation leaves BatchNorm's running statistics alone, so they move once a step, as without it.
+    The recomputation leaves BatchNorm's running statistics alone, so they move once per step, as without it.
     """
     if not (module.training and torch.is_grad_enabled()):
         return cast(Tensor, module(x))

@@ -56,7 +56,7 @@ def test_counts_of_a_layer_by_hand() -> None:
     assert clipped_flop(layer) == 2 * 8 * 3 * (2 + 2) * (8 * 3 - 2)
     assert roofline.nominal_flop(layer) == 2 * 8 * 3 * 16 * 9
     assert roofline.least_bytes(layer) == 2 * (2 * 8 * 3 * 16 + 3 * 9)
-    assert roofline.least_mmas(layer) == 3  # 2 x 8 outputs by 2 x 8 inputs by 8 images: one a channel
+    assert roofline.least_mmas(layer) == 3  # 2 x 8 outputs by 2 x 8 inputs by 8 images: one per channel
     assert layer.name == "N8 C3 2x8 K3"
 
 

@@ -1,10 +1,10 @@
-// The CPU kernels without torch and Python: what sanitizers and callgrind run. Problems come on stdin, one a line:
+// The CPU kernels without torch and Python: what sanitizers and callgrind run. Problems come on stdin, one per line:
 //
 //   name pass n c h w kh kw top bottom left right dtype layout activation
 //
 //   driver check         every kernel of every instruction set of this machine that takes the problem, against sums in
 //                        double; work cut into 1, 2 and 3 ranges; every buffer of its exact size
-//   driver run ISA NAME  one call of the kernel NAME (or "all") of one instruction set, in `measured`; prints a line a call
+//   driver run ISA NAME  one call of the kernel NAME (or "all") of one instruction set, in `measured`; prints a line per call
 //
 // Inputs are multiples of 1/32 up to 1/2, so that the direct kernels must be exact in every dtype.
 #include <algorithm>

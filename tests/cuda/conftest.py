@@ -1,4 +1,4 @@
-"""Fixtures of the CUDA emulator: its two builds, made once a session and kept between sessions."""
+"""Fixtures of the CUDA emulator: its two builds, made once per session and kept between sessions."""
 
 from __future__ import annotations
 

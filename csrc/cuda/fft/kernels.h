@@ -1,4 +1,4 @@
-// The kernels behind the table of FFT variants; one file a pass, so that they compile side by side.
+// The kernels behind the table of FFT variants; one file per pass, so that they compile side by side.
 #pragma once
 #include "args.h"
 

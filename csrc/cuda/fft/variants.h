@@ -8,7 +8,7 @@
 // Place n of a transform stands at (n mod q) * a + (n mod p) * b, columns are s apart (odd): chosen so that few
 // lanes of half a warp meet a bank twice.
 // threads: of a block, which takes every item of the middle part in as few rounds as registers allow. blocks: an SM
-// that registers are left for. waves: shared memory cycles of a window, counted by the emulator, over those of its
+// that registers leave room for. waves: shared memory cycles of a window, counted by the emulator, over those of its
 // bytes: idle lanes and conflicts.
 // memory: whether the spectrum that a block keeps is in device memory, not in registers.
 //  X(name, q, p, a, b, s, threads, blocks, memory, waves)

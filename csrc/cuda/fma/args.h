@@ -9,7 +9,7 @@ struct FmaStrides {  // in elements
 };
 
 // out = sum over the taps (i, j) of filter[i, j] * in[y + i - pad_top, x + j - pad_left], for every plane: an image's
-// channel. fwd: the filter is the layer's, one a channel. bwd_weight: it is the output's gradient, one a plane, and out
+// channel. fwd: the filter is the layer's, one per channel. bwd_weight: it is the output's gradient, one per plane, and out
 // is the filter's gradient, summed over images.
 struct FmaArgs {
   const void *x, *f, *bias;  // bias may be null

@@ -22,7 +22,7 @@ constexpr double kEdgeRowIssue = 4;    // of an output row in an edge step: bran
 constexpr double kItemIssue = 400;      // of an item: its geometry, epilogue, stores
 constexpr double kChunkIssue = 60;      // of a chunk: addresses, first filter rows
 constexpr double kRoundCycles = 1200;   // latency of a load and two barriers, when nothing hides them
-constexpr double kWarpRate = 0.7;       // instructions a cycle of a warp that has its scheduler to itself
+constexpr double kWarpRate = 0.7;       // instructions per cycle of a warp that has its scheduler to itself
 constexpr double kLoadIssue = 10;       // instructions for every 32 elements that are loaded
 
 struct Shape {  // the problem as one correlation, see FmaArgs

@@ -1,4 +1,4 @@
-// The table of FMA kernels: one line a variant. A variant's number is its place here; add new ones at the end.
+// The table of FMA kernels: one line per variant. A variant's number is its place here; add new ones at the end.
 #pragma once
 
 // rows: output rows of a thread, whose tile is rows x 4. warps: at most, a block; blocks: an SM that registers are left

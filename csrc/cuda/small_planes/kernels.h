@@ -1,4 +1,4 @@
-// The kernels behind the tables of variants; one file a dtype, so that they compile side by side.
+// The kernels behind the tables of variants; one file per dtype, so that they compile side by side.
 #pragma once
 #include "args.h"
 

@@ -1,5 +1,5 @@
 // Stencil: depthwise convolution (stride 1) with small filters on the FMA pipe, fp32 sums. Made for copy speed: every
-// input row comes from global memory straight into registers, once a thread.
+// input row comes from global memory straight into registers, once per thread.
 //
 // A thread owns a strip of an output plane: 8 columns (NCHW) or 7 columns of as many channels as fill 4 bytes
 // (channels_last), and slides down its rows. An input row meets the sums of as many output rows as the filter has; they

@@ -1,9 +1,9 @@
-// The table of stencil kernels: one line a variant. A variant's number is its place here; add new ones at the end.
+// The table of stencil kernels: one line per variant. A variant's number is its place here; add new ones at the end.
 #pragma once
 #include <cstdint>
 
 // type: of the elements; uint16_t is fp16 and bf16. taps: of the filter, along both axes; columns of smaller filters are
-// filled up with zeros. last: channels_last. blocks: an SM that registers are left for in fwd, in bwd_weight. rows: of
+// filled up with zeros. last: channels_last. blocks: an SM that registers leave room for in fwd, in bwd_weight. rows: of
 // the filter that a thread of bwd_weight sums.
 // NCHW in 16 bit: tensor cores are faster wherever the model looked, of 3 taps by little.
 //  X(name,       type,     taps, last,  blocks, rows, weight_blocks)
@@ -31,7 +31,7 @@ namespace replknet_ext::cuda {
 
 constexpr int kStencilThreads = 128;  // of a block
 
-// Output columns of a thread: 8 of a row are 16 bytes of 16-bit elements; with two channels registers are left for 7,
+// Output columns of a thread: 8 of a row are 16 bytes of 16-bit elements; with two channels registers leave room for 7,
 // which divides the maps of the papers.
 constexpr int stencil_columns(bool last) { return last ? 7 : 8; }
 // Channels of a thread: neighbours in memory that fill 4 bytes.

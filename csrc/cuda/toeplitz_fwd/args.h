@@ -19,7 +19,7 @@ struct ToeplitzFwdArgs {
   int pairs, chunks;         // output pairs of a slot, output chunks
   int block_pairs, block_chunks, block_groups;  // a block's tile: pairs x chunks of the output, groups of 8 slots
   int pair_tiles, chunk_tiles;
-  int part_rows, parts_down, parts_along;  // the filter in parts: table rows a part, parts in ky, parts in kx
+  int part_rows, parts_down, parts_along;  // the filter in parts: table rows per part, parts in ky, parts in kx
   int in_chunks, plane;      // input chunks of a full tile, bytes of shared memory of one group's input
   int group0;                // first group of this launch
   // staged kernels only

@@ -1,4 +1,4 @@
-// The kernels behind the variants table; one file a dtype, so that they compile side by side.
+// The kernels behind the variants table; one file per dtype, so that they compile side by side.
 #pragma once
 #include "args.h"
 

@@ -73,7 +73,7 @@ __device__ __forceinline__ void write_words(void* p, const uint32_t* v) {
   else *static_cast<uint16_t*>(p) = static_cast<uint16_t>(v[0]);
 }
 
-// 8 columns of kCount channels, as they lie in memory: kWords words a column.
+// 8 columns of kCount channels, as they lie in memory: kWords words per column.
 template <ToeplitzFwdMode kMode, int kCount>
 struct ToeplitzFwdPiece {
   using Element = ToeplitzFwdElement<kMode>;

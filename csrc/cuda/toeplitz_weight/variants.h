@@ -1,4 +1,4 @@
-// The table of toeplitz_weight kernels: one line a variant. A variant's number is its place here; add new ones at the end.
+// The table of toeplitz_weight kernels: one line per variant. A variant's number is its place here; add new ones at the end.
 #pragma once
 
 // name: offsets x chunks, w = rows of at most that many chunks, input and output; t = column tiles with a halo

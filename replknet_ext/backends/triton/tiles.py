@@ -219,7 +219,7 @@ def toeplitz(sizes: Sizes, dtype: str, precision: str, shared: int = SHARED_BYTE
 
 
 def sliding(sizes: Sizes, dtype: str, channels_last: bool) -> Sliding:
-    """Tile of the form without tensor cores: about 8 sums and 1 or 2 columns a thread."""
+    """Tile of the form without tensor cores: about 8 sums and 1 or 2 columns per thread."""
     rows = 8 if sizes.ho >= 6 else power_of_2(sizes.ho)
     if channels_last:
         lanes = min(64, max(8, power_of_2(sizes.c)))

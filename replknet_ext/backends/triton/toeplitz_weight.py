@@ -1,4 +1,4 @@
-"""bwd_weight as a matrix product a channel, whose sum runs over images and rows, and the bias gradient beside it.
+"""bwd_weight as a matrix product per channel, whose sum runs over images and rows, and the bias gradient beside it.
 
 M = G row offsets x BX output columns, N = R row offsets x BXI input columns: element ((g, x), (r, ix)) of a block of
 G * R filter rows sums grad[y, x] * input[iy, ix] over all images and over all pairs of rows with iy - y fixed. The
