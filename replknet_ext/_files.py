@@ -1,4 +1,4 @@
-"""Files that are there completely or not at all, and where the package keeps its own."""
+"""Atomic writes, file locks, and the package's cache directory."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def locked(path: str | Path, timeout: float = -1) -> Iterator[None]:
         timeout: seconds to wait; -1 for ever.
 
     Raises:
-        OSError: the lock can't be made, or was not to be had in time.
+        OSError: the lock can't be made, or timed out.
     """
     from filelock import FileLock
 

@@ -28,7 +28,7 @@ class Candidate:
         predicted_us: microseconds by the cost model, which is a prediction; None where there is no model.
         resources: what it takes of the device: "warps", "shared_bytes", "blocks", "blocks_per_sm", "workspace_bytes".
         note: what else there is to know, in words.
-        words: a name to read, where that of the variant is a row of numbers.
+        words: readable name, where that of the variant is a row of numbers (Triton tiles).
     """
 
     backend: str
@@ -46,12 +46,12 @@ class Candidate:
         return f"{self.backend} {self.words or self.name}" + (f", {self.note}" if self.note else "")
 
     def as_dict(self) -> dict[str, Any]:
-        """As JSON knows it."""
+        """A dict that JSON can hold."""
         return {**vars(self), "resources": dict(self.resources)}
 
 
 def ordered(candidates: list[Candidate]) -> list[Candidate]:
-    """The first, which is what runs untuned, then the others by predicted time, each variant once."""
+    """What runs untuned first, the rest by predicted time, without duplicates."""
     unique = list({(c.backend, c.name): c for c in reversed(candidates)}.values())
     rest = [c for c in reversed(unique) if c is not candidates[0]]
     return [candidates[0], *sorted(rest, key=lambda c: c.predicted_us or 0.0)] if candidates else []

@@ -67,8 +67,8 @@ def _fixed(device_type: str, index: int) -> dict[str, str]:
 
 
 def identity(device: torch.device) -> dict[str, str]:
-    """What a choice holds for beside its problem: the device, its driver or instruction set and threads, versions, and
-    a digest of the table of variants."""
+    """What a measurement is valid for: the device, its driver or instruction set and threads, versions, and a
+    digest of the table of variants."""
     if device.type == "cpu":
         return {**_fixed("cpu", 0), "threads": str(torch.get_num_threads())}
     return _fixed(device.type, torch.cuda.current_device() if device.index is None else device.index)

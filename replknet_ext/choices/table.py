@@ -80,7 +80,7 @@ _warned: set[str] = set()
 
 
 def key_of(problem: Problem, backend: str = "auto") -> str:
-    """Everything that a choice may depend on, in words. Bias and activation are the forward pass's.
+    """Key of a problem in a file of choices: all that a choice depends on. Bias and activation are of the forward pass.
 
     A backend by name is part of it, as then the others were not measured.
     """

@@ -280,7 +280,7 @@ def _variants(by_pass: dict[str, list[str]]) -> str:
 
 
 def _grouped(rows: Sequence[dict[str, Any]]) -> dict[tuple[str, str], list[str]]:
-    """(backend, reason) -> the problems it holds for; a device that does not fit is left out, as nobody wonders."""
+    """(backend, reason) -> the problems it holds for; backends for other devices are left out."""
     found: dict[tuple[str, str], list[str]] = {}
     for row in rows:
         device = row["problem"].split()[0].lower()

@@ -60,7 +60,7 @@ class EffectiveReceptiveField:
         return area_ratios(self.scores)
 
     def as_dict(self) -> dict[str, Any]:
-        """As JSON knows it, without the scores."""
+        """A dict that JSON can hold, without the scores."""
         return {
             "size": list(self.scores.shape),
             "images": self.images,

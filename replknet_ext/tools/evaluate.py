@@ -66,7 +66,7 @@ class Result:
         return 100 * self.correct5 / self.images
 
     def as_dict(self) -> dict[str, Any]:
-        """As JSON knows it."""
+        """A dict that JSON can hold."""
         return {"top1": self.top1, "top5": self.top5, **asdict(self), "unreadable": list(self.unreadable)}
 
 

@@ -73,7 +73,7 @@ class Summary:
     parts: tuple[Part, ...]
 
     def as_dict(self) -> dict[str, Any]:
-        """As JSON knows it."""
+        """A dict that JSON can hold."""
         return asdict(self)
 
 

@@ -43,7 +43,7 @@ class Prediction:
     candidates: tuple[Candidate, ...]
 
     def as_dict(self) -> dict[str, Any]:
-        """As JSON knows it."""
+        """A dict that JSON can hold."""
         listed = [candidate.as_dict() for candidate in self.candidates]
         return {"problem": table.key_of(self.problem), "layers": self.count, "candidates": listed}
 

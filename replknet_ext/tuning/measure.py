@@ -19,7 +19,7 @@ from ..operator.ops import RAW
 
 __all__ = ["Measured", "capture", "difference", "measure", "timed"]
 
-#: How far two right results may lie apart, in norm and relative to the largest value: twice a kernel's own error.
+#: Largest relative difference of two correct results, in norm and in the largest value: twice a kernel's error.
 LARGEST_DIFFERENCE = {
     "float64": 1e-12, "float32 ieee": 3e-5, "float32 bf16x3": 2e-4, "float32 tf32": 4e-3,
     "float16": 4e-3, "bfloat16": 2e-2,
@@ -28,7 +28,7 @@ LARGEST_DIFFERENCE = {
 ROUNDS = 15
 #: After so many rounds only those within a factor of the best go on, and the first, which they are held against.
 CUTS = {1: 2.0, 3: 1.3, 6: 1.1}
-#: What a candidate must gain to take the place of the first: less may be noise.
+#: Minimum speed-up over what runs untuned; smaller gains may be noise.
 LEAST_GAIN = 0.02
 SAMPLE_SECONDS = 4e-3
 L2_SETS = 3.0  # operands and results of all sets, in sizes of the L2 cache
@@ -63,7 +63,7 @@ class Measured:
         return min(self.samples) if self.samples and self.failed is None else math.inf
 
     def as_dict(self) -> dict[str, Any]:
-        """As JSON knows it."""
+        """A dict that JSON can hold."""
         us = None if math.isinf(self.us) else float(f"{self.us:.4g}")
         return {**self.candidate.as_dict(), "us": us, "samples": len(self.samples), "failed": self.failed}
 

@@ -68,7 +68,7 @@ class Row:
         return self.entry.untuned_us / self.entry.best[0][2]
 
     def as_dict(self) -> dict[str, Any]:
-        """As JSON knows it."""
+        """A dict that JSON can hold."""
         entry = None if self.entry is None else self.entry.as_json()
         return {
             "problem": table.key_of(self.problem), "layers": self.count, "choice": entry,
@@ -116,7 +116,7 @@ class TuneReport:
         return kinds.pop() if len(kinds) == 1 else ""
 
     def as_dict(self) -> dict[str, Any]:
-        """As JSON knows it."""
+        """A dict that JSON can hold."""
         path = None if self.path is None else str(self.path)
         return {"device": dict(self.device), "path": path, "rows": [row.as_dict() for row in self.rows]}
 

@@ -1,4 +1,4 @@
-"""The Triton kernels in triton's interpreter: values, tiles, gradients, torch.compile; a process per group of checks."""
+"""The Triton kernels in triton's interpreter: values, tiles, gradients, torch.compile; one process per group."""
 
 from __future__ import annotations
 

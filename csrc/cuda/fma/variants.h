@@ -1,7 +1,7 @@
 // The table of FMA kernels: one line per variant. A variant's number is its place here; add new ones at the end.
 #pragma once
 
-// rows: output rows of a thread, whose tile is rows x 4. warps: at most, a block; blocks: an SM that registers are left
+// rows: output rows of a thread, whose tile is rows x 4. warps: max per block; blocks: per SM that registers are left
 // for at that many warps
 //  X(name,      type,   rows, warps, blocks)
 #define FMA_VARIANTS(X)                                   \

@@ -5,7 +5,7 @@ namespace replknet_ext::cuda {
 
 inline constexpr int kSmallTiles = 7;  // of 8 outputs, a warp of the forward
 
-// groups: of 16 images, a block. even: planes (input and output) of an even width. warps: an SM that registers leave room for
+// groups: of 16 images, a block. even: planes (input and output) of an even width. warps: max per SM by registers
 // last: channels_last, with few images of many channels, so that sectors are read whole
 //  X(name,             groups, even, last, warps)
 #define SMALL_FWD_VARIANTS(X)                                                  \
@@ -21,7 +21,7 @@ inline constexpr int kSmallTiles = 7;  // of 8 outputs, a warp of the forward
 inline constexpr int kSmallStages = 4;  // groups of 16 images that a block of bwd_weight has in shared memory
 
 // chunks: of 8 columns, of a row at most. rows: row offsets of a warp; a channel has 4 warps, of one chunk 1.
-// warps: an SM that registers leave room for
+// warps: max per SM by registers
 //  X(name,              chunks, rows, warps)
 #define SMALL_WEIGHT_VARIANTS(X)                                            \
   X("small_weight_7x3",  2,      7,    12) /* 14 K27, 12, 10: even widths */ \

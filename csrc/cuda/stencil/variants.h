@@ -3,7 +3,7 @@
 #include <cstdint>
 
 // type: of the elements; uint16_t is fp16 and bf16. taps: of the filter, along both axes; columns of smaller filters are
-// filled up with zeros. last: channels_last. blocks: an SM that registers leave room for in fwd, in bwd_weight. rows: of
+// filled up with zeros. last: channels_last. blocks: per SM by registers in fwd, in bwd_weight. rows: of
 // the filter that a thread of bwd_weight sums.
 // NCHW in 16 bit: tensor cores are faster wherever the model looked, of 3 taps by little.
 //  X(name,       type,     taps, last,  blocks, rows, weight_blocks)

@@ -1,4 +1,4 @@
-// What the host tells the RT kernels. See toeplitz_fwd/toeplitz_fwd.cuh for the mapping that these numbers describe.
+// What the host tells the Toeplitz kernels. See toeplitz_fwd.cuh for the mapping that these numbers describe.
 #pragma once
 #include <cstdint>
 

@@ -1,4 +1,4 @@
-// Launches the RT kernels: plan to arguments to grid.
+// Launches the Toeplitz kernels: plan to arguments to grid.
 #include "../family.h"
 #include "../ptx.cuh"
 #include "kernels.h"

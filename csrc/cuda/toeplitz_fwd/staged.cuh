@@ -1,4 +1,4 @@
-// Staged RT kernels: the mapping of toeplitz_fwd/toeplitz_fwd.cuh for channels_last tensors and for float32 (tf32 or bf16x3).
+// Staged Toeplitz kernels: the mapping of toeplitz_fwd.cuh for channels_last tensors and for float32 (tf32 or bf16x3).
 // A block has the input tiles of block_channels neighbouring channels in shared memory at once, so that an access of a
 // channels_last tensor uses more of its 32-byte sector, and computes one channel after the other. Each warp has one item;
 // when the sums of a channel are done, its outputs take the place of its input, and all are stored together at the end.

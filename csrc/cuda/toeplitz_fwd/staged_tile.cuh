@@ -1,4 +1,4 @@
-// Tile loaders and stores of the staged RT kernels: either memory format to and from the layout of the products.
+// Tile loaders and stores of the staged Toeplitz kernels: either memory format to and from the layout of the products.
 #pragma once
 #include <type_traits>
 

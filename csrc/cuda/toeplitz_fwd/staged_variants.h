@@ -1,4 +1,4 @@
-// The table of the staged RT kernels (toeplitz_fwd/staged.cuh): one line per variant, compiled for f16 and bf16 (channels_last),
+// The table of the staged Toeplitz kernels (staged.cuh): one line per variant, compiled for f16 and bf16 (channels_last),
 // or for tf32 and bf16x3 (float32 in either memory format). Columns as in toeplitz_fwd/variants.h.
 #pragma once
 

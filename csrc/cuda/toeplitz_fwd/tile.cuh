@@ -1,4 +1,4 @@
-// Tile loaders and stores of the RT kernels: input rows, weight fragments, output rows.
+// Tile loaders and stores of the Toeplitz kernels: input rows, weight fragments, output rows.
 #pragma once
 #include "../../integers.h"
 #include "../activation.cuh"

@@ -1,4 +1,4 @@
-// RT: depthwise convolution (stride 1, NCHW, fp16 or bf16, fp32 sums) as a register Toeplitz on mma.m16n8k16.
+// Depthwise convolution (stride 1, NCHW, fp16 or bf16, fp32 sums) as a register Toeplitz on mma.m16n8k16.
 //   A (weights): m = 2 output rows x 8 columns, k = 2 input rows x 8 columns.  B (input): n = 8 slots.
 // A slot is an image or, where the batch is small, a group of rows of one. Everything is counted in row pairs and
 // 8-column chunks. Output pairs start at even rows, input pairs at -row_offset (0 or 1): the kernel row where an output

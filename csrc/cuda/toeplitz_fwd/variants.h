@@ -1,4 +1,4 @@
-// The table of RT forward kernels, fp16 and bf16 in NCHW: one line per variant. A variant's number is its place here, the
+// The table of Toeplitz forward kernels, fp16 and bf16 in NCHW: one line per variant. A variant's number is its place here, the
 // staged kernels' after these.
 #pragma once
 #include "staged_variants.h"
@@ -6,8 +6,8 @@
 // name: offsets x chunks, w = whole plane width, t = tiled, p4 = 4 row pairs per warp, g2 = 2 groups of slots per warp
 // offsets: chunk offsets of the filter a fragment table holds (5: up to 33 taps where the plane is not narrower)
 // pairs, groups, chunks: a warp's tile. whole: the plane is exactly that many chunks wide, input and output
-// rotate: weight fragments pass between row pairs in registers. warps: at most, a block
-// blocks: an SM that registers leave room for, on sm_90 and elsewhere
+// rotate: weight fragments pass between row pairs in registers. warps: max per block
+// blocks: min resident per SM (__launch_bounds__), on sm_90 and elsewhere
 //  X(name,        offsets, pairs, groups, chunks, whole, rotate, warps, blocks, elsewhere)
 #define TOEPLITZ_FWD_VARIANTS(X)                                                                                         \
   X("rt_5x7_w",    5, 2, 1, 7,  true,  true,  8, 2, 1) /* 56 K31 */                                                \

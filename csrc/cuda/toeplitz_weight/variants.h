@@ -4,7 +4,7 @@
 // name: offsets x chunks, w = rows of at most that many chunks, input and output; t = column tiles with a halo
 // math: what the tensor cores multiply: half (float16 or bfloat16), tf32, bf16x3
 // offsets: chunk offsets of the filter, rows: row offsets, both of a warp; chunks: of an output row (of a tile)
-// warps: at most, a block; it bounds the registers
+// warps: max per block; bounds the registers
 //  X(name,               math,   offsets, rows, chunks, whole, warps)
 #define TOEPLITZ_WEIGHT_VARIANTS(X)                                                            \
   X("rtw_5x7_w",          half,   5, 4, 7, true, 16)  /* 56 K31 */                       \

@@ -1,7 +1,7 @@
 """The forward pass and, with the filter flipped, bwd_input as one matrix product per channel.
 
 For a channel, rows of the product are M = images x row groups, columns are N = R output rows x BX output columns, and
-the sum runs over input pixels: KR input rows x BXI columns per step. The left operand is the input as it lies in memory.
+the sum runs over input pixels: KR input rows x BXI columns per step. The left operand is the input as it is in memory.
 The right operand is a Toeplitz matrix, element (pixel (u, ix), output (r, x)) = w[u - r, ix - x + left].
 
 The Toeplitz operand is read with 16-byte loads from a table of the filter (see `filter_table`), which a first kernel

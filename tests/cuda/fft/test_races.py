@@ -54,7 +54,7 @@ def shared_memory(emulator: ModuleType, case: Case) -> tuple[int, int]:
     return counters["accesses"], counters["access_conflicts"]
 
 
-#: Extra wavefronts per access of shared memory, beside the two that 8 bytes per lane take: the layouts of fft/variants.h
+#: Extra wavefronts per access of shared memory, beside the two that 8 bytes per lane take: layouts of fft/variants.h
 #: are chosen for few, lengths of few items have some left.
 CONFLICTS = {"fft_14": 0.5, "fft_20": 0.65, "fft_28": 0.7, "fft_36": 0.65, "fft_42": 0.65, "fft_56": 0.6,
              "fft_63": 0.65, "fft_72": 0.55, "fft_90": 0.4, "fft_112": 0.4, "fft_144": 0.35,

@@ -1,4 +1,4 @@
-"""Bugs planted in the RT kernels of fwd and bwd_input."""
+"""Bugs planted in the Toeplitz kernels of fwd and bwd_input."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The staged RT kernels on the emulator: channels_last, and float32 by tf32 and bf16x3."""
+"""The staged Toeplitz kernels on the emulator: channels_last, and float32 by tf32 and bf16x3."""
 
 from __future__ import annotations
 
