@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
 import time
@@ -328,9 +329,13 @@ def test_ctrl_c_in_a_look_up_is_a_keyboard_interrupt(monkeypatch: pytest.MonkeyP
 
     monkeypatch.setattr(choices_lookup, "lookup", lookup)
     table.forget()
-    with pytest.raises(KeyboardInterrupt):
-        same_padding(x, w)
-        time.sleep(1)  # the interrupt comes when Python runs again
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # workers of the tests ignore it
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            same_padding(x, w)
+            time.sleep(1)  # the interrupt comes when Python runs again
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 # ---- backends that are written in Python ----
