@@ -211,7 +211,7 @@ def _ratio(kind: str, products: Sequence[int], channels: Sequence[int]) -> float
     if min(channels, default=0) > 0:
         low = max(product / count for product, count in zip(products, channels, strict=True))
         for digits in range(17):
-            ratio = math.ceil(low * 10**digits) / 10**digits
+            ratio: float = math.ceil(low * 10**digits) / 10**digits
             if all(int(count * ratio) == product for product, count in zip(products, channels, strict=True)):
                 return ratio
     raise ValueError(f"{kind} channels {tuple(products)} are no common multiple of the stages' {tuple(channels)}")
