@@ -336,9 +336,12 @@ class RepLKNet(nn.Module, Reparameterizable):
             part.requires_grad_(True)
         self.frozen_stages = stages
         if self.out_indices is not None:
-            # Checkpoints have this norm on every stage; the ones that never see data must not wait for a gradient.
+            # Checkpoints have every stage, with this norm; what never sees data must not wait for a gradient.
+            last = self.out_indices[-1]
             for index, stage in enumerate(self.stages):
                 cast(RepLKNetStage, stage).norm.requires_grad_(index in self.out_indices)
+            for part in (*self.stages[last + 1 :], *self.transitions[last:]):
+                part.requires_grad_(False)
         for part in self._first(stages):
             part.requires_grad_(False)
         self.train(self.training)
