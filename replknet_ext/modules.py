@@ -6,8 +6,11 @@ pickles) sees an `nn.Conv2d`; only the arithmetic goes another way, through `rep
 
 from __future__ import annotations
 
+import operator
+
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.lazy import LazyModuleMixin
 from torch.nn.utils import parametrize
 
 from .functional import depthwise_conv2d
@@ -74,21 +77,22 @@ class DepthwiseConv2dLarge(nn.Conv2d):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        if isinstance(channels, bool) or not isinstance(channels, int):
+        if isinstance(channels, bool) or not hasattr(channels, "__index__"):
             raise TypeError(f"channels must be an int; got {channels!r}")
+        channels = operator.index(channels)
         if channels < 1:
             raise ValueError(f"channels must be >= 1; got {channels}")
         kernel_size = checks.pair("kernel_size", kernel_size, 1)
-        checks.geometry(stride, padding, dilation, kernel_size)
+        geometry = checks.geometry(stride, padding, dilation, kernel_size)
         checks.name("activation", activation, ACTIVATIONS)
         checks.choices(algorithm, precision)
         super().__init__(
             channels,
             channels,
             kernel_size,
-            stride=stride,
-            padding=padding,
-            dilation=dilation,
+            stride=geometry.stride,
+            padding=padding if isinstance(padding, str) else geometry.padding[::2],
+            dilation=geometry.dilation,
             groups=channels,
             bias=bias,
             padding_mode=padding_mode,  # type: ignore[arg-type]  # nn.Conv2d checks the name
@@ -171,12 +175,15 @@ def why_not_convertible(conv: nn.Module) -> str | None:
     """
     if not isinstance(conv, nn.Conv2d):
         return f"{type(conv).__name__} is not an nn.Conv2d"
-    channels, multiplier = conv.in_channels, conv.out_channels // conv.in_channels
+    if isinstance(conv, LazyModuleMixin) and conv.has_uninitialized_params():
+        return "not initialised yet: run the model once before the swap"
+    channels = conv.in_channels
     if conv.groups != channels:
         return f"not depthwise (in_channels={channels}, out_channels={conv.out_channels}, groups={conv.groups})"
     if isinstance(conv, DepthwiseConv2dLarge):
         return "already a DepthwiseConv2dLarge"
-    if multiplier != 1:
+    if conv.out_channels != channels:
+        multiplier = conv.out_channels // channels
         return f"channel multiplier {multiplier}: the kernels make one output channel for each input channel"
     if parametrize.is_parametrized(conv):
         names = ", ".join(conv.parametrizations)  # type: ignore[arg-type]  # a ModuleDict

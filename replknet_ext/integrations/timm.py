@@ -235,7 +235,8 @@ def _take(indices: int | Sequence[int] | None, stages: int) -> tuple[list[int], 
     if indices is None:
         indices = stages
     taken = range(stages - indices, stages) if isinstance(indices, int) else indices
-    if not taken or any(not -stages <= index < stages for index in taken):
+    lowest = 0 if isinstance(indices, int) else -stages
+    if not taken or any(not lowest <= index < stages for index in taken):
         raise ValueError(f"indices must name stages from 0 to {stages - 1}, or be a number of stages; got {indices!r}")
     wanted = [index % stages for index in taken]
     return wanted, max(wanted)

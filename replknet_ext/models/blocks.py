@@ -251,7 +251,7 @@ class RepLKNetStage(nn.Module):
         kernel_size: K of its large kernels.
         drop_path: one rate a pair; its length is the number of pairs.
         small_kernel, small_kernel_merged: see `ReparamLargeKernelConv`.
-        dw_ratio, ffn_ratio: depthwise and feed-forward channels as multiples of `channels`.
+        dw_channels, ffn_channels: channels of the depthwise convolutions, and inside the feed-forward blocks.
         use_checkpoint: in training recompute each block in the backward pass instead of keeping its activations.
         norm: makes `norm` a BatchNorm instead of the identity.
     """
@@ -262,8 +262,9 @@ class RepLKNetStage(nn.Module):
         kernel_size: int,
         drop_path: Sequence[float],
         small_kernel: int | None,
-        dw_ratio: float = 1.0,
-        ffn_ratio: float = 4.0,
+        *,
+        dw_channels: int,
+        ffn_channels: int,
         use_checkpoint: bool = False,
         small_kernel_merged: bool = False,
         norm: bool = False,
@@ -272,10 +273,8 @@ class RepLKNetStage(nn.Module):
         self.use_checkpoint = use_checkpoint
         self.blocks = nn.ModuleList()
         for rate in drop_path:
-            self.blocks.append(
-                RepLKBlock(channels, int(channels * dw_ratio), kernel_size, small_kernel, rate, small_kernel_merged)
-            )
-            self.blocks.append(ConvFFN(channels, int(channels * ffn_ratio), rate))
+            self.blocks.append(RepLKBlock(channels, dw_channels, kernel_size, small_kernel, rate, small_kernel_merged))
+            self.blocks.append(ConvFFN(channels, ffn_channels, rate))
         self.norm = nn.BatchNorm2d(channels) if norm else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:

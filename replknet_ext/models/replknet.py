@@ -6,7 +6,9 @@ State dict keys and their order are those of the official implementation, github
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+import operator
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, cast
@@ -35,7 +37,8 @@ __all__ = [
 
 
 def _is_positive_int(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value > 0
+    """Whether it is an integer above 0, of Python or of numpy."""
+    return hasattr(value, "__index__") and not isinstance(value, bool) and operator.index(value) > 0
 
 
 @dataclass(frozen=True)
@@ -47,8 +50,9 @@ class RepLKNetConfig:
         layers: pairs of RepLKBlock and ConvFFN in each stage.
         channels: channels of each stage.
         small_kernel: odd size of the parallel small kernel, at most each K; None for none.
-        dw_ratio: channels of the large depthwise kernels as a multiple of the stage's.
-        ffn_ratio: hidden channels of the feed-forward blocks as a multiple of the stage's.
+        dw_ratio: channels of the large depthwise kernels as a multiple of the stage's, rounded down as in the official
+            code.
+        ffn_ratio: hidden channels of the feed-forward blocks as a multiple of the stage's, rounded down.
         stem_strides: strides of the stem's two 3x3 convolutions; (2, 2) is the published 1/4 resolution, (1, 1)
             keeps small images at full size. Every further stage halves H and W.
     """
@@ -64,9 +68,9 @@ class RepLKNetConfig:
     def __post_init__(self) -> None:
         for name in ("large_kernel_sizes", "layers", "channels", "stem_strides"):
             values = getattr(self, name)
-            if isinstance(values, (int, str)) or not all(_is_positive_int(value) for value in values):
+            if not isinstance(values, Iterable) or not all(_is_positive_int(value) for value in values):
                 raise ValueError(f"{name} must be a sequence of positive ints; got {values!r}")
-            object.__setattr__(self, name, tuple(values))
+            object.__setattr__(self, name, tuple(map(operator.index, values)))
         stages = len(self.layers)
         if stages == 0 or len(self.large_kernel_sizes) != stages or len(self.channels) != stages:
             raise ValueError(
@@ -80,17 +84,35 @@ class RepLKNetConfig:
             _is_positive_int(small) and small % 2 == 1 and small <= min(self.large_kernel_sizes)
         ):
             raise ValueError(f"small_kernel must be odd and at most {min(self.large_kernel_sizes)}; got {small}")
+        object.__setattr__(self, "small_kernel", None if small is None else operator.index(small))
         if len(self.stem_strides) != 2:
             raise ValueError(f"stem_strides must have two entries; got {self.stem_strides}")
         for name in ("dw_ratio", "ffn_ratio"):
-            if any(int(channels * getattr(self, name)) < 1 for channels in self.channels):
-                raise ValueError(f"{name} must leave at least one channel; got {getattr(self, name)}")
+            ratio = getattr(self, name)
+            if not isinstance(ratio, (int, float)) or not math.isfinite(ratio):
+                raise ValueError(f"{name} must be a finite number; got {ratio!r}")
+            if min(_times(self.channels, ratio)) < 1:
+                raise ValueError(f"{name} must leave at least one channel; got {ratio}")
+
+    @property
+    def dw_channels(self) -> tuple[int, ...]:
+        """Channels of the large depthwise kernels, for each stage."""
+        return _times(self.channels, self.dw_ratio)
+
+    @property
+    def ffn_channels(self) -> tuple[int, ...]:
+        """Hidden channels of the feed-forward blocks, for each stage."""
+        return _times(self.channels, self.ffn_ratio)
 
     @property
     def reductions(self) -> tuple[int, ...]:
         """The input size over the map size, for each stage."""
         first = self.stem_strides[0] * self.stem_strides[1]
         return tuple(first * 2**stage for stage in range(len(self.layers)))
+
+
+def _times(channels: tuple[int, ...], ratio: float) -> tuple[int, ...]:
+    return tuple(int(count * ratio) for count in channels)
 
 
 ARCHS: Mapping[str, RepLKNetConfig] = MappingProxyType(
@@ -192,8 +214,8 @@ class RepLKNet(nn.Module, Reparameterizable):
                     kernel_size,
                     [next(rates) for _ in range(layers)],
                     cfg.small_kernel,
-                    dw_ratio=cfg.dw_ratio,
-                    ffn_ratio=cfg.ffn_ratio,
+                    dw_channels=cfg.dw_channels[stage],
+                    ffn_channels=cfg.ffn_channels[stage],
                     use_checkpoint=use_checkpoint,
                     small_kernel_merged=small_kernel_merged,
                     norm=norm_intermediate_features,
@@ -314,9 +336,12 @@ class RepLKNet(nn.Module, Reparameterizable):
             part.requires_grad_(True)
         self.frozen_stages = stages
         if self.out_indices is not None:
-            # Checkpoints have this norm on every stage; the ones that never see data must not wait for a gradient.
+            # Checkpoints have every stage, with this norm; what never sees data must not wait for a gradient.
+            last = self.out_indices[-1]
             for index, stage in enumerate(self.stages):
                 cast(RepLKNetStage, stage).norm.requires_grad_(index in self.out_indices)
+            for part in (*self.stages[last + 1 :], *self.transitions[last:]):
+                part.requires_grad_(False)
         for part in self._first(stages):
             part.requires_grad_(False)
         self.train(self.training)

@@ -269,3 +269,14 @@ def test_arguments_that_say_the_default_are_accepted():
         act_cfg={"type": "ReLU", "inplace": True},
     )
     assert openmmlab.NAME == "RepLKNet"  # what configs say
+
+
+@pytest.mark.parametrize("stages", [-1, 0, 1, 2])
+def test_frozen_stages_are_those_of_mmpretrain(stages):
+    """Its `_freeze_stages` takes the stem and the stages; the transitions between them learn."""
+    model = MMRepLKNet(ARCH, out_indices=(0, 1), frozen_stages=stages).train()
+    parts = ["stem."] * (stages >= 0) + [f"stages.{stage}." for stage in range(stages)]
+    for name, parameter in model.named_parameters():
+        assert parameter.requires_grad == (not name.startswith(tuple(parts))), name
+    assert model.transitions.training
+    assert all(module.training for module in model.transitions.modules())

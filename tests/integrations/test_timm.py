@@ -349,3 +349,16 @@ def test_missing_or_broken_timm(error, message, monkeypatch):
     monkeypatch.setattr(sys, "meta_path", [Finder(), *sys.meta_path])
     with pytest.raises(ImportError, match=message):
         importlib.import_module(plugin.__name__)
+
+
+@pytest.mark.parametrize("indices", [5, 8, 0, -1, (4,), (-5,), ()])
+def test_stages_that_are_not_there(indices):
+    model = tiny()
+    keys = list(model.state_dict())
+    with pytest.raises(ValueError, match="indices must name stages from 0 to 3"):
+        model.forward_intermediates(torch.randn(1, 3, 32, 32), indices=indices)
+    with pytest.raises(ValueError, match="indices must name stages from 0 to 3"):
+        model.prune_intermediate_layers(indices)
+    assert list(model.state_dict()) == keys
+    with pytest.raises(ValueError, match="indices must name stages from 0 to 3"):
+        tiny(features_only=True, out_indices=indices)

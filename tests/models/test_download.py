@@ -24,6 +24,8 @@ class Server:
         self.data = DATA
         self.ranges = True  # understands Range
         self.etag = '"1"'
+        self.headers = {}  # in the place of the right ones
+        self.partial = False  # answers 206 whatever was asked for
         self.stop_after = []  # bytes after which the connection drops, one entry a request
         self.status = None
         self.requests = []  # the Range header of each request
@@ -55,14 +57,15 @@ class Server:
                 request.send_header("Content-Range", f"bytes */{len(self.data)}")
                 request.end_headers()
                 return
-            request.send_response(206)
-            request.send_header("Content-Range", f"bytes {start}-{len(self.data) - 1}/{len(self.data)}")
-        else:
-            request.send_response(200)
         body = self.data[start:]
-        request.send_header("Content-Length", str(len(body)))
+        headers = {"Content-Length": str(len(body))}
+        if start or self.partial:
+            headers["Content-Range"] = f"bytes {start}-{len(self.data) - 1}/{len(self.data)}"
         if self.etag:
-            request.send_header("ETag", self.etag)
+            headers["ETag"] = self.etag
+        request.send_response(206 if "Content-Range" in headers else 200)
+        for header in (headers | self.headers).items():
+            request.send_header(*header)
         request.end_headers()
         request.wfile.write(body[: self.stop_after.pop(0)] if self.stop_after else body)
 
@@ -76,14 +79,19 @@ def server():
 
 
 def names(folder):
-    return sorted(p.name for p in folder.iterdir() if not p.name.endswith(".lock"))
+    """Of the files in it, in the one folder of each address."""
+    return sorted(p.name for p in folder.glob("*/*") if not p.name.endswith(".lock"))
+
+
+def folder_of(url, cache):
+    return cache / hashlib.sha256(url.encode()).hexdigest()[:16]
 
 
 def test_downloads_once(server, tmp_path):
     path = download(server.url, SHA[:8], cache_dir=tmp_path / "new")
-    assert path == tmp_path / "new" / "file.pth"
+    assert path == folder_of(server.url, tmp_path / "new") / "file.pth"
     assert path.read_bytes() == DATA
-    assert names(path.parent) == ["file.pth"]
+    assert names(tmp_path / "new") == ["file.pth"]
     assert download(server.url, SHA.upper(), cache_dir=tmp_path / "new") == path
     assert download(server.url, cache_dir=tmp_path / "new") == path
     assert server.requests == [None]
@@ -92,12 +100,24 @@ def test_downloads_once(server, tmp_path):
 def test_default_cache(server, tmp_path, monkeypatch):
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     monkeypatch.setattr(torch.hub, "_hub_dir", None)
-    assert download(server.url) == tmp_path / "hub" / "checkpoints" / "file.pth"
+    assert download(server.url) == folder_of(server.url, tmp_path / "hub" / "checkpoints") / "file.pth"
+
+
+def test_addresses_that_end_alike(server, tmp_path):
+    """A file is known by its whole address."""
+    first = download(server.url, cache_dir=tmp_path)
+    server.data = DATA[::-1]
+    for url in (server.url.replace("/path", "/other"), server.url + "?version=2"):
+        second = download(url, cache_dir=tmp_path)
+        assert (first.name, first.read_bytes()) == (second.name, DATA)
+        assert second.read_bytes() == server.data
 
 
 def test_a_cached_file_that_is_damaged_is_replaced(server, tmp_path):
-    (tmp_path / "file.pth").write_bytes(DATA[:-1])
-    assert download(server.url, SHA, cache_dir=tmp_path).read_bytes() == DATA
+    path = download(server.url, cache_dir=tmp_path)
+    path.write_bytes(DATA[:-1])
+    assert download(server.url, SHA, cache_dir=tmp_path) == path
+    assert path.read_bytes() == DATA
 
 
 def test_goes_on_after_a_drop(server, tmp_path):
@@ -132,24 +152,102 @@ def test_starts_again_where_it_cannot_go_on(server, tmp_path, how):
     assert download(url, cache_dir=tmp_path).read_bytes() == server.data  # no hash to save us
 
 
-def test_a_piece_of_another_file_is_thrown_away(server, tmp_path):
-    """Without a validator only the hash tells: then once more from the start."""
-    server.etag = ""
+@pytest.mark.parametrize("etag", ["", 'W/"1"'])
+def test_a_piece_of_another_file_is_thrown_away(server, tmp_path, etag):
+    """Without a strong validator nobody can tell of which version a piece is: once more from the start."""
+    server.etag = etag
     server.stop_after = [1000, 1000, 1000]
-    with pytest.raises(CheckpointError):
+    with pytest.raises(CheckpointError, match=r"after 1,000 of 512,000 bytes$"):
         download(server.url, SHA, cache_dir=tmp_path)
+    assert names(tmp_path) == []
     server.data = DATA[::-1]
-    sha = hashlib.sha256(server.data).hexdigest()
-    assert download(server.url, sha, cache_dir=tmp_path).read_bytes() == server.data
-    assert server.requests[-2:] == ["bytes=3000-", None]
+    assert download(server.url, cache_dir=tmp_path).read_bytes() == server.data
+    assert set(server.requests) == {None}
 
 
 @pytest.mark.parametrize("length", [len(DATA), len(DATA) + 5])
 def test_nothing_left_to_send(server, tmp_path, length):
-    (tmp_path / "file.pth.part").write_bytes((DATA + b"extra")[:length])
-    (tmp_path / "file.pth.part.from").write_text(f"{server.url}\n")
+    folder = folder_of(server.url, tmp_path)
+    folder.mkdir()
+    (folder / "file.pth.part").write_bytes((DATA + b"extra")[:length])
+    (folder / "file.pth.part.version").write_text(server.etag)
     assert download(server.url, cache_dir=tmp_path).read_bytes() == DATA
-    assert server.requests == [f"bytes={length}-"] + [None] * (length > len(DATA))
+    assert server.requests == [f"bytes={length}-", None]
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [{"Content-Range": "bytes 0-9/10"}, {"Content-Range": "bytes 7-9/10"}, {"Content-Range": "x"}, {"ETag": '"2"'}],
+)
+def test_another_part_than_was_asked_for(server, tmp_path, headers):
+    server.stop_after = [1000, 1000, 1000]
+    with pytest.raises(CheckpointError):
+        download(server.url, cache_dir=tmp_path)
+    server.headers = headers
+    assert download(server.url, cache_dir=tmp_path).read_bytes() == DATA  # no hash to save us
+    assert server.requests[-2:] == ["bytes=3000-", None]
+
+
+def test_a_part_that_nobody_asked_for(server, tmp_path):
+    server.partial = True
+    with pytest.raises(CheckpointError, match="another part"):
+        download(server.url, cache_dir=tmp_path)
+    assert names(tmp_path) == []
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_links_are_not_written_through(server, tmp_path, known):
+    folder, victim = folder_of(server.url, tmp_path / "cache"), tmp_path / "victim"
+    folder.mkdir(parents=True)
+    victim.write_bytes(b"mine")
+    (folder / "file.pth.part").symlink_to(victim)
+    (folder / "file.pth").symlink_to(tmp_path / "nowhere")
+    if known:
+        (folder / "file.pth.part.version").write_text(server.etag)
+        with pytest.raises(CheckpointError, match="symbolic links"):
+            download(server.url, cache_dir=tmp_path / "cache")
+    else:
+        (folder / "file.pth.part.version").symlink_to(victim)
+        assert download(server.url, cache_dir=tmp_path / "cache").read_bytes() == DATA
+    assert victim.read_bytes() == b"mine"
+    assert not (tmp_path / "nowhere").exists()
+
+
+@pytest.mark.parametrize("length", ["abc", "-1", "\u00b2"])
+def test_lengths_that_are_none(server, tmp_path, length):
+    server.headers = {"Content-Length": length}
+    assert download(server.url, SHA, cache_dir=tmp_path).read_bytes() == DATA
+
+
+def test_letters_beyond_ascii(server, tmp_path):
+    path = download(server.url.replace("path/file", "größe/datei ü"), SHA, cache_dir=tmp_path)
+    assert (path.name, path.read_bytes()) == ("datei ü.pth", DATA)
+
+
+@pytest.mark.parametrize(
+    "end", ["..", "%2e%2e", "a/..", "%00", "a%0ab", "a" * 300, "%ff" * 100, "\udc80", "a%2f..%2f..%2f.."]
+)
+def test_names_that_are_none(server, tmp_path, end):
+    with pytest.raises(CheckpointError, match="url must end in the name of a file"):
+        download(server.url.replace("file.pth", end), cache_dir=tmp_path / "cache")
+    assert not (tmp_path / "cache").exists()
+
+
+@pytest.mark.parametrize("url", ["http://[::1", "http://a b/c", "http://\udc80/c", "http://h:port/c", "http:///c"])
+def test_addresses_that_are_none(tmp_path, url):
+    with pytest.raises(CheckpointError):
+        download(url, cache_dir=tmp_path)
+    assert names(tmp_path) == []
+
+
+def test_a_cache_that_is_none(server, tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(CheckpointError, match="cannot be kept in"):
+        download(server.url, cache_dir=tmp_path / "file")
+    (folder_of(server.url, tmp_path) / "file.pth").mkdir(parents=True)
+    with pytest.raises(CheckpointError, match="cannot be kept in"):
+        download(server.url, cache_dir=tmp_path)
+    assert names(tmp_path) == ["file.pth"]
 
 
 def test_wrong_hash(server, tmp_path):

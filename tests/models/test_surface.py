@@ -63,13 +63,13 @@ def test_frozen_stages(stages, how):
             assert key not in same, key  # what is not frozen does move
 
 
-def test_thawing_keeps_idle_norms_frozen():
+def test_thawing_keeps_idle_stages_frozen():
     model = RepLKNet(THREE, out_indices=(1,), norm_intermediate_features=True, frozen_stages=3)
     model.freeze_stages(1)
     learn = {name for name, p in model.named_parameters() if p.requires_grad}
-    assert not any(name.startswith(("stem", "stages.0", "stages.2.norm")) for name in learn)
+    assert not any(name.startswith(("stem", "stages.0", "transitions.1", "stages.2")) for name in learn)
     assert "stages.1.norm.weight" in learn
-    assert "stages.2.blocks.0.pw1.conv.weight" in learn
+    assert "transitions.0.0.conv.weight" in learn
     assert model.stages[1].training
     assert not model.stages[0].training
     for bad, error in ((-2, ValueError), (4, ValueError), (1.5, TypeError)):
@@ -190,3 +190,17 @@ def test_group_matcher_in_timm():
         matcher = model.group_matcher(coarse)
         timms = manipulate.group_with_matcher(((n, n) for n in names), matcher, reverse=True)
         assert timms == grouped(names, matcher)
+
+
+@pytest.mark.parametrize("out_indices", [(0,), (1,), (0, 1), (2,)])
+@pytest.mark.parametrize("frozen", [-1, 0])
+def test_every_parameter_that_learns_gets_a_gradient(out_indices, frozen):
+    """Else DistributedDataParallel waits for ever, or has to be told of unused parameters."""
+    model = RepLKNet(THREE, out_indices=out_indices, norm_intermediate_features=True, frozen_stages=frozen)
+    model.freeze_stages(2)
+    model.freeze_stages(frozen)  # thaws the parts that learn, and no others
+    sum(out.sum() for out in model(torch.randn(2, 3, 32, 32))).backward()
+    learning = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    assert learning == {name for name, parameter in model.named_parameters() if parameter.grad is not None}
+    used = [f"stages.{stage}." for stage in range(out_indices[-1] + 1)]
+    assert all(any(name.startswith(stage) for name in learning) for stage in used)

@@ -8,6 +8,7 @@ import pickle
 import warnings
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -16,6 +17,7 @@ from torch import nn
 from torch.nn.utils import parametrizations
 
 from replknet_ext import DepthwiseConv2dLarge
+from replknet_ext.models import RepLKNetConfig
 
 
 def conv2d(channels: int, kernel, padding="same", bias=True, **kwargs) -> nn.Conv2d:
@@ -240,3 +242,20 @@ def test_jit_trace_with_gradients_enabled(tmp_path: Path) -> None:
     torch.jit.trace(module, torch.randn(1, 4, 9, 9)).save(tmp_path / "traced.pt")
     x = torch.randn(2, 4, 9, 9)
     assert torch.equal(torch.jit.load(tmp_path / "traced.pt")(x), module(x))
+
+
+@pytest.mark.parametrize("kind", [np.int64, np.uint8, np.int32])
+def test_integers_of_numpy(kind):
+    """As of `nn.Conv2d`, which takes them everywhere."""
+    sizes = dict(channels=4, kernel_size=3, stride=2, padding=1, dilation=2)
+    layer = DepthwiseConv2dLarge(**{name: kind(value) for name, value in sizes.items()})
+    plain = DepthwiseConv2dLarge(**sizes)
+    assert repr(layer) == repr(plain)
+    stored = (layer.in_channels, layer.groups, *layer.kernel_size, *layer.stride, *layer.padding, *layer.dilation)
+    assert {type(value) for value in stored} == {int}
+    layer.load_state_dict(plain.state_dict())
+    x = torch.randn(1, 4, 9, 9)
+    assert torch.equal(layer(x), plain(x))
+    config = RepLKNetConfig(*(np.array(values) for values in ((5, 5), (1, 1), (8, 16))), small_kernel=kind(3))
+    assert config == RepLKNetConfig((5, 5), (1, 1), (8, 16), small_kernel=3)
+    assert {type(value) for value in (*config.layers, *config.channels, config.small_kernel)} == {int}

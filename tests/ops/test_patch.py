@@ -270,3 +270,20 @@ def test_what_is_no_model_is_refused():
     with pytest.raises(TypeError, match="min_kernel"):
         replace_depthwise(Zoo(), min_kernel=5.0)
     assert not replace_depthwise(nn.Linear(2, 2)).entries
+
+
+def test_layers_that_are_not_initialised_yet():
+    model = nn.Sequential(nn.LazyConv2d(8, 7), nn.Conv2d(8, 8, 7, padding=3, groups=8))
+    report = replace_depthwise(model)
+    assert [entry.action for entry in report] == ["kept", "swapped"]
+    assert "not initialised yet" in report.entries[0].reason
+    assert "not initialised yet" in str(report)
+    with pytest.raises(ValueError, match="not initialised yet"):
+        DepthwiseConv2dLarge.from_conv2d(nn.LazyConv2d(8, 7))
+    model(torch.randn(1, 3, 9, 9))
+    assert "not depthwise" in replace_depthwise(model).entries[0].reason
+
+
+@pytest.mark.filterwarnings("ignore:Initializing zero-element tensors")
+def test_no_input_channels():
+    assert "not depthwise" in replace_depthwise(nn.Sequential(nn.Conv2d(0, 8, 7))).entries[0].reason

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -98,3 +99,12 @@ def test_whole_modules_pickled_from_the_original_class():
     assert old.padding == (3, 1)
     x = torch.randn(1, 4, 9, 9)
     assert torch.equal(old(x), module(x))
+
+
+def test_sizes_as_of_a_convolution():
+    layer = DepthWiseConv2dImplicitGEMM(np.int64(4), np.int64(31))
+    assert (layer.kernel_size, layer.padding) == ((31, 31), (15, 15))
+    assert DepthWiseConv2dImplicitGEMM(4, (np.int64(3), 5)).padding == (1, 2)
+    for kernel in (31.0, "31", None):  # nor does nn.Conv2d take these
+        with pytest.raises(TypeError, match="kernel_size must be an int or a pair of ints"):
+            DepthWiseConv2dImplicitGEMM(4, kernel)
