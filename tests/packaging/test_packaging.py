@@ -135,7 +135,7 @@ def test_sdist_holds_every_file_of_the_repository(sdist: Path) -> None:
 @pytest.mark.slow
 def test_sdist_runs_its_own_tests(sources: Path) -> None:
     """All are collected, and those that read the repository's pages and files pass, out of the unpacked archive."""
-    pytest_ = (sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist")
+    pytest_ = (sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-n", "0")
     collected = call(*pytest_, "--collect-only", "-W", "ignore::RuntimeWarning", cwd=sources)
     assert int(re.findall(r"(\d+) tests collected", collected)[0]) > 1000
     pages = call(*pytest_, "tests", "-k", "readme_names_only or links_lead_somewhere", cwd=sources)
