@@ -4,11 +4,10 @@ Everything that looks at a layer from outside (state dicts, initialisers, optimi
 pickles) sees an `nn.Conv2d`; only the arithmetic goes another way, through `replknet_ext.functional`.
 """
 
-from __future__ import annotations
-
 import operator
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.lazy import LazyModuleMixin
 from torch.nn.utils import parametrize
@@ -25,7 +24,8 @@ class DepthwiseConv2dLarge(nn.Conv2d):
 
     State dict, initialisation (the same random numbers for the same seed), printing, copying, pickling, `device` and
     `dtype` are those of `nn.Conv2d`. Stride 1 with dilation 1 runs on this package's kernels for every kernel size;
-    other strides and dilations give the same result through torch.
+    other strides and dilations give the same result through torch, as does `torch.jit.script`, which cannot compile the
+    choice of a kernel; `torch.jit.trace`, `torch.export` and `torch.compile` keep the kernels.
 
     Args:
         channels: number of input and of output channels.
@@ -53,6 +53,8 @@ class DepthwiseConv2dLarge(nn.Conv2d):
     stride: tuple[int, int]
     dilation: tuple[int, int]
     padding: tuple[int, int] | str
+
+    __constants__ = [*nn.Conv2d.__constants__, "activation"]  # noqa: RUF012  # as torch has it; for TorchScript
 
     # Defaults on the class: a pickle or a swapped-in module that lacks them still has them.
     activation: str = "none"
@@ -105,9 +107,29 @@ class DepthwiseConv2dLarge(nn.Conv2d):
         self.backend = backend
 
     def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        if torch.jit.is_scripting():  # type: ignore[attr-defined]
+            return self._scripted_forward(input, weight, bias)
+        else:  # noqa: RET505  # TorchScript compiles what is not in an else
+            return self._eager_forward(input, weight, bias)
+
+    def _scripted_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """The same by torch's convolution: TorchScript can compile no Python that chooses a kernel."""
+        if self.padding_mode != "zeros":
+            padded = F.pad(input, self._reversed_padding_repeated_twice, mode=self.padding_mode)
+            out = F.conv2d(padded, weight, bias, self.stride, (0, 0), self.dilation, self.groups)
+        else:
+            out = F.conv2d(input, weight, bias, self.stride, self.padding, self.dilation, self.groups)
+        if self.activation == "relu":
+            out = F.relu(out)
+        if self.activation == "gelu":
+            out = F.gelu(out)
+        return out
+
+    @torch.jit.unused
+    def _eager_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         padding: int | tuple[int, int] | str = self.padding
         if self.padding_mode != "zeros":
-            input = nn.functional.pad(input, self._reversed_padding_repeated_twice, mode=self.padding_mode)
+            input = F.pad(input, self._reversed_padding_repeated_twice, mode=self.padding_mode)
             padding = 0
         return depthwise_conv2d(
             input,
@@ -139,7 +161,7 @@ class DepthwiseConv2dLarge(nn.Conv2d):
         algorithm: str | None = None,
         precision: str | None = None,
         backend: str = "auto",
-    ) -> DepthwiseConv2dLarge:
+    ) -> "DepthwiseConv2dLarge":
         """A new module over the parameters of `conv`: the same Parameter objects, so optimizers keep working.
 
         Training flag, `requires_grad` and hooks come along. The hook tables are shared: a handle returned earlier

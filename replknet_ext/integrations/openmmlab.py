@@ -128,6 +128,8 @@ class MMRepLKNet(RepLKNet):
         """Images (N, in_channels, H, W) to one map for each of `out_indices`."""
         return cast("tuple[Tensor, ...]", super().forward(x))
 
+    forward.__annotations__.clear()  # see `RepLKNet.forward`
+
     def _first(self, stages: int) -> list[nn.Module]:
         return [] if stages < 0 else [self.stem, *self.stages[:stages]]
 

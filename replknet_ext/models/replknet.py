@@ -4,8 +4,6 @@
 State dict keys and their order are those of the official implementation, github.com/DingXiaoH/RepLKNet-pytorch (MIT).
 """
 
-from __future__ import annotations
-
 import math
 import operator
 from collections.abc import Iterable, Mapping, Sequence
@@ -13,11 +11,12 @@ from dataclasses import dataclass, fields, replace
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, cast
 
-from torch import Tensor, nn
+import torch
+from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..operator import checks
-from .blocks import ReparamLargeKernelConv, RepLKNetStage, conv_bn_relu, run_checkpointed
+from .blocks import ReparamLargeKernelConv, RepLKNetStage, ScriptTracer, conv_bn_relu, run_checkpointed
 from .pretrained import MODELS, PretrainedConfig
 from .registry import register_model
 from .reparam import LEVELS, Reparameterizable, fold_norm_linear, reparameterize
@@ -238,6 +237,14 @@ class RepLKNet(nn.Module, Reparameterizable):
         features = self.forward_features(x)
         return features if isinstance(features, tuple) else self.forward_head(features)
 
+    # torch.fx copies annotations of `forward` into the code that it writes; TorchScript has no name for that result.
+    forward.__annotations__.pop("return")
+
+    def __prepare_scriptable__(self) -> fx.GraphModule:
+        """What `torch.jit.script` compiles in the place of this model: its layers, in the order they are called."""
+        with torch.no_grad():  # `use_checkpoint` has no meaning there
+            return fx.GraphModule(self, ScriptTracer().trace(self))
+
     def forward_features(self, x: Tensor) -> Tensor | tuple[Tensor, ...]:
         """The normalised last map (N, C, H, W) of a classifier, or the tuple of maps of a backbone.
 
@@ -291,7 +298,7 @@ class RepLKNet(nn.Module, Reparameterizable):
         return (features if stage == "backbone" else features.mean((-2, -1)),)
 
     @property
-    def backbone(self) -> Self:
+    def backbone(self) -> "Self":
         """The model itself, so that mmpretrain's `model.backbone.switch_to_deploy()` runs as it is."""
         return self
 
@@ -346,7 +353,7 @@ class RepLKNet(nn.Module, Reparameterizable):
             part.requires_grad_(False)
         self.train(self.training)
 
-    def train(self, mode: bool = True) -> Self:
+    def train(self, mode: bool = True) -> "Self":
         """As of every module; frozen stages, and with `norm_eval` all BatchNorms, stay in eval mode."""
         super().train(mode)
         for part in self._first(self.frozen_stages):
@@ -388,7 +395,7 @@ class RepLKNet(nn.Module, Reparameterizable):
         pairs = [layers for module in modules if isinstance(module, Reparameterizable) for layers, _ in module._pairs()]
         return "merge" if any("bn" in layers._modules for layers in pairs) else "full"
 
-    def reparameterize(self, level: str = "merge") -> Self:
+    def reparameterize(self, level: str = "merge") -> "Self":
         """Merges large kernels with their small branches and BatchNorms, at level "full" all other BatchNorms too.
 
         See `replknet_ext.models.reparameterize` for the levels. At "full" the last BatchNorm goes into `head` where

@@ -13,7 +13,7 @@ from models_common import SMALL, randomize
 from safetensors import safe_open
 
 from replknet_ext.integrations import hub
-from replknet_ext.models import MODELS, CheckpointError, RepLKNet
+from replknet_ext.models import MODELS, CheckpointError, RepLKNet, model_from_checkpoint
 
 
 def small(**kwargs) -> RepLKNet:
@@ -131,6 +131,19 @@ def test_what_does_not_fit_is_said(tmp_path):
             (tmp_path / "config.json").write_text(content)
         with pytest.raises(ValueError, match=r"is no RepLKNet saved by save_pretrained: config\.json is missing or"):
             hub.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize("level", [None, "merge", "full"])
+def test_ratios_that_are_no_quotient_of_channels(tmp_path, level):
+    model = RepLKNet(SMALL, dw_ratio=1.1, ffn_ratio=2.67, num_classes=5).eval()
+    if level:
+        model.switch_to_deploy(level)
+    hub.save_pretrained(model, tmp_path)
+    again = hub.from_pretrained(tmp_path)
+    assert again.config == model.config
+    x = torch.randn(1, 3, 24, 20)
+    assert torch.equal(again(x), model(x))
+    assert torch.equal(model_from_checkpoint(tmp_path).eval()(x), model(x))  # the folder is a checkpoint, too
 
 
 def test_missing_package_says_what_to_install(monkeypatch):

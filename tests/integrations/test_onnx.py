@@ -180,3 +180,17 @@ def test_missing_packages_say_what_to_install(missing, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, missing, None)
     with pytest.raises(ImportError, match=rf"this needs {missing}: pip install 'replknet_ext\[onnx\]'"):
         export_onnx(small(num_classes=2), tmp_path / "model.onnx", verify=True)
+
+
+def test_bfloat16(tmp_path):
+    model = nn.Sequential(DepthwiseConv2dLarge(4, 7)).bfloat16().eval()
+    path = tmp_path / "a.onnx"
+    with pytest.raises(ValueError, match="opset must be at least 22 for a bfloat16 model"):
+        export_onnx(model, path, (4, 8, 8))
+    with pytest.raises(ValueError, match="verify must be None or False for a bfloat16 model"):
+        export_onnx(model, path, (4, 8, 8), opset=22, verify=True)
+    assert not path.exists()
+    report = export_onnx(model, path, (4, 8, 8), opset=22)
+    assert (report.opset, report.error, report.nodes["Conv"]) == (22, None, 1)
+    (weight,) = (tensor for tensor in onnx.load(path).graph.initializer if len(tensor.dims) == 4)
+    assert weight.data_type == onnx.TensorProto.BFLOAT16
