@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -234,7 +235,7 @@ def check_random(emulator: ModuleType, case: Case) -> None:
 
 
 def conflicts_by_line(emulator: ModuleType) -> dict[str, tuple[int, int]]:
-    """Bank conflicts since the last call: "file:line" -> (warp-wide accesses, extra wavefronts)."""
+    """Bank conflicts since the last call: "file:line" (below csrc/cuda) -> (warp-wide accesses, extra wavefronts)."""
     assert emulator.__file__ is not None
     path = Path(emulator.__file__)
     maps = [line.split() for line in Path("/proc/self/maps").read_text().splitlines() if line.endswith(path.name)]
@@ -247,7 +248,7 @@ def conflicts_by_line(emulator: ModuleType) -> dict[str, tuple[int, int]]:
     command = ["addr2line", "-e", str(path), *addresses]
     lines = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split("\n")
     for (_, accesses, extra), line in zip(sites, lines, strict=False):
-        name = line.rsplit("/", 1)[-1].split(" ")[0]
+        name = os.path.normpath(line.split(" ")[0]).rpartition("/csrc/cuda/")[2]  # includes have "../" in their paths
         before = found.get(name, (0, 0))
         found[name] = (before[0] + accesses, before[1] + extra)
     return found
