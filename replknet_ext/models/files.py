@@ -173,8 +173,7 @@ def unwrap(loaded: Any, key: str, source: str) -> tuple[Mapping[Any, Any], dict[
     holders = _holders(loaded)
     inner = [path for path in holders if path]
     if key != "auto":
-        parts = tuple(key.split("."))
-        inner = [p for p in inner if p[: len(parts)] == parts or p[-len(parts) :] == parts]
+        inner = [p for p in inner if f".{key}." in f".{'.'.join(p)}."]
         if not inner:
             there = f"it has {shorten('.'.join(p) for p in holders if p)}" if any(holders) else "it has none"
             raise CheckpointError(f"{source} has no weights under {key!r}; {there}")

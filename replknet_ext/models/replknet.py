@@ -183,9 +183,9 @@ class RepLKNet(nn.Module, Reparameterizable):
             raise ValueError(f"num_classes must be at least 0; got {num_classes}")
         if not 0 <= drop_path_rate < 1:
             raise ValueError(f"drop_path_rate must be in [0, 1); got {drop_path_rate}")
-        self.num_classes = num_classes
+        self.num_classes = None if num_classes is None else operator.index(num_classes)
         self.out_indices = None if out_indices is None else _stage_indices(out_indices, stages)
-        self.in_chans = in_chans
+        self.in_chans = operator.index(in_chans)
         self.num_features = cfg.channels[-1]
         self.use_checkpoint = use_checkpoint
         self.norm_eval = norm_eval
@@ -487,7 +487,7 @@ def _stage_indices(out_indices: Sequence[int], stages: int) -> tuple[int, ...]:
     """`out_indices` as ascending stage numbers."""
     if not out_indices or any(not -stages <= index < stages for index in out_indices):
         raise ValueError(f"out_indices must name stages from 0 to {stages - 1}; got {out_indices!r}")
-    return tuple(sorted({index % stages for index in out_indices}))
+    return tuple(sorted({operator.index(index) % stages for index in out_indices}))
 
 
 def _ramp(last: float, count: int) -> list[float]:

@@ -7,6 +7,7 @@ import shutil
 import sys
 
 import huggingface_hub
+import numpy as np
 import pytest
 import torch
 from models_common import SMALL, randomize
@@ -144,6 +145,14 @@ def test_ratios_that_are_no_quotient_of_channels(tmp_path, level):
     x = torch.randn(1, 3, 24, 20)
     assert torch.equal(again(x), model(x))
     assert torch.equal(model_from_checkpoint(tmp_path).eval()(x), model(x))  # the folder is a checkpoint, too
+
+
+def test_integers_of_numpy(tmp_path):
+    """JSON has no such numbers, and the model none either."""
+    for options in ({"num_classes": np.int64(5), "in_chans": np.int64(1)}, {"out_indices": [np.int64(-1)]}):
+        hub.save_pretrained(RepLKNet(SMALL, **options), tmp_path)
+        again = hub.from_pretrained(tmp_path)
+        assert (again.num_classes, again.out_indices) in ((5, None), (None, (1,)))
 
 
 def test_missing_package_says_what_to_install(monkeypatch):

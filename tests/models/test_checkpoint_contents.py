@@ -105,7 +105,7 @@ def test_weights_under_any_name(trained, tmp_path, path):
     for name in reversed(path.split(".")):
         content = {name: content, "epoch": 1, "optimizer": {"state": {0: {"step": torch.zeros(1)}}, "lr": 0.1}}
     torch.save(content, tmp_path / "a.pth")
-    for key in ("auto", path, path.rpartition(".")[2]):
+    for key in ("auto", path, path.rpartition(".")[2], path.partition(".")[0]):
         checkpoint = read_checkpoint(tmp_path / "a.pth", key=key)
         assert checkpoint.state.keys() == trained.state_dict().keys()
         assert (checkpoint.meta["key"], checkpoint.meta["epoch"]) == (path, 1)
@@ -122,6 +122,12 @@ def test_which_of_several(trained, tmp_path):
     other = {"resnet": {"conv1.weight": torch.zeros(2)}, "vit": {"cls_token": torch.zeros(2)}}
     torch.save(other, tmp_path / "a.pth")
     refused(tmp_path / "a.pth", "has weights under resnet, vit")
+
+
+def test_a_name_with_a_dot(trained):
+    assert parse_state({"a.b": trained.state_dict(), "c": small().state_dict()}, key="a.b").meta["key"] == "a.b"
+    with pytest.raises(CheckpointError, match=r"no weights under 'net'; it has netto"):
+        parse_state({"netto": trained.state_dict()}, key="net")
 
 
 def test_a_dict_that_holds_itself(trained, tmp_path):
