@@ -97,7 +97,7 @@ def depthwise_conv2d(
         if eager and settings.get_autotune():
             first_use.tune(call, backend)
         operands = call.input, call.weight, call.bias, plan.geometry.padding
-        out = autograd.dwconv2d(*operands, activation, call.options[-1], call.options[-2], backend)
+        out = autograd.dwconv2d(*operands, activation, call.precision, call.algorithm, backend)
     return out if call.batched else out.squeeze(0)
 
 

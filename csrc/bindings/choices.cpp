@@ -4,6 +4,7 @@
 
 #include <atomic>
 #include <limits>
+#include <stdexcept>
 
 #include "../plan_cache.h"
 
@@ -51,11 +52,10 @@ Choice chosen(const Problem& p, const Call& call, const char* own, int32_t devic
 void throw_failure(const char* op) {
   std::array<StableIValue, 1> stack{};
   std::string why;
-  if (generation != 0 && torch_call_dispatcher("replknet_ext::_failure", "", stack.data(), TORCH_ABI_VERSION) == TORCH_SUCCESS)
+  if (generation != 0 &&
+      torch_call_dispatcher("replknet_ext::_failure", "", stack.data(), TORCH_ABI_VERSION) == TORCH_SUCCESS)
     why = torch::stable::detail::to<Text>(stack[0]);
-  STD_TORCH_CHECK(!why.empty(), op, " failed: nothing in this process runs it, or it did not say why");
-  STD_TORCH_CHECK(false, why);
-  std::abort();  // not reached
+  throw std::runtime_error(why.empty() ? std::string(op) + " failed: nothing in this process runs it" : why);
 }
 
 }  // namespace replknet_ext

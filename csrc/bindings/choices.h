@@ -43,7 +43,7 @@ std::tuple<Results...> results_of(const StableIValue* stack, std::index_sequence
   return {torch::stable::detail::to<Results>(stack[I])...};
 }
 
-// Throws what went wrong in an op that is written in Python, as far as it says so.
+// Throws the reason that an op written in Python gave for its failure.
 [[noreturn]] void throw_failure(const char* op);
 
 // Another op through torch's dispatcher.

@@ -69,7 +69,7 @@ std::string cuda_devices() {
 }  // namespace
 }  // namespace replknet_ext
 
-// `name` is one of the four ops, by the kernels of the tensors' device; `by_python` the same op by a backend that is written
+// `name` is one of the four ops, by the kernels of the tensors' device; "_python_" + name the same op by a backend that is written
 // in Python, where the device's own kernels are not to run it or can't. replknet_ext.operator.ops registers those.
 #define REPLKNET_EXT_DEF(name, schema) \
   m.def(name schema);                  \

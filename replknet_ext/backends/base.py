@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
@@ -57,12 +58,13 @@ def ordered(candidates: list[Candidate]) -> list[Candidate]:
     return [candidates[0], *sorted(rest, key=lambda c: c.predicted_us or 0.0)] if candidates else []
 
 
-class Backend:
+class Backend(ABC):
     """A way to run the convolution: one subclass in one file, and one line in `registry`.
 
     It says which problems it `supports` and computes the passes by four functions with the arguments of the raw ops up
     to ``algorithm``, then ``variant``. They get problems that `supports` accepted, need not be differentiable, and
-    return new tensors in the memory format that the raw ops give (see `replknet_ext.operator.ops`).
+    return new tensors in the memory format that the raw ops give (see `replknet_ext.operator.ops`). A backend that is
+    `compiled` has none of them: its kernels are the raw ops'.
 
     Attributes:
         name: what callers and files of choices call it.
@@ -74,9 +76,9 @@ class Backend:
     compiled: ClassVar[bool] = False
     differentiable: ClassVar[bool] = False
 
+    @abstractmethod
     def supports(self, problem: Problem) -> str | None:
         """None if this backend can run ``problem``, else the reason why not (a clause without a full stop)."""
-        raise NotImplementedError
 
     def kernel(self, problem: Problem) -> str | None:
         """What runs a problem that `supports` accepted, for `replknet_ext.explain`; None if nobody can know."""

@@ -105,13 +105,19 @@ _failure = _Failure()
 
 
 def note_failure(error: BaseException) -> None:
-    """Keeps what an op written in Python died of: the extension that called it sees no more than that it failed."""
+    """Keeps why an op written in Python failed: the extension that called it sees only that it did."""
     _failure.why = f"{type(error).__name__}: {error}"
+
+
+def _last_failure() -> str:
+    """Implements the op ``_failure``: what `note_failure` kept on this thread, once."""
+    why, _failure.why = _failure.why, ""
+    return why
 
 
 def register(library: torch.library.Library) -> None:
     """Makes the extension ask from now on."""
     if _ext.HAS_EXT:
         library.impl("_choice", _answer, "CompositeExplicitAutograd")
-        library.impl("_failure", lambda: _failure.why, "CompositeExplicitAutograd")
+        library.impl("_failure", _last_failure, "CompositeExplicitAutograd")
         _ext.forget_choices()  # the first time says that somebody answers

@@ -32,6 +32,16 @@ class Call(NamedTuple):
     options: tuple[Any, ...]
     batched: bool
 
+    @property
+    def algorithm(self) -> str:
+        """As given, or the setting in force."""
+        return self.options[-2]  # type: ignore[no-any-return]
+
+    @property
+    def precision(self) -> str:
+        """As given, or the setting in force."""
+        return self.options[-1]  # type: ignore[no-any-return]
+
     def problem(self) -> Problem:
         """With the memory format."""
         problem = describe(self.input, self.weight, self.bias, *self.options)

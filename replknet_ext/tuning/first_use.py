@@ -54,8 +54,8 @@ def allowed(*tensors: Tensor | None) -> bool:
     return not (on_gpu and torch.cuda.is_current_stream_capturing())
 
 
-def measure_passes(problem: Problem, passes: Sequence[str], backend: str, device: torch.device) -> bool:
-    """Measures the passes that nobody has measured; whether there are choices now that were not there before."""
+def measure_passes(problem: Problem, passes: Sequence[str], backend: str, device: torch.device) -> None:
+    """Measures the passes that nobody has measured, and keeps the choices."""
     found: dict[str, Entry] = {}
     for pass_ in passes:
         one = replace(problem, pass_=pass_)
@@ -72,4 +72,3 @@ def measure_passes(problem: Problem, passes: Sequence[str], backend: str, device
             found[table.key_of(one, backend)] = entry
     if found:
         table.save(device, found, replace=False)
-    return bool(found)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import json
+import re
 import shutil
 
 import cuda_budgets
@@ -29,6 +30,7 @@ from benchmarks.shapes import (
     clipped_flop,
     taps,
 )
+from replknet_ext.backends.base import CYCLES_PER_US
 
 needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="the launch planner needs g++")
 SIZES = [(size, kernel) for size in (1, 2, 5, 7, 8, 9, 14, 23) for kernel in (1, 3, 7, 13, 31)]
@@ -273,3 +275,11 @@ def test_the_page_of_kernels_is_that_of_the_code(monkeypatch: pytest.MonkeyPatch
         assert name in text
     monkeypatch.setattr(kernel_table, "HEAD", "")
     assert kernel_table.main(["--check"]) == 1
+
+
+def test_one_clock_turns_cycles_into_microseconds() -> None:
+    """Also without the extension, which reports it."""
+    model = (gpu_plan.CSRC / "cuda" / "model.h").read_text()
+    fallback = (gpu_plan.ROOT / "replknet_ext" / "backends" / "base.py").read_text()
+    clock = float(re.findall(r"kClockMHz = ([\d.]+)", model)[0])
+    assert clock == CYCLES_PER_US == float(re.findall(r'"model_clock_mhz", ([\d.]+)', fallback)[0])
