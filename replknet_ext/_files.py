@@ -67,12 +67,12 @@ def replacing(path: str | Path) -> Iterator[Path]:
                     left.unlink()
         temporary = target.with_name(f".{target.stem}-{secrets.token_hex(4)}{suffix}")
         os.close(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666))
+        mode = stat.S_IMODE((target if target.exists() else temporary).stat().st_mode)
     except OSError as error:
         raise OSError(error.errno, error.strerror, str(path)) from error
     try:
         yield temporary
-        if target.exists():
-            temporary.chmod(stat.S_IMODE(target.stat().st_mode))
+        temporary.chmod(mode)  # writers that make the file anew, as safetensors', choose one of their own
         os.replace(temporary, target)
     finally:
         with suppress(FileNotFoundError):
