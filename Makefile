@@ -22,7 +22,7 @@ SOURCES := setup.py pyproject.toml MANIFEST.in $(shell find csrc -type f 2>/dev/
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test mutants sanitize fuzz bench compat matrix lint format wheel clean distclean FORCE
+.PHONY: help demo test test-all mutants sanitize fuzz bench compat matrix lint format wheel clean distclean FORCE
 
 help: ## this list
 	@echo "make TARGET [PYTHON=$(PYTHON)] [TORCH='$(TORCH)'] [WORKERS=$(WORKERS)]"
@@ -31,19 +31,24 @@ help: ## this list
 demo: $(VENV)/.demo ## a real network on real photos, a RepLKNet trained and merged, latencies (under 5 minutes)
 	$(BIN)/python -m examples.demo
 
-test: $(VENV)/.test ## the whole test suite (about 25 minutes on 2 cores)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup $(PYTEST_ARGS)
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup
 
-mutants: $(VENV)/.test ## plants every bug of tests/emulator into the CUDA sources; `make test` does so with some
-	REPLKNET_EXT_MUTANTS=all OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) tests/emulator -k mutants
+test: $(VENV)/.test ## every kind of test, a few of each (8 minutes on 2 cores)
+	$(PYTEST) -m "not slow" $(PYTEST_ARGS)
+
+test-all: test ## `make test`, then what it leaves out: every case, architecture and instruction set, planted bugs
+	$(PYTEST) -m slow $(PYTEST_ARGS)
+
+mutants: $(VENV)/.test ## plants every bug of tests/cuda/*/bugs.py into the CUDA sources; `make test-all` does so with some
+	REPLKNET_EXT_MUTANTS=all OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) tests/cuda/test_bugs.py
 
 sanitize: $(VENV)/.test ## the CPU kernels of every instruction set under address and undefined-behaviour sanitizers
-	REPLKNET_EXT_SANITIZE=all OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/cpu_driver -k "sanitized or planted"
+	REPLKNET_EXT_SANITIZE=all OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/cpu/test_driver.py -k "sanitized or planted"
 
-fuzz: $(VENV)/.test ## 10,000 random problems for each test of tests/test_hypothesis.py, new ones every time
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) tests/test_hypothesis.py --hypothesis-profile=fuzz $(PYTEST_ARGS)
+fuzz: $(VENV)/.test ## 10,000 random problems for each test of tests/ops/test_hypothesis.py, new ones every time
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) tests/ops/test_hypothesis.py --hypothesis-profile=fuzz $(PYTEST_ARGS)
 
-bench: $(VENV)/.test ## measures into benchmarks/results, draws, refreshes the tables of README.md; fails below the promises
+bench: $(VENV)/.test ## measures into benchmarks/results, draws, refreshes README.md and docs/benchmarks.md; fails below the promises
 	$(BIN)/python -m benchmarks.cpu_ops --check $(BENCH_ARGS)
 	$(BIN)/python -m benchmarks.plot
 	$(BIN)/python -m benchmarks.readme
@@ -54,7 +59,7 @@ compat: $(VENV)/.test ## the tests of the Triton kernels on the oldest and the n
 	  folder=$(VENV)/triton-$$triton; echo "triton $$triton"; \
 	  test -d $$folder || $(PIP) install --quiet --progress-bar off --no-deps --target $$folder triton==$$triton "numpy<2.4"; \
 	  PYTHONPATH=$$folder OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup \
-	    tests/test_triton_backend.py tests/test_triton_values.py tests/test_triton_compile.py; \
+	    tests/triton/test_backend.py tests/triton/test_values.py tests/triton/test_compile.py; \
 	done
 
 matrix: $(VENV)/.torch ## builds one wheel and tries it with each torch and Python, as users install it (MATRIX_ARGS="--help")
@@ -76,7 +81,7 @@ wheel: $(VENV)/.torch ## dist/*.whl, for every Python from 3.10 and every torch 
 clean: ## removes what was built, keeps .venv
 	rm -rf build dist demo_output *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	rm -f replknet_ext/*.so $(VENV)/.built
-	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +
+	find . \( -name __pycache__ -o -name _build \) -not -path './$(VENV)/*' -prune -exec rm -rf {} +
 
 distclean: clean ## removes .venv too
 	rm -rf $(VENV)
@@ -103,8 +108,8 @@ $(VENV)/.built: $(VENV)/.torch $(SOURCES)
 
 # The extras of pyproject.toml, by their names. The constraints keep that torch: the newest torchvision, which timm asks
 # for, would bring a newer one.
-$(VENV)/.demo $(VENV)/.test $(VENV)/.lint: $(VENV)/.%: $(VENV)/.built tests/torch_pins.py
+$(VENV)/.demo $(VENV)/.test $(VENV)/.lint: $(VENV)/.%: $(VENV)/.built tests/helpers/torch_pins.py
 	@echo "installing what $* needs"
-	@$(BIN)/python tests/torch_pins.py > $(VENV)/.constraints
+	@$(BIN)/python tests/helpers/torch_pins.py > $(VENV)/.constraints
 	@$(PIP) install --quiet --progress-bar off --constraint $(VENV)/.constraints "replknet_ext[$*]"
 	@touch $@

@@ -56,7 +56,7 @@ def find_cuda_home() -> Path | None:
         if (home / "bin/nvcc").is_file() and cuda_folder(home, "cuda_runtime.h", "include", "targets/*/include"):
             return home
     if named:
-        raise SystemExit(f"CUDA_HOME={named} holds no bin/nvcc with include/cuda_runtime.h; unset it or mend it")
+        raise SystemExit(f"CUDA_HOME={named} holds no bin/nvcc with include/cuda_runtime.h; unset it or correct it")
     if flag("FORCE_CUDA"):
         raise SystemExit("REPLKNET_EXT_FORCE_CUDA is set, but no CUDA toolkit was found: set CUDA_HOME")
     return None

@@ -1,6 +1,6 @@
 """Loads the compiled extension ``replknet_ext._C`` once and says what it holds.
 
-The package also works without it (``HAS_EXT`` is False): `replknet_ext.ops` then defines the same three ops in
+The package also works without it (``HAS_EXT`` is False): `replknet_ext.operator.ops` then defines the same three ops in
 Python and torch does the work. A present but broken extension is reported by a warning, not hidden.
 """
 
@@ -87,6 +87,12 @@ def variant_names(table: str, pass_: str) -> list[str]:
     """
     names: list[str] = build_info().get(table, {}).get("bwd_weight" if pass_ == "bwd_weight" else "fwd", [])
     return names
+
+
+def forget_choices() -> None:
+    """Tell the extension that measured choices have changed."""
+    if HAS_EXT:
+        torch.ops.replknet_ext._forget_choices()
 
 
 def cpu_isa() -> str | None:

@@ -1,9 +1,13 @@
-"""Files that are there completely or not at all, and where the package keeps its own."""
+"""Atomic writes, file locks, and the package's cache directory."""
 
 from __future__ import annotations
 
+import errno
+import glob
 import os
-import tempfile
+import secrets
+import stat
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -11,6 +15,8 @@ from pathlib import Path
 from . import _env
 
 __all__ = ["cache_dir", "locked", "replacing"]
+
+_LEFT_BEHIND = 24 * 3600  # seconds after which nobody is writing a temporary file any more
 
 
 def cache_dir() -> Path:
@@ -29,7 +35,7 @@ def locked(path: str | Path, timeout: float = -1) -> Iterator[None]:
         timeout: seconds to wait; -1 for ever.
 
     Raises:
-        OSError: the lock can't be made, or was not to be had in time.
+        OSError: the lock can't be made, or timed out.
     """
     from filelock import FileLock
 
@@ -41,23 +47,33 @@ def locked(path: str | Path, timeout: float = -1) -> Iterator[None]:
 def replacing(path: str | Path) -> Iterator[Path]:
     """A path beside `path` to write to; it takes the place of `path` if the block ends well, else it is removed.
 
+    A link stays one: the file that it names is replaced. A file that is there keeps its mode. What a killed process has
+    left beside `path` is removed once it is a day old.
+
     Raises:
-        OSError: the folder cannot be made or written to.
+        OSError: the folder cannot be made or written to, or `path` is no regular file; names `path`.
     """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if path.is_dir():
-        raise IsADirectoryError(21, "is a folder")
     # The suffix stays: writers choose their format by it.
-    handle, name = tempfile.mkstemp(prefix=f".{path.stem}-", suffix=path.suffix, dir=path.parent)
-    os.close(handle)
-    temporary = Path(name)
+    target, suffix = Path(os.path.realpath(path)), Path(path).suffix
+    try:
+        if target.is_dir():
+            raise OSError(errno.EISDIR, "is a folder")
+        if target.exists() and not target.is_file():
+            raise OSError(errno.EINVAL, "is no regular file")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        for left in target.parent.glob(f".{glob.escape(target.stem)}-{'[0-9a-f]' * 8}{glob.escape(suffix)}"):
+            with suppress(OSError):
+                if time.time() - left.stat().st_mtime > _LEFT_BEHIND:
+                    left.unlink()
+        temporary = target.with_name(f".{target.stem}-{secrets.token_hex(4)}{suffix}")
+        os.close(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666))
+        mode = stat.S_IMODE((target if target.exists() else temporary).stat().st_mode)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from error
     try:
         yield temporary
-        umask = os.umask(0)
-        os.umask(umask)
-        temporary.chmod(0o666 & ~umask)  # mkstemp makes files that nobody else may read
-        os.replace(temporary, path)
+        temporary.chmod(mode)  # writers that make the file anew, as safetensors', choose one of their own
+        os.replace(temporary, target)
     finally:
         with suppress(FileNotFoundError):
             temporary.unlink()

@@ -66,9 +66,9 @@ def predict(
 
     A bad file is reported and stops nothing; the exit status is 1 if no file could be read.
     """
+    from ..data.transforms import pictures
     from ..tools import loading
     from ..tools import predict as tool
-    from ..tools.transforms import pictures
 
     paths = pictures(images)
     if not paths:
@@ -125,6 +125,7 @@ def evaluate(
     --classes they are matched by name, and ImageNet's own (n01440764, ...) always are. Several processes, each with
     its part of the pictures: torchrun --nproc-per-node 8 -m replknet_ext evaluate DATA ...
     """
+    from ..data.folder import find_images
     from ..tools import evaluate as tool
     from ..tools import loading
 
@@ -134,7 +135,7 @@ def evaluate(
                 model, checkpoint, deploy=_level(deploy, full), device=device, input_size=input_size,
                 mean=floats("--mean", mean), std=floats("--std", std), classes=classes,
             )  # fmt: skip
-        items, count = tool.find_images(data, len(loaded.names), loaded.known)
+        items, count = find_images(data, len(loaded.names), loaded.known)
         with tool.progress(len(items), here, hidden=as_json) as on_batch:
             result = tool.evaluate(
                 loaded.model, items, loaded.preprocessing, classes=count, batch_size=batch_size, workers=workers,
@@ -190,9 +191,9 @@ def _convert(
     source: str, target: Path, to: options.Style, form: str, key: str, dtype: options.Dtype | None = None,
     arch: str | None = None,
 ) -> None:  # fmt: skip
+    from ..errors import UsageError
     from ..models import convert_checkpoint
     from ..tools import loading
-    from ..tools.errors import UsageError
 
     if os.path.exists(source) and target.exists() and os.path.samefile(source, target):
         raise UsageError(f"SRC and DST are the same file, {source}: it would be lost")
@@ -395,9 +396,9 @@ def tune(
     this batch size and dtype. Leave the device alone meanwhile. With --dry-run, or
     --device-limits, the cost models' predictions are shown and nothing is measured.
     """
+    from ..errors import UsageError
     from ..tools import loading
     from ..tools import tune as tool
-    from ..tools.errors import UsageError
 
     backend, chosen = tool.checked_backend(backend), tool.passes_of(passes)
     where = "cuda" if limits else str(loading.device_of(device))

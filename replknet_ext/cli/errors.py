@@ -10,7 +10,7 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
-from ..tools.errors import ToolError, UsageError
+from ..errors import ToolError, UsageError
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 

@@ -96,7 +96,7 @@ Classes = Annotated[
     str | None,
     typer.Option(
         "--classes", metavar="FILE", show_default=False, rich_help_panel=_MODEL,
-        help="Names of the classes: one a line, or JSON. ImageNet's for 1000 classes.",
+        help="Names of the classes: one per line, or JSON. ImageNet's for 1000 classes.",
     ),
 ]  # fmt: skip
 InputSize = Annotated[

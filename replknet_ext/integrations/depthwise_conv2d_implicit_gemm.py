@@ -42,14 +42,13 @@ class DepthWiseConv2dImplicitGEMM(DepthwiseConv2dLarge):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        sizes = (kernel, kernel) if isinstance(kernel, int) else tuple(kernel)
-        if any(size % 2 == 0 for size in sizes):
+        super().__init__(channels, kernel, bias=bias, device=device, dtype=dtype)
+        if any(size % 2 == 0 for size in self.kernel_size):
             raise ValueError(
                 f"kernel must be odd; got {kernel}: padding kernel // 2 keeps the size of the map only for odd "
                 "kernels; use replknet_ext.DepthwiseConv2dLarge for even ones"
             )
-        padding = (sizes[0] // 2, sizes[-1] // 2)
-        super().__init__(channels, kernel, padding=padding, bias=bias, device=device, dtype=dtype)
+        self.padding = (self.kernel_size[0] // 2, self.kernel_size[1] // 2)  # in numbers, for whoever reads them off
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from torch import nn
 
-from .errors import ToolError, UsageError
+from ..errors import ToolError, UsageError
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -7,7 +7,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from .. import _files
-from .errors import ToolError
+from ..errors import ToolError
 
 __all__ = ["replacing"]
 
