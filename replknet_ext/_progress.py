@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
@@ -20,7 +21,8 @@ def progress(hidden: bool = False) -> Iterator[Progress]:
 
     console = Console(stderr=True)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True, disable=hidden or not console.is_terminal) as shown:
+    shown = Progress(*columns, console=console, transient=True, disable=hidden or not console.is_terminal)
+    with contextlib.nullcontext() if shown.disable else shown:  # which rich 14 ends by an empty line
         yield shown
 
 

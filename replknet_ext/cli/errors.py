@@ -52,6 +52,7 @@ def _words(error: Exception) -> str:
 
 
 def _note(message: Warning | str, category: type[Warning], *args: Any, **kwargs: Any) -> None:
-    # Under torchrun one voice is enough.
-    if issubclass(category, UserWarning) and os.environ.get("RANK", "0") == "0":
+    # Deprecations, of which some are UserWarnings, too, are for developers. Under torchrun one voice is enough.
+    told = issubclass(category, UserWarning) and not issubclass(category, DeprecationWarning)
+    if told and os.environ.get("RANK", "0") == "0":
         say("note: ", "bold yellow", str(message))

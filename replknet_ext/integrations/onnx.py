@@ -160,8 +160,10 @@ def _dwconv2d(
     from onnxscript import opset18 as op
 
     top, bottom, left, right = padding
-    if min(padding) < 0:  # a negative padding crops, which Conv cannot
-        input = op.Pad(input, [0, 0, min(top, 0), min(left, 0), 0, 0, min(bottom, 0), min(right, 0)])
+    if min(padding) < 0:  # a negative padding crops, which Conv cannot, and Pad crashes in onnxruntime 1.20 to 1.23
+        starts = [max(-top, 0), max(-left, 0)]
+        ends = [min(side, 0) or 2**63 - 1 for side in (bottom, right)]
+        input = op.Slice(input, starts, ends, [2, 3])
     pads = [max(side, 0) for side in (top, left, bottom, right)]
     out = op.Conv(input, weight, bias, group=weight.shape[0], kernel_shape=list(weight.shape[2:]), pads=pads)
     if activation == "relu":
