@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import errno
 import os
-import tempfile
+import secrets
+import stat
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from functools import cache
 from pathlib import Path
 
 from . import _env
 
 __all__ = ["cache_dir", "locked", "replacing"]
+
+#: What names of temporary files begin with, and the age in seconds after which nobody writes to one any more.
+_TEMPORARY, _OLD = ".replknet_ext-", 3600.0
 
 
 def cache_dir() -> Path:
@@ -41,23 +48,44 @@ def locked(path: str | Path, timeout: float = -1) -> Iterator[None]:
 def replacing(path: str | Path) -> Iterator[Path]:
     """A path beside `path` to write to; it takes the place of `path` if the block ends well, else it is removed.
 
+    A file that is replaced keeps its mode, and where `path` is a link, the file that it leads to is replaced. What a
+    killed process left in the folder is removed once it is old.
+
     Raises:
-        OSError: the folder cannot be made or written to.
+        OSError: the folder cannot be made or written to, or `path` is no file; errors of writing name `path`.
     """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if path.is_dir():
-        raise IsADirectoryError(21, "is a folder")
-    # The suffix stays: writers choose their format by it.
-    handle, name = tempfile.mkstemp(prefix=f".{path.stem}-", suffix=path.suffix, dir=path.parent)
-    os.close(handle)
-    temporary = Path(name)
+    target = Path(os.path.realpath(path))
     try:
-        yield temporary
-        umask = os.umask(0)
-        os.umask(umask)
-        temporary.chmod(0o666 & ~umask)  # mkstemp makes files that nobody else may read
-        os.replace(temporary, path)
-    finally:
-        with suppress(FileNotFoundError):
-            temporary.unlink()
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if target.is_dir():
+            raise IsADirectoryError(errno.EISDIR, "is a folder")
+        if target.exists() and not target.is_file():
+            raise OSError(errno.EINVAL, "is not a regular file")
+        _remove_left_behind(target.parent)
+        # The suffix stays: writers choose their format by it.
+        temporary = target.with_name(f"{_TEMPORARY}{secrets.token_hex(8)}{Path(path).suffix}")
+        with temporary.open("xb"):  # with the mode that new files have here
+            pass
+        try:
+            mode = stat.S_IMODE(target.stat().st_mode) if target.exists() else None
+            if mode is not None:
+                temporary.chmod(mode | stat.S_IWUSR)
+            yield temporary
+            if mode is not None:
+                temporary.chmod(mode)
+            os.replace(temporary, target)
+        finally:
+            with suppress(FileNotFoundError):
+                temporary.unlink()
+    except OSError as error:
+        # Writers name the temporary file or none, as when the disk is full.
+        raise OSError(error.errno, error.strerror or str(error), str(path)) from error
+
+
+@cache
+def _remove_left_behind(folder: Path) -> None:
+    """Removes old temporary files, once per process and folder: folders may hold many files."""
+    for left in folder.glob(f"{_TEMPORARY}*"):
+        with suppress(OSError):
+            if time.time() - left.stat().st_mtime > _OLD:
+                left.unlink()

@@ -150,12 +150,12 @@ def test_the_validation_set_as_it_comes(tmp_path: Path) -> None:
 
 
 def test_layouts_that_are_none(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="no such folder"):
+    with pytest.raises(ToolError, match="no such folder"):
         tool.find_images(tmp_path / "none", 3)
     (tmp_path / "file").touch()
-    with pytest.raises(UsageError, match="not a folder"):
+    with pytest.raises(ToolError, match="not a folder"):
         tool.find_images(tmp_path / "file", 3)
-    with pytest.raises(UsageError, match="no pictures"):
+    with pytest.raises(ToolError, match="no pictures"):
         tool.find_images(tmp_path, 3)
     write(tmp_path / "a", [0])
     with pytest.raises(UsageError, match="3 classes and there are 1 class folders"):

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from replknet_ext.tools.errors import UsageError
+from replknet_ext.tools.errors import ToolError, UsageError
 from replknet_ext.tools.labels import (
     class_names,
     folder_labels,
@@ -60,7 +60,7 @@ def test_files_of_names(tmp_path: Path) -> None:
 def test_bad_files_of_names(tmp_path: Path, name: str, content: bytes | None, words: str) -> None:
     if content is not None:
         (tmp_path / name).write_bytes(content)
-    with pytest.raises(UsageError, match=f"{name}: {words}"):
+    with pytest.raises(ToolError, match=f"{name}: {words}"):
         read_classes(tmp_path / name)
 
 

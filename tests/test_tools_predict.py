@@ -84,7 +84,7 @@ def test_other_classes_and_dtypes() -> None:
 
 
 def test_what_cannot_be_predicted(model: RepLKNet) -> None:
-    with pytest.raises(ToolError, match=r"^missing\.png: no such file$"):
+    with pytest.raises(ToolError, match=r"^missing\.png: no such file or folder$"):
         tool.inference_model(model, "missing.png")
     with pytest.raises(TypeError, match=r"must be an nn\.Module or a name; got int"):
         tool.inference_model(3, "missing.png")  # type: ignore[arg-type]

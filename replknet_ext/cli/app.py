@@ -1,24 +1,24 @@
 """The commands. typer reads their annotations, so this package does without `from __future__ import annotations`."""
 
-import json
 import os
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 
+from ..tools.errors import ToolError, UsageError
+from ..tools.show import console
 from . import errors, options
-from .errors import reporting, say
+from .errors import print_json, reporting, say
 from .options import floats
 
 app = typer.Typer(
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
     context_settings={"help_option_names": ["-h", "--help"]},
     help="RepLKNet, and large depthwise convolutions for PyTorch.",
+    epilog="Exit status: 0 done; 1 failed; 2 wrong usage; 130 interrupted.",
 )
 
 
@@ -44,27 +44,31 @@ def top(
 @app.command()
 @reporting
 def predict(
-    images: Annotated[list[str], typer.Argument(metavar="IMAGE", help="Pictures, and folders of them.")],
+    images: Annotated[
+        list[str], typer.Argument(metavar="IMAGE", help="Images and folders of images; - is standard input.")
+    ],
     model: options.ModelName = None,
     checkpoint: options.CheckpointSource = None,
-    deploy: options.Deploy = False,
-    full: options.Full = False,
+    deploy: options.Deploy = None,
     device: options.Device = "auto",
     classes: options.Classes = None,
     input_size: options.InputSize = None,
     mean: options.Mean = None,
     std: options.Std = None,
-    topk: Annotated[int, typer.Option("--topk", "-k", metavar="N", min=1, help="How many classes to tell.")] = 5,
-    batch_size: Annotated[int, typer.Option("--batch-size", "-b", metavar="N", min=1, help="Pictures at a time.")] = 8,
+    topk: Annotated[int, typer.Option("--topk", "-k", metavar="N", min=1, help="Number of classes to print.")] = 5,
+    batch_size: Annotated[int, typer.Option("--batch-size", "-b", metavar="N", min=1, help="Images per batch.")] = 8,
     output: Annotated[
         Path | None,
-        typer.Option("--output", "-o", metavar="DIR", show_default=False, help="Put pictures with labels there."),
+        typer.Option(
+            "--output", "-o", metavar="DIR", show_default=False, help="Write annotated images to this directory."
+        ),
     ] = None,
     as_json: options.AsJson = False,
 ) -> None:
-    """What is on pictures.
+    """Classify images.
 
-    A bad file is reported and stops nothing; the exit status is 1 if no file could be read.
+    A bad file is reported and stops nothing. The exit status is 1 if no file could be read, or if the network's outputs
+    for one are not finite.
     """
     from ..tools import loading
     from ..tools import predict as tool
@@ -72,12 +76,12 @@ def predict(
 
     paths = pictures(images)
     if not paths:
-        raise tool.ToolError(f"no pictures in {', '.join(images)}")
+        raise ToolError(f"no pictures in {', '.join(images)}")
+    targets = tool.destinations(paths, output) if output is not None else {}
     loaded = loading.load(
-        model, checkpoint, deploy=_level(deploy, full), device=device, input_size=input_size,
+        model, checkpoint, deploy=_value(deploy), device=device, input_size=input_size,
         mean=floats("--mean", mean), std=floats("--std", std), classes=classes,
     )  # fmt: skip
-    targets = tool.picture_names(paths, output) if output is not None else {}
     results = []
     for result in tool.predict_files(loaded.model, paths, loaded.preprocessing, loaded.names, topk, batch_size):
         results.append(result)
@@ -85,45 +89,54 @@ def predict(
             say("error: ", "bold red", f"{result.path}: {result.error}")
             continue
         if not as_json:
-            tool.render(result, Console())
+            tool.render(result, console())
         if output is not None:
             tool.annotate(result, targets[result.path])
     good = sum(isinstance(result, tool.Prediction) for result in results)
     if as_json:
-        print(json.dumps({"model": loaded.name, "images": [result.as_dict() for result in results]}, indent=1))
+        print_json({"model": loaded.name, "images": [result.as_dict() for result in results]})
     if output is not None and good:
-        say("", "", f"{good} {'picture' if good == 1 else 'pictures'} with labels in {output}")
-    if not good:
+        say("", "", f"{good} annotated {'image' if good == 1 else 'images'} in {output}")
+    if not good or any(isinstance(result, tool.Unreadable) and result.error == tool.NOT_FINITE for result in results):
         raise typer.Exit(1)
 
 
 @app.command()
 @reporting
 def evaluate(
-    data: Annotated[Path, typer.Argument(metavar="DATA", help="A folder with one folder of pictures for each class.")],
+    data: Annotated[Path, typer.Argument(metavar="DATA", help="A folder with one folder of images per class.")],
     model: options.ModelName = None,
     checkpoint: options.CheckpointSource = None,
-    deploy: options.Deploy = False,
-    full: options.Full = False,
+    deploy: options.Deploy = None,
     device: options.Device = "auto",
     classes: options.Classes = None,
     input_size: options.InputSize = None,
     mean: options.Mean = None,
     std: options.Std = None,
-    batch_size: Annotated[int, typer.Option("--batch-size", "-b", metavar="N", min=1, help="Of each process.")] = 64,
+    batch_size: Annotated[
+        int, typer.Option("--batch-size", "-b", metavar="N", min=1, help="Batch size per process.")
+    ] = 64,
     workers: Annotated[
         int | None,
-        typer.Option("--workers", "-j", metavar="N", min=0, help="Readers of each process.", show_default="4 or less"),
+        typer.Option(
+            "--workers", "-j", metavar="N", min=0, help="Data-loading workers per process.", show_default="4 or less"
+        ),
     ] = None,
-    amp: Annotated[options.Half | None, typer.Option("--amp", help="Autocast.", show_default=False)] = None,
-    channels_last: Annotated[bool, typer.Option("--channels-last", help="Memory layout NHWC.")] = False,
+    amp: Annotated[
+        options.Half | None, typer.Option("--amp", help="Run under autocast with this dtype.", show_default=False)
+    ] = None,
+    channels_last: Annotated[
+        bool, typer.Option("--channels-last", help="Use the channels_last memory format.")
+    ] = False,
     as_json: options.AsJson = False,
 ) -> None:
     """Top-1 and top-5 accuracy on a folder laid out as ImageNet.
 
-    DATA has one folder for each class, or a folder `val` with them; sorted, they are the classes in order. With
-    --classes they are matched by name, and ImageNet's own (n01440764, ...) always are. Several processes, each with
-    its part of the pictures: torchrun --nproc-per-node 8 -m replknet_ext evaluate DATA ...
+    DATA has one folder per class, or a folder `val` with them; sorted, they are the classes in order. With --classes
+    they are matched by name, and ImageNet's own (n01440764, ...) always are. The exit status is 1 if outputs of the
+    network are not finite.
+
+    Several processes, each with its part of the images: torchrun --nproc-per-node 8 -m replknet_ext evaluate DATA ...
     """
     from ..tools import evaluate as tool
     from ..tools import loading
@@ -131,7 +144,7 @@ def evaluate(
     with tool.team(device) as here:
         with tool.first_alone(here):  # one process downloads, the others find it done
             loaded = loading.load(
-                model, checkpoint, deploy=_level(deploy, full), device=device, input_size=input_size,
+                model, checkpoint, deploy=_value(deploy), device=device, input_size=input_size,
                 mean=floats("--mean", mean), std=floats("--std", std), classes=classes,
             )  # fmt: skip
         items, count = tool.find_images(data, len(loaded.names), loaded.known)
@@ -146,56 +159,68 @@ def evaluate(
     for path in result.unreadable[: tool.UNREADABLE_SHOWN]:
         say("note: ", "bold yellow", f"cannot be read, does not count: {path}")
     if as_json:
-        print(json.dumps({"model": loaded.name, "data": str(data), **result.as_dict()}, indent=1))
+        print_json({"model": loaded.name, "data": str(data), **result.as_dict()})
     else:
-        tool.render(loaded.name, result, Console())
+        tool.render(loaded.name, result, console())
+    if result.not_finite:
+        of = f"{result.not_finite} of {result.images} images"
+        raise ToolError(f"the network's outputs for {of} are not finite: they count as wrong")
 
 
 @app.command()
 @reporting
 def reparam(
-    source: Annotated[str, typer.Argument(metavar="SRC", help="Train-time checkpoint, a file or an address.")],
+    source: Annotated[str, typer.Argument(metavar="SRC", help="Train-time checkpoint: a file or a URL.")],
     target: Annotated[Path, typer.Argument(metavar="DST", help="What to write: .pth or .safetensors.")],
-    level: Annotated[
+    deploy: Annotated[
         options.Level,
-        typer.Option("--level", help="merge: the large kernels. full: fold every other BatchNorm that can be, too."),
+        typer.Option("--deploy", help="merge: the large kernels. full: fold every other BatchNorm that can be, too."),
     ] = options.Level.merge,
     to: options.To = options.Style.official,
     key: options.Key = "auto",
 ) -> None:
     """Merge a checkpoint for inference: same outputs, fewer layers."""
-    _convert(source, target, to, "merged" if level is options.Level.merge else "full", key)
+    _convert(source, target, to, deploy, key)
 
 
 @app.command()
 @reporting
 def convert(
-    source: Annotated[str, typer.Argument(metavar="SRC", help="Any checkpoint, a file or an address.")],
+    source: Annotated[str, typer.Argument(metavar="SRC", help="Any checkpoint: a file or a URL.")],
     target: Annotated[Path, typer.Argument(metavar="DST", help="What to write: .pth or .safetensors.")],
     to: options.To = options.Style.official,
-    form: Annotated[options.Form, typer.Option("--form", help="Form of the model.")] = options.Form.same,
+    deploy: Annotated[
+        options.Level | None,
+        typer.Option("--deploy", help="Re-parameterize the output. Default: unchanged.", show_default=False),
+    ] = None,
     dtype: Annotated[
         options.Dtype | None, typer.Option("--dtype", help="Dtype of the weights.", show_default=False)
     ] = None,
     arch: Annotated[
-        str | None, typer.Option("--arch", metavar="NAME", help="What it must be of, such as 31B.", show_default=False)
+        str | None,
+        typer.Option(
+            "--arch", metavar="NAME", help="Fail unless it is of this architecture, such as 31B.", show_default=False
+        ),
     ] = None,
     key: options.Key = "auto",
 ) -> None:
-    """Bring a checkpoint into another format."""
-    _convert(source, target, to, form.value, key, dtype, arch)
+    """Convert a checkpoint to another format."""
+    _convert(source, target, to, deploy, key, dtype, arch)
 
 
 def _convert(
-    source: str, target: Path, to: options.Style, form: str, key: str, dtype: options.Dtype | None = None,
-    arch: str | None = None,
+    source: str, target: Path, to: options.Style, deploy: options.Level | None, key: str,
+    dtype: options.Dtype | None = None, arch: str | None = None,
 ) -> None:  # fmt: skip
     from ..models import convert_checkpoint
     from ..tools import loading
-    from ..tools.errors import UsageError
+    from ..tools.files import check_destination, check_suffix
 
     if os.path.exists(source) and target.exists() and os.path.samefile(source, target):
         raise UsageError(f"SRC and DST are the same file, {source}: it would be lost")
+    check_suffix(target, loading.CHECKPOINT_SUFFIXES)
+    check_destination(target)
+    form = {None: "same", options.Level.merge: "merged", options.Level.full: "full"}[deploy]
     number = loading.dtype_of(dtype.value) if dtype else None
     result = convert_checkpoint(source, target, to=to.value, form=form, arch=arch, dtype=number, key=key)
     count = sum(tensor.numel() for tensor in result.state.values())
@@ -208,34 +233,38 @@ def export(
     output: Annotated[Path, typer.Argument(metavar="FILE", help="What to write: .onnx, or .pt2 of torch.")],
     model: options.ModelName = None,
     checkpoint: options.CheckpointSource = None,
-    deploy: options.Deploy = False,
-    full: options.Full = False,
+    deploy: options.Deploy = None,
     kind: Annotated[
         options.Kind | None,
-        typer.Option("--kind", help="program: of torch.export; aoti: compiled. By the suffix.", show_default=False),
+        typer.Option(
+            "--kind", help="program: torch.export; aoti: AOTInductor. Default: by the suffix.", show_default=False
+        ),
     ] = None,
     input_size: options.InputSize = None,
     batch_size: Annotated[
         int | None,
-        typer.Option("--batch-size", "-b", metavar="N", min=1, help="Any, if not given.", show_default=False),
+        typer.Option(
+            "--batch-size", "-b", metavar="N", min=1, help="Fixed batch size. Default: any.", show_default=False
+        ),
     ] = None,
-    any_size: Annotated[bool, typer.Option("--any-size", help="Leave height and width open.")] = False,
-    opset: Annotated[int, typer.Option("--opset", metavar="N", min=1, help="Of ONNX.")] = 18,
+    any_size: Annotated[bool, typer.Option("--any-size", help="Dynamic height and width.")] = False,
+    opset: Annotated[int, typer.Option("--opset", metavar="N", min=1, help="ONNX opset version.")] = 18,
     as_json: options.AsJson = False,
 ) -> None:
     """Write the model for other runtimes: ONNX, torch.export, AOTInductor."""
     from ..tools import export as tool
     from ..tools import loading
 
-    loaded = loading.load(model, checkpoint, deploy=_level(deploy, full), device="cpu", input_size=input_size)
+    tool.check(output, kind.value if kind else None)
+    loaded = loading.load(model, checkpoint, deploy=_value(deploy), device="cpu", input_size=input_size)
     result = tool.export(
         loaded.model, output, kind=kind.value if kind else None, input_size=input_size, batch_size=batch_size,
         any_size=any_size, opset=opset,
     )  # fmt: skip
     if as_json:
-        print(json.dumps({"model": loaded.name, **result.as_dict()}, indent=1))
+        print_json({"model": loaded.name, **result.as_dict()})
     else:
-        tool.render(loaded.name, result, Console())
+        tool.render(loaded.name, result, console())
 
 
 @app.command()
@@ -244,21 +273,21 @@ def summary(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="A name that `models` lists, or a checkpoint file.")],
     input_size: Annotated[
         int | None,
-        typer.Option("--input-size", metavar="N", min=1, help="Side of the input in pixels.", show_default=False),
+        typer.Option("--input-size", metavar="N", min=1, help="Input resolution in pixels.", show_default=False),
     ] = None,
     num_classes: Annotated[
-        int | None, typer.Option("--num-classes", metavar="N", min=1, help="Outputs of the head.", show_default=False)
+        int | None, typer.Option("--num-classes", metavar="N", min=1, help="Number of classes.", show_default=False)
     ] = None,
     as_json: options.AsJson = False,
 ) -> None:
-    """Parameters and operations, by the paper's and by mmpretrain's definition."""
+    """Count parameters and operations, by the paper's and by mmpretrain's definition."""
     from ..tools import summary as tool
 
     result = tool.of(model, input_size, num_classes)
     if as_json:
-        print(json.dumps(result.as_dict(), indent=1))
+        print_json(result.as_dict())
     else:
-        tool.render(result, Console())
+        tool.render(result, console())
 
 
 @app.command()
@@ -266,8 +295,7 @@ def summary(
 def erf(
     model: options.ModelName = None,
     checkpoint: options.CheckpointSource = None,
-    deploy: options.Deploy = False,
-    full: options.Full = False,
+    deploy: options.Deploy = None,
     device: options.Device = "auto",
     mean: options.Mean = None,
     std: options.Std = None,
@@ -278,28 +306,29 @@ def erf(
             "-d",
             metavar="PATH",
             show_default=False,
-            help="A picture or a folder of them; may be repeated. Without it photos of scikit-image.",
+            help="An image or a folder of images; may be repeated. Default: sample photos from scikit-image.",
         ),
     ] = None,
     num_images: Annotated[
-        int, typer.Option("--num-images", "-n", metavar="N", min=1, help="At most so many pictures.")
+        int, typer.Option("--num-images", "-n", metavar="N", min=1, help="Maximum number of images.")
     ] = 50,
     input_size: Annotated[
-        int, typer.Option("--input-size", metavar="N", min=1, help="Side that they are warped to.")
+        int, typer.Option("--input-size", metavar="N", min=1, help="Resize images to N x N, without a crop.")
     ] = 1024,
     output: Annotated[Path, typer.Option("--output", "-o", metavar="FILE", help="The heat map.")] = Path("erf.png"),
     scores: Annotated[
         Path | None,
-        typer.Option("--scores", metavar="FILE.npy", show_default=False, help="Write the map itself, too."),
+        typer.Option("--scores", metavar="FILE.npy", show_default=False, help="Write the scores, too."),
     ] = None,
     as_json: options.AsJson = False,
 ) -> None:
-    """The effective receptive field, measured as in the paper."""
+    """Measure the effective receptive field as in the paper."""
     from ..tools import erf as tool
     from ..tools import loading
 
+    tool.check(output, scores, data)
     loaded = loading.load(
-        model, checkpoint, deploy=_level(deploy, full), device=device, input_size=input_size,
+        model, checkpoint, deploy=_value(deploy), device=device, input_size=input_size,
         mean=floats("--mean", mean), std=floats("--std", std),
     )  # fmt: skip
     with tool.progress(hidden=as_json) as on_picture:
@@ -310,9 +339,9 @@ def erf(
     if scores is not None:
         tool.save_scores(field, scores)
     if as_json:
-        print(json.dumps({"model": loaded.name, **field.as_dict(), "heat_map": str(output)}, indent=1))
+        print_json({"model": loaded.name, **field.as_dict(), "heat_map": str(output)})
     else:
-        tool.render(loaded.name, field, Console())
+        tool.render(loaded.name, field, console())
         say("", "", f"heat map in {output}" + (f", scores in {scores}" if scores else ""))
 
 
@@ -323,14 +352,14 @@ def models(
     pretrained: Annotated[bool, typer.Option("--pretrained", help="Only those with published weights.")] = False,
     as_json: options.AsJson = False,
 ) -> None:
-    """The models that have names, and their published weights."""
+    """List named models and their published weights."""
     from ..tools import catalogue as tool
 
     rows = tool.collect(pattern, pretrained)
     if as_json:
-        print(json.dumps(rows, indent=1))
+        print_json(rows)
     else:
-        tool.render(rows, Console())
+        tool.render(rows, console())
 
 
 @app.command()
@@ -341,50 +370,61 @@ def tune(
         int | None,
         typer.Option(
             "--input-size",
-            "--size",
-            "-s",
             metavar="N",
             min=1,
             show_default=False,
-            help="Side of the pictures, when not the model's own.",
+            help="Input resolution in pixels. Default: the model's.",
         ),
     ] = None,
     batch_size: Annotated[
         int | None,
         typer.Option(
-            "--batch", "-b", metavar="N", min=1, help="Pictures at a time: 64, or 8 on the CPU.", show_default=False
+            "--batch-size", "-b", metavar="N", min=1, help="Default: 64, or 8 on the CPU.", show_default=False
         ),
     ] = None,
     dtype: Annotated[
         options.Dtype | None,
-        typer.Option("--dtype", help="Of the layers' tensors: bf16, or fp32 on the CPU.", show_default=False),
+        typer.Option("--dtype", help="Dtype of the layers. Default: bf16, or fp32 on the CPU.", show_default=False),
     ] = None,
-    precision: Annotated[options.Precision, typer.Option("--precision", help="Of fp32.")] = options.Precision.ieee,
-    channels_last: Annotated[bool, typer.Option("--channels-last", help="Memory format.")] = False,
-    deploy: Annotated[bool, typer.Option("--deploy", help="Of the merged network.")] = False,
+    precision: Annotated[
+        options.Precision, typer.Option("--precision", help="float32 precision mode.")
+    ] = options.Precision.ieee,
+    channels_last: Annotated[
+        bool, typer.Option("--channels-last", help="Use the channels_last memory format.")
+    ] = False,
+    deploy: Annotated[
+        options.Level | None,
+        typer.Option("--deploy", help="Tune the network re-parameterized for inference.", show_default=False),
+    ] = None,
     passes: Annotated[
         str | None,
-        typer.Option("--passes", metavar="P,...", show_default=False, help="Of fwd, bwd_input, bwd_weight; else all."),
+        typer.Option(
+            "--passes", metavar="P,...", show_default=False, help="Of fwd, bwd_input, bwd_weight. Default: all."
+        ),
     ] = None,
-    backend: Annotated[str, typer.Option("--backend", metavar="NAME", help="cpu, cuda or triton alone.")] = "auto",
+    backend: Annotated[
+        str, typer.Option("--backend", metavar="NAME", help="Restrict tuning to one backend: cpu, cuda or triton.")
+    ] = "auto",
     device: Annotated[str, typer.Option("--device", metavar="NAME", help="auto, cpu, cuda, cuda:1, ...")] = "auto",
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Predict, measure nothing.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show predictions, measure nothing.")] = False,
     limits: Annotated[
         options.Limits | None,
-        typer.Option("--device-limits", help="Predict for this GPU; needs none.", show_default=False),
+        typer.Option(
+            "--device-limits", help="Show predictions for this GPU model (no GPU required).", show_default=False
+        ),
     ] = None,
     most: Annotated[
         int | None,
-        typer.Option("--most", metavar="N", min=1, help="Candidates of a backend.", show_default=False),
+        typer.Option("--most", metavar="N", min=1, help="Maximum candidates per backend.", show_default=False),
     ] = None,
-    force: Annotated[bool, typer.Option("--force", help="Measure again what was measured.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Ignore cached results and re-measure.")] = False,
     save_config: Annotated[
         Path | None,
         typer.Option(
             "--save-config",
             metavar="FILE",
             show_default=False,
-            help="Add the choices to a file, for other devices of this kind.",
+            help="Also add the choices to this file, for other devices of this kind.",
         ),
     ] = None,
     as_json: options.AsJson = False,
@@ -397,7 +437,6 @@ def tune(
     """
     from ..tools import loading
     from ..tools import tune as tool
-    from ..tools.errors import UsageError
 
     backend, chosen = tool.checked_backend(backend), tool.passes_of(passes)
     where = "cuda" if limits else str(loading.device_of(device))
@@ -405,24 +444,24 @@ def tune(
     found = tool.layers(
         model, where.partition(":")[0], input_size=input_size, batch=batch_size or (8 if on_cpu else 64),
         dtype=loading.dtype_of(dtype.value if dtype else "fp32" if on_cpu else "bf16"),
-        channels_last=channels_last, precision=precision.value, deploy=deploy,
+        channels_last=channels_last, precision=precision.value, deploy=_value(deploy),
     )  # fmt: skip
     if dry_run or limits:
         if save_config is not None:
             raise UsageError("--save-config writes what was measured, so not with --dry-run or --device-limits")
         name, rows = tool.predict(found, chosen, backend, limits.value if limits else None)
         if as_json:
-            print(json.dumps({"predictions for": name, "rows": [row.as_dict() for row in rows]}, indent=1))
+            print_json({"predictions for": name, "rows": [row.as_dict() for row in rows]})
         else:
-            tool.render_predictions(name, rows, most or tool.SHOWN, Console())
+            tool.render_predictions(name, rows, most or tool.SHOWN, console())
         return
     report = tool.measure(
         found, where, chosen, backend=backend, most=most or tool.MOST, force=force, hidden=as_json, config=save_config,
     )  # fmt: skip
     if as_json:
-        print(json.dumps(report.as_dict(), indent=1))
+        print_json(report.as_dict())
     else:
-        tool.render_report(report, Console())
+        tool.render_report(report, console())
         if save_config is not None:
             say("wrote ", "dim", f"{save_config}, to be shipped as {tool.shipped_name(report)}")
 
@@ -432,15 +471,15 @@ def tune(
 def doctor(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, for bug reports and programs.")] = False,
 ) -> None:
-    """What is installed, which backend runs what, and why the others do not."""
+    """Show environment, kernels in use and why others are unavailable."""
     from ..tools import doctor as tool
 
     report = tool.collect()
     if as_json:
-        print(json.dumps(report, indent=1))
+        print_json(report)
     else:
-        tool.render(report, Console())
+        tool.render(report, console())
 
 
-def _level(deploy: bool, full: bool) -> Any:
-    return "full" if full else "merge" if deploy else None
+def _value(level: options.Level | None) -> Any:
+    return level.value if level is not None else None

@@ -41,23 +41,28 @@ def find_images(
     pictures straight in the folder with the names that the validation set has, such as ILSVRC2012_val_00000293.JPEG.
 
     Raises:
-        UsageError: no such folder, no pictures, or folders that cannot be matched to classes.
+        ToolError: no such folder, or no pictures.
+        UsageError: folders that cannot be matched to classes.
     """
     root = Path(root)
     if not root.is_dir():
-        raise UsageError(f"{root}: {'not a folder' if root.exists() else 'no such folder'}")
+        raise ToolError(f"{root}: {'not a folder' if root.exists() else 'no such folder'}")
     base = root / "val" if (root / "val").is_dir() else root
     inside = pictures_below(base)
     flat = [path for path in inside if path.parent == base]
     folders = sorted({path.relative_to(base).parts[0] for path in inside if path.parent != base})
     if not inside:
-        raise UsageError(f"{base}: no pictures ({', '.join(SUFFIXES)}) in it")
+        raise ToolError(f"{base}: no pictures ({', '.join(SUFFIXES)}) in it")
     if flat and not folders:
         return _flat(base, flat, num_classes)
     if flat:
         raise UsageError(f"{base}: {flat[0].name} lies outside of the class folders")
     # Empty folders are classes, too: leaving them out would shift the labels after them.
-    folders = sorted(path.name for path in base.iterdir() if path.is_dir() and not path.name.startswith("."))
+    above = {base.resolve(), *base.resolve().parents}  # a link to them is no class
+    folders = sorted(
+        path.name for path in base.iterdir()
+        if path.is_dir() and not path.name.startswith(".") and path.resolve() not in above
+    )  # fmt: skip
     label = dict(zip(folders, folder_labels(folders, num_classes, known), strict=True))
     inside = [path for path in inside if path.relative_to(base).parts[0] in label]
     return [(path, label[path.relative_to(base).parts[0]]) for path in inside], len(folders)
@@ -107,6 +112,7 @@ class Result:
         topk: 5, or the number of classes if that is less.
         classes: classes that the folder has.
         unreadable: paths of pictures that could not be read.
+        not_finite: pictures for which the network's outputs are not finite; they count, as wrong.
         seconds: wall-clock time, data included.
         processes: how many shared the work.
     """
@@ -119,6 +125,7 @@ class Result:
     unreadable: tuple[str, ...]
     seconds: float
     processes: int
+    not_finite: int = 0
 
     @property
     def top1(self) -> float:
@@ -217,7 +224,7 @@ def evaluate(
     )  # fmt: skip
     autocast = torch.autocast(device.type, amp) if amp is not None else nullcontext()
     layout = torch.channels_last if channels_last else torch.contiguous_format
-    counts, topk = torch.zeros(3, dtype=torch.int64), 1
+    counts, topk = torch.zeros(4, dtype=torch.int64), 1
     bad: list[str] = []
     start = time.perf_counter()
     with torch.inference_mode(), autocast:
@@ -226,17 +233,19 @@ def evaluate(
             if len(labels):
                 logits = model(pixels.to(device, dtype, non_blocking=True, memory_format=layout))
                 topk = min(5, logits.shape[1])
+                scores = logits.float().softmax(1)
+                finite = scores.isfinite().all(1).cpu()
                 best = logits.float().topk(topk, dim=1).indices.cpu()
-                hits = best == labels.unsqueeze(1)
-                counts += torch.stack([torch.tensor(len(labels)), hits[:, 0].sum(), hits.sum()])
+                hits = (best == labels.unsqueeze(1)) & finite.unsqueeze(1)
+                counts += torch.stack([torch.tensor(len(labels)), hits[:, 0].sum(), hits.sum(), (~finite).sum()])
             on_batch(int(counts[0]) + len(bad), int(counts[1]), int(counts[2]))
     if here.size > 1:
         counts, topk, bad = _together(counts, topk, bad, device)
-    images, correct1, correct5 = counts.tolist()
+    images, correct1, correct5, not_finite = counts.tolist()
     if images == 0:
         raise ToolError(f"none of {len(items)} pictures could be read")
     seconds = time.perf_counter() - start
-    return Result(images, correct1, correct5, topk, classes, tuple(sorted(bad)), seconds, here.size)
+    return Result(images, correct1, correct5, topk, classes, tuple(sorted(bad)), seconds, here.size, not_finite)
 
 
 def _collate(samples: Sequence[tuple[Tensor | None, int, int]]) -> tuple[Tensor, Tensor, list[int]]:
@@ -280,8 +289,8 @@ def render(name: str, result: Result, console: Console) -> None:
     rate = result.images / max(result.seconds, 1e-9)
     team = f", {result.processes} processes" if result.processes > 1 else ""
     console.print(
-        f"{result.classes} classes, {result.seconds:.1f} s, {rate:,.1f} pictures a second{team}", highlight=False
+        f"{result.classes} classes, {result.seconds:.1f} s, {rate:,.1f} images per second{team}", highlight=False
     )
     if result.unreadable:
         count = len(result.unreadable)
-        console.print(f"[yellow]{count} {'picture' if count == 1 else 'pictures'} could not be read[/]")
+        console.print(f"{count} {'picture' if count == 1 else 'pictures'} could not be read", style="yellow")

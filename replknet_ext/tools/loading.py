@@ -13,6 +13,7 @@ import torch
 from ..models import (
     ARCHS,
     MODELS,
+    CheckpointError,
     RepLKNet,
     get_model,
     list_models,
@@ -25,6 +26,9 @@ from .labels import class_names, read_classes
 from .transforms import Preprocessing
 
 __all__ = ["Loaded", "device_of", "dtype_of", "load"]
+
+#: What names of checkpoints end in.
+CHECKPOINT_SUFFIXES = (".pth", ".pt", ".bin", ".safetensors")
 
 #: Short names of the dtypes that models compute in.
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
@@ -75,7 +79,7 @@ def load(
     where = device_of(device)
     if input_size is not None and input_size < 1:
         raise UsageError(f"input size must be at least 1; got {input_size}")
-    model = _build(name, checkpoint)
+    model = _build(name, checkpoint, input_size)
     if not model.num_classes:
         raise ToolError(f"{checkpoint or name} has no classifier")
     given = read_classes(classes) if classes is not None else None
@@ -87,7 +91,7 @@ def load(
     return Loaded(name or Path(str(checkpoint)).name, model, preprocessing, names, given)
 
 
-def _build(name: str | None, checkpoint: str | None) -> RepLKNet:
+def _build(name: str | None, checkpoint: str | None, input_size: int | None) -> RepLKNet:
     if name is not None and name not in list_models():
         try:
             get_model(name)  # raises, and says which names are near
@@ -95,15 +99,18 @@ def _build(name: str | None, checkpoint: str | None) -> RepLKNet:
             raise UsageError(str(error)) from None
     if checkpoint is None:
         if name is None:
-            raise UsageError("which model? Give --model NAME, --checkpoint FILE, or both")
+            raise UsageError("no model given: pass --model or --checkpoint, or both")
         if name not in list_models(pretrained=True):
             raise UsageError(f"no weights are published for {name}: give --checkpoint FILE")
-        return get_model(name, pretrained=True)
+        try:
+            return get_model(name, pretrained=True)
+        except CheckpointError as error:
+            raise ToolError(f"no weights for {name}: {error}. If you have the file, give --checkpoint FILE") from None
     content = read_checkpoint(checkpoint)
     if not content.head:
         raise ToolError(f"{checkpoint} has no classifier: it is a backbone's checkpoint")
     if name is None:
-        return _like_published(model_from_checkpoint(content))
+        return _like_published(model_from_checkpoint(content), input_size)
     model = get_model(
         name,
         num_classes=content.state["head.weight"].shape[0],
@@ -116,13 +123,13 @@ def _build(name: str | None, checkpoint: str | None) -> RepLKNet:
     return model
 
 
-def _like_published(model: RepLKNet) -> RepLKNet:
+def _like_published(model: RepLKNet, input_size: int | None = None) -> RepLKNet:
     """The model with the preprocessing of the published weights for its architecture, if it has one."""
     short = next((f"replknet_{arch.lower()}" for arch, config in ARCHS.items() if config == model.config), None)
     if short is not None and model.in_chans == 3:
         model.pretrained_cfg = cfg = MODELS[short]
-        side = cfg.input_size[-1]
-        warnings.warn(f"pictures are prepared as for {cfg.name}: {side} pixels; --model NAME changes it", stacklevel=2)
+        side = input_size or cfg.input_size[-1]
+        warnings.warn(f"images are prepared as for {cfg.name}: {side} pixels; --model NAME changes it", stacklevel=2)
     return model
 
 

@@ -165,7 +165,7 @@ def open_image(path: str | Path, *, exif: bool = True) -> Image:
     with _reading(), Image.open(_stdin() if path == STDIN else path, formats=_formats()) as image:
         image.load()
         if image.mode == "I" and image.format in ("PNG", "PPM"):
-            image = image.convert("I;16")  # noqa: PLW2901  # those have 16 bits; Pillow 10 and its PGM reader widen them
+            image = image.convert("I;16")  # those have 16 bits; Pillow 10 and its PGM reader widen them
         return ImageOps.exif_transpose(image) if exif else image.copy()
 
 
