@@ -48,7 +48,7 @@ def _row(name: str) -> dict[str, Any]:
 
 
 def render(rows: list[dict[str, Any]], console: Console) -> None:
-    """Print the rows: a table, or where that is too wide, two lines for each; made for 60 columns and more."""
+    """Print the rows: a table, or where that is too wide, three lines for each; made for 60 columns and more."""
     full = [row for row in rows if row["name"] == row.get("weights")]
     other = [row for row in rows if row["name"] != row.get("weights")]
     columns = ("name", "pretrained on", "params", "FLOPs", "input", "top-1", "top-5")
@@ -61,8 +61,8 @@ def render(rows: list[dict[str, Any]], console: Console) -> None:
         console.print("Published weights", style="bold cyan")
         for row in full:
             name, *cells = _cells(row)
-            words = (f"{column} {cell}" for column, cell in zip(columns[1:], cells, strict=True))
-            console.print(f"{name}\n  {', '.join(words)}")
+            words = [f"{column} {cell}" for column, cell in zip(columns[1:], cells, strict=True)]
+            console.print(f"{name}\n  {', '.join(words[:3])}\n  {', '.join(words[3:])}")
         console.print()
     if other:
         table = show.table("Short names", "name", "weights with pretrained=True")

@@ -42,7 +42,7 @@ def check_destination(path: str | Path) -> None:
     path = Path(path)
     target = Path(os.path.realpath(path))
     if not target.parent.is_dir():
-        raise ToolError(f"cannot write {path}: {'not' if target.parent.exists() else 'no such'} folder {path.parent}")
+        raise ToolError(f"cannot write {path}: {'not a' if target.parent.exists() else 'no such'} folder {path.parent}")
     if target.exists() and not target.is_file():
         raise ToolError(f"cannot write {path}: it is {'a folder' if target.is_dir() else 'not a regular file'}")
     if not os.access(target.parent, os.W_OK | os.X_OK):
