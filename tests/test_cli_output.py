@@ -142,7 +142,7 @@ def test_markup_and_escapes_in_names_are_inert(weights: Path, tmp_path: Path) ->
     odd = tmp_path / f"[red]:smile: $x_{{$ {ESCAPE.replace('/', '|')}.pth"
     odd.write_bytes(weights.read_bytes())
     folder = tmp_path / "q[/bold]"
-    folder.mkdir(parents=True)
+    (folder / "o[").mkdir(parents=True)
     photos = save_photos(folder, ("coffee",))
     names = tmp_path / "names.json"
     names.write_text(json.dumps([f"[/]{ESCAPE}{index}\n" for index in range(3)]))
