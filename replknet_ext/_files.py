@@ -67,12 +67,10 @@ def replacing(path: str | Path) -> Iterator[Path]:
         with temporary.open("xb"):  # with the mode that new files have here
             pass
         try:
-            mode = stat.S_IMODE(target.stat().st_mode) if target.exists() else None
-            if mode is not None:
-                temporary.chmod(mode | stat.S_IWUSR)
+            mode = stat.S_IMODE((target if target.exists() else temporary).stat().st_mode)
+            temporary.chmod(mode | stat.S_IWUSR)
             yield temporary
-            if mode is not None:
-                temporary.chmod(mode)
+            temporary.chmod(mode)  # some writers put a file of their own in its place
             os.replace(temporary, target)
         finally:
             with suppress(FileNotFoundError):
