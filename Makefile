@@ -3,6 +3,7 @@
 #   PYTHON   the interpreter that .venv is made from
 #   TORCH    what pip installs as torch: a requirement, or the path of a wheel
 #   WORKERS  processes that run the tests
+#   TRITON   the releases of triton that `make compat` tests, beside the one that torch brings
 #
 # CUDA kernels take minutes to compile, so .venv gets them only where nvidia-smi lists a GPU; REPLKNET_EXT_SKIP_CUDA=0 or
 # REPLKNET_EXT_FORCE_CUDA=1 asks for them. `make wheel` builds them wherever a CUDA toolkit is found.
@@ -10,9 +11,9 @@
 PYTHON  ?= python3
 TORCH   ?= torch==2.13.0
 WORKERS ?= 2
+TRITON  ?= 3.6.0 3.9.0
 
 VENV    := .venv
-OLDEST  := $(VENV)/triton-3.6.0
 BIN     := $(VENV)/bin
 PIP     := $(BIN)/python -m pip --disable-pip-version-check
 GPU     := $(or $(filter-out 0,$(REPLKNET_EXT_FORCE_CUDA)),$(shell nvidia-smi -L 2>/dev/null | head -n 1))
@@ -21,54 +22,66 @@ SOURCES := setup.py pyproject.toml MANIFEST.in $(shell find csrc -type f 2>/dev/
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test mutants sanitize fuzz bench compat lint format wheel clean distclean FORCE
+.PHONY: help demo test test-all mutants sanitize fuzz bench compat matrix lint format wheel clean distclean FORCE
 
 help: ## this list
 	@echo "make TARGET [PYTHON=$(PYTHON)] [TORCH='$(TORCH)'] [WORKERS=$(WORKERS)]"
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  \1\t/' | expand -t 16
 
-demo: $(VENV)/.ready ## a real network on real photos, a RepLKNet trained and merged, latencies (under 5 minutes)
+demo: $(VENV)/.demo ## a real network on real photos, a RepLKNet trained and merged, latencies (under 5 minutes)
 	$(BIN)/python -m examples.demo
 
-test: $(VENV)/.ready ## the whole test suite (about 25 minutes on 2 cores)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup $(PYTEST_ARGS)
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup
 
-mutants: $(VENV)/.ready ## plants every bug of tests/emulator into the CUDA sources; `make test` does so with some
-	REPLKNET_EXT_MUTANTS=all OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) tests/emulator -k mutants
+test: $(VENV)/.test ## every kind of test, a few of each (8 minutes on 2 cores)
+	$(PYTEST) -m "not slow" $(PYTEST_ARGS)
 
-sanitize: $(VENV)/.ready ## the CPU kernels of every instruction set under address and undefined-behaviour sanitizers
-	REPLKNET_EXT_SANITIZE=all OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/cpu_driver -k "sanitized or planted"
+test-all: test ## `make test`, then what it leaves out: every case, architecture and instruction set, planted bugs
+	$(PYTEST) -m slow $(PYTEST_ARGS)
 
-fuzz: $(VENV)/.ready ## 10,000 random problems for each test of tests/test_hypothesis.py, new ones every time
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) tests/test_hypothesis.py --hypothesis-profile=fuzz $(PYTEST_ARGS)
+mutants: $(VENV)/.test ## plants every bug of tests/cuda/*/bugs.py into the CUDA sources; `make test-all` does so with some
+	REPLKNET_EXT_MUTANTS=all OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) tests/cuda/test_bugs.py
 
-bench: $(VENV)/.ready ## measures into benchmarks/results, draws, refreshes the tables of README.md; fails below the promises
+sanitize: $(VENV)/.test ## the CPU kernels of every instruction set under address and undefined-behaviour sanitizers
+	REPLKNET_EXT_SANITIZE=all OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/cpu/test_driver.py -k "sanitized or planted"
+
+fuzz: $(VENV)/.test ## 10,000 random problems for each test of tests/ops/test_hypothesis.py, new ones every time
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) tests/ops/test_hypothesis.py --hypothesis-profile=fuzz $(PYTEST_ARGS)
+
+bench: $(VENV)/.test ## measures into benchmarks/results, draws, refreshes README.md and docs/benchmarks.md; fails below the promises
 	$(BIN)/python -m benchmarks.cpu_ops --check $(BENCH_ARGS)
 	$(BIN)/python -m benchmarks.plot
 	$(BIN)/python -m benchmarks.readme
 
 # The interpreter of triton 3.6 takes arrays of one element for numbers, which a later numpy refuses.
-compat: $(VENV)/.ready ## the tests of the Triton kernels on the oldest triton that they serve (3.6, of torch 2.11)
-	test -d $(OLDEST) || $(PIP) install --quiet --progress-bar off --no-deps --target $(OLDEST) triton==3.6.0 "numpy<2.4"
-	PYTHONPATH=$(OLDEST) OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup tests/test_triton_backend.py \
-	  tests/test_triton_values.py tests/test_triton_compile.py
+compat: $(VENV)/.test ## the tests of the Triton kernels on the oldest and the newest triton that they are tested with
+	@set -e; for triton in $(TRITON); do \
+	  folder=$(VENV)/triton-$$triton; echo "triton $$triton"; \
+	  test -d $$folder || $(PIP) install --quiet --progress-bar off --no-deps --target $$folder triton==$$triton "numpy<2.4"; \
+	  PYTHONPATH=$$folder OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup \
+	    tests/triton/test_backend.py tests/triton/test_values.py tests/triton/test_compile.py; \
+	done
 
-lint: $(VENV)/.ready ## ruff (rules and format) and mypy
+matrix: $(VENV)/.torch ## builds one wheel and tries it with each torch and Python, as users install it (MATRIX_ARGS="--help")
+	@$(PIP) install --quiet --progress-bar off uv
+	$(BIN)/python .ci/matrix.py $(MATRIX_ARGS)
+
+lint: $(VENV)/.lint ## ruff (rules and format) and mypy
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-format: $(VENV)/.ready ## lets ruff rewrite the Python files
+format: $(VENV)/.lint ## lets ruff rewrite the Python files
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-wheel: $(VENV)/.ready ## dist/*.whl, for every Python from 3.10 and every torch from 2.11 on
+wheel: $(VENV)/.torch ## dist/*.whl, for every Python from 3.10 and every torch from 2.11 on
 	$(PIP) wheel --no-build-isolation --no-deps --wheel-dir dist .
 
 clean: ## removes what was built, keeps .venv
 	rm -rf build dist demo_output *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
-	rm -f replknet_ext/*.so $(VENV)/.ready
-	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +
+	rm -f replknet_ext/*.so $(VENV)/.built
+	find . \( -name __pycache__ -o -name _build \) -not -path './$(VENV)/*' -prune -exec rm -rf {} +
 
 distclean: clean ## removes .venv too
 	rm -rf $(VENV)
@@ -88,10 +101,15 @@ $(VENV)/.torch: $(VENV)/.choice
 	@$(PIP) install --quiet --progress-bar off "$(TORCH)" "setuptools>=77" wheel ninja
 	@touch $@
 
-# The constraint keeps that torch: the newest torchvision, which timm asks for, would bring a newer one.
-$(VENV)/.ready: $(VENV)/.torch $(SOURCES)
-	@echo "building replknet_ext and installing what demo, tests and lint need"
-	@$(BIN)/python -c "from importlib.metadata import version; print('torch==' + version('torch'))" > $(VENV)/.constraint
-	@REPLKNET_EXT_SKIP_CUDA=$(NO_CUDA) $(PIP) install --quiet --progress-bar off --no-build-isolation \
-	  --constraint $(VENV)/.constraint --editable ".[dev]"
+$(VENV)/.built: $(VENV)/.torch $(SOURCES)
+	@echo "building replknet_ext"
+	@REPLKNET_EXT_SKIP_CUDA=$(NO_CUDA) $(PIP) install --quiet --progress-bar off --no-build-isolation --editable .
+	@touch $@
+
+# The extras of pyproject.toml, by their names. The constraints keep that torch: the newest torchvision, which timm asks
+# for, would bring a newer one.
+$(VENV)/.demo $(VENV)/.test $(VENV)/.lint: $(VENV)/.%: $(VENV)/.built tests/helpers/torch_pins.py
+	@echo "installing what $* needs"
+	@$(BIN)/python tests/helpers/torch_pins.py > $(VENV)/.constraints
+	@$(PIP) install --quiet --progress-bar off --constraint $(VENV)/.constraints "replknet_ext[$*]"
 	@touch $@

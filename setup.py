@@ -7,8 +7,10 @@ Environment: ``CUDA_HOME``, ``TORCH_CUDA_ARCH_LIST``, ``MAX_JOBS`` as everywhere
 
 import os
 import re
+import shlex
 import shutil
 import subprocess
+import sysconfig
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -18,10 +20,26 @@ ROOT = Path(__file__).parent
 TORCH_TARGET_VERSION = "0x020b000000000000"  # 2.11
 LIMITED_API = "0x030A0000"  # CPython 3.10
 DEFAULT_CUDA_ARCHS = "8.0;8.6;8.9;9.0a;10.0;12.0+PTX"
+#: The names of GPU generations in TORCH_CUDA_ARCH_LIST, with torch's meaning (torch.utils.cpp_extension).
+NAMED_CUDA_ARCHS = {
+    "ampere+tegra": "8.7",
+    "ampere": "8.0;8.6+PTX",
+    "ada": "8.9+PTX",
+    "hopper": "9.0+PTX",
+    "blackwell+tegra": "11.0",
+    "blackwell": "10.0;10.3;12.0;12.1+PTX",
+}
+WITHOUT = "REPLKNET_EXT_SKIP_EXT=1 installs the package without compiled kernels"
 
 
 def flag(name: str) -> bool:
     return os.environ.get(f"REPLKNET_EXT_{name}", "0").lower() not in ("", "0", "false", "no", "off")
+
+
+def cuda_folder(home: Path, holds: str, *names: str) -> Path | None:
+    """The first of a toolkit's folders that holds a file; conda's toolkits have theirs under targets/PLATFORM."""
+    folders = [folder for name in names for folder in sorted(home.glob(name))]
+    return next((folder for folder in folders if (folder / holds).is_file()), None)
 
 
 def find_cuda_home() -> Path | None:
@@ -35,28 +53,47 @@ def find_cuda_home() -> Path | None:
     places = [named] if named else [nvcc and Path(nvcc).resolve().parent.parent, "/usr/local/cuda"]
     for place in filter(None, places):
         home = Path(place)
-        if (home / "bin/nvcc").is_file() and (home / "include/cuda_runtime.h").is_file():
+        if (home / "bin/nvcc").is_file() and cuda_folder(home, "cuda_runtime.h", "include", "targets/*/include"):
             return home
     if named:
-        raise SystemExit(f"CUDA_HOME={named} holds no bin/nvcc with include/cuda_runtime.h; unset it or mend it")
+        raise SystemExit(f"CUDA_HOME={named} holds no bin/nvcc with include/cuda_runtime.h; unset it or correct it")
     if flag("FORCE_CUDA"):
         raise SystemExit("REPLKNET_EXT_FORCE_CUDA is set, but no CUDA toolkit was found: set CUDA_HOME")
     return None
 
 
+def native_cuda_archs() -> str:
+    """The compute capabilities of the GPUs that torch sees."""
+    import torch
+
+    found = {torch.cuda.get_device_capability(i) for i in range(torch.cuda.device_count())}
+    if not found:
+        raise SystemExit("TORCH_CUDA_ARCH_LIST=native, but torch sees no GPU: name the architectures, such as 8.0;9.0a")
+    return ";".join(f"{major}.{minor}" for major, minor in sorted(found)) + "+PTX"
+
+
 def cuda_archs(nvcc: Path) -> list[str]:
-    """``TORCH_CUDA_ARCH_LIST``, else of our list what this toolkit can compile for."""
-    named = os.environ.get("TORCH_CUDA_ARCH_LIST")
-    archs = [a for a in re.split(r"[;,\s]+", named or DEFAULT_CUDA_ARCHS) if a]
+    """``TORCH_CUDA_ARCH_LIST``, else (or if it is All) of our list what this toolkit can compile for."""
+    named = os.environ.get("TORCH_CUDA_ARCH_LIST", "").strip()
+    if named.lower() in ("", "all"):
+        known = subprocess.run([nvcc, "--list-gpu-code"], capture_output=True, text=True, check=True).stdout.split()
+        archs = [a for a in DEFAULT_CUDA_ARCHS.split(";") if "sm_" + re.sub(r"[.af]|\+PTX", "", a) in known]
+        if archs and not archs[-1].endswith("+PTX"):
+            archs[-1] += "+PTX"  # later GPUs compile it at load time
+        return archs
+    archs = []
+    for word in filter(None, re.split(r"[;,\s]+", named)):
+        meant = native_cuda_archs() if word.lower() == "native" else NAMED_CUDA_ARCHS.get(word.lower(), word)
+        archs += [arch for arch in meant.split(";") if arch not in archs]
     for arch in archs:
         if not re.fullmatch(r"\d+\.\d+[af]?(\+PTX)?", arch):
-            raise SystemExit(f"TORCH_CUDA_ARCH_LIST: '{arch}' is not of the form 8.0, 9.0a or 12.0+PTX")
-    if named:
-        return archs
-    known = subprocess.run([nvcc, "--list-gpu-code"], capture_output=True, text=True, check=True).stdout.split()
-    archs = [a for a in archs if "sm_" + re.sub(r"[.af]|\+PTX", "", a) in known]
-    if archs and not any(a.endswith("+PTX") for a in archs):
-        archs[-1] += "+PTX"  # later GPUs compile it at load time
+            names = ", ".join(name.capitalize() for name in NAMED_CUDA_ARCHS if "+" not in name)
+            raise SystemExit(
+                f"TORCH_CUDA_ARCH_LIST: '{arch}' is not of the form 8.0, 9.0a or 12.0+PTX, nor "
+                f"one of {names}, native, All"
+            )
+        if float(arch.split("+")[0].rstrip("af")) < 8:
+            raise SystemExit(f"TORCH_CUDA_ARCH_LIST: the kernels need compute capability 8.0 or higher, not {arch}")
     return archs
 
 
@@ -70,10 +107,37 @@ def gencode(archs: list[str]) -> list[str]:
     return flags
 
 
+def cuda_sources() -> list[Path]:
+    return sorted((ROOT / "csrc/cuda").rglob("*.cu"))
+
+
+def max_jobs() -> int:
+    """``MAX_JOBS``, else the number of processors."""
+    text = os.environ.get("MAX_JOBS", "").strip()
+    if text and not (text.isdecimal() and int(text) > 0):
+        raise SystemExit(f"MAX_JOBS={text}: it must be a whole number of compilers at a time, at least 1")
+    return int(text or os.cpu_count() or 1)
+
+
+def check_compiler(command: str) -> None:
+    """Stops where the first compilation would, with a page of traceback."""
+    compiler = shlex.split(command)[0]
+    if not shutil.which(compiler):
+        raise SystemExit(
+            f"no C++ compiler: '{compiler}' was not found. Install one (Debian, Ubuntu: apt install g++) or name it in "
+            f"CXX; {WITHOUT}"
+        )
+    include = Path(sysconfig.get_paths()["include"])
+    if not (include / "Python.h").is_file():
+        raise SystemExit(
+            f"Python's headers are missing: no Python.h in {include}. Install them (Debian, Ubuntu: apt install "
+            f"python3-dev); {WITHOUT}"
+        )
+
+
 def compile_cuda(home: Path, archs: list[str], build_dir: Path) -> list[str]:
-    """Objects of csrc/cuda/*.cu, made again only where a source or the command changed."""
-    sources = sorted((ROOT / "csrc/cuda").glob("*.cu"))
-    headers = [*(ROOT / "csrc").glob("*.h"), *(ROOT / "csrc/cuda").glob("*.[hc]*h"), ROOT / "setup.py"]
+    """Objects of the .cu files under csrc/cuda, made again only where a source or the command changed."""
+    headers = [*(ROOT / "csrc").rglob("*.h"), *(ROOT / "csrc/cuda").rglob("*.cuh"), ROOT / "setup.py"]
     newest_header = max(h.stat().st_mtime for h in headers)
     build_dir.mkdir(parents=True, exist_ok=True)
     options = ["-O3", "-std=c++17", "-Xcompiler", "-fPIC,-fvisibility=hidden", *gencode(archs)]
@@ -81,23 +145,32 @@ def compile_cuda(home: Path, archs: list[str], build_dir: Path) -> list[str]:
     same_options = stamp.is_file() and stamp.read_text() == " ".join(options)
 
     def compile_one(source: Path) -> str:
-        target = build_dir / (source.stem + ".o")
+        target = build_dir / source.relative_to(ROOT / "csrc/cuda").with_suffix(".o")
+        target.parent.mkdir(parents=True, exist_ok=True)
         fresh = target.is_file() and target.stat().st_mtime > max(newest_header, source.stat().st_mtime)
         if not (fresh and same_options):
             subprocess.run([home / "bin/nvcc", *options, "-c", source, "-o", target], check=True)
         return str(target)
 
-    jobs = int(os.environ.get("MAX_JOBS") or os.cpu_count() or 1)
-    with ThreadPoolExecutor(jobs) as pool:
-        objects = list(pool.map(compile_one, sources))
+    with ThreadPoolExecutor(max_jobs()) as pool:
+        objects = list(pool.map(compile_one, cuda_sources()))
     stamp.write_text(" ".join(options))
     return objects
 
 
 def extension_arguments() -> dict:
-    from torch.utils.cpp_extension import BuildExtension, CppExtension
+    try:
+        from torch.utils.cpp_extension import BuildExtension, CppExtension, get_cxx_compiler
+    except ModuleNotFoundError as error:
+        if error.name != "torch":
+            raise
+        raise SystemExit(
+            "the build needs torch 2.11 or later in this environment: pip install torch, then pip install "
+            f"--no-build-isolation again; {WITHOUT}"
+        ) from None
 
-    home = find_cuda_home() if list((ROOT / "csrc/cuda").glob("*.cu")) else None
+    max_jobs()  # a wrong number is told before minutes of compiling
+    home = find_cuda_home() if cuda_sources() else None
     archs = cuda_archs(home / "bin/nvcc") if home else []
     define = [("TORCH_TARGET_VERSION", TORCH_TARGET_VERSION), ("Py_LIMITED_API", LIMITED_API)]
     compile_args = ["-O3", "-g0", "-fvisibility=hidden", "-ffp-contract=fast", "-fno-math-errno", "-Wno-psabi"]
@@ -110,16 +183,22 @@ def extension_arguments() -> dict:
             ("REPLKNET_EXT_CUDA_TOOLKIT", f'"{re.search(r"release ([0-9.]+)", release)[1]}"'),
         ]
         # Static runtime: the library must load where no CUDA library is.
-        link_args += [f"-L{home}/lib64", "-lcudart_static", "-ldl", "-lrt", "-lpthread"]
+        libraries = cuda_folder(home, "libcudart_static.a", "lib64", "lib", "targets/*/lib")
+        if libraries is None:
+            raise SystemExit(
+                f"the CUDA toolkit in {home} has no libcudart_static.a in lib64, lib or targets/*/lib: install its "
+                "static runtime (conda: cuda-cudart-static), or build without CUDA by REPLKNET_EXT_SKIP_CUDA=1"
+            )
+        link_args += [f"-L{libraries}", "-lcudart_static", "-ldl", "-lrt", "-lpthread"]
 
     class Build(BuildExtension):
         def build_extensions(self) -> None:
+            check_compiler(get_cxx_compiler())
             if home:
                 self.extensions[0].extra_objects += compile_cuda(home, archs, Path(self.build_temp).resolve() / "cuda")
             super().build_extensions()
 
-    folders = ["csrc", "csrc/cpu", "csrc/cuda"]  # of csrc/cuda the planners, which are plain C++
-    sources = [str(p.relative_to(ROOT)) for folder in folders for p in sorted((ROOT / folder).glob("*.cpp"))]
+    sources = [str(p.relative_to(ROOT)) for p in sorted((ROOT / "csrc").rglob("*.cpp"))]  # planners are plain C++, too
     depends = [
         str(p.relative_to(ROOT)) for p in (ROOT / "csrc").rglob("*") if p.suffix in (".h", ".inc", ".cuh", ".cu")
     ]

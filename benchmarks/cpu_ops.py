@@ -5,7 +5,7 @@
     python -m benchmarks.cpu_ops --isa avx2               # our kernels capped, torch as it is
     python -m benchmarks.cpu_ops --check                  # also asserts the speed-ups that this package promises
     python -m benchmarks.plot                             # a picture beside each results file
-    python -m benchmarks.readme                           # the tables of README.md
+    python -m benchmarks.readme                           # the tables of README.md, docs/benchmarks.md
 
 Every output is compared with a float64 reference before it is timed, and every call is traced to prove which operator
 ran. The FMA peak is measured between the contenders (cpu_peak.py). Rates count only the taps that lie inside the image.

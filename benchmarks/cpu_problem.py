@@ -83,7 +83,7 @@ class Problem:
         rows, columns = self.layer.padding
         if pass_ == "fwd":
             return lambda: replknet_ext.depthwise_conv2d(x, w, padding=(rows, columns), algorithm=algorithm)
-        ops, tail = torch.ops.replknet_ext, ((rows, rows, columns, columns), "ieee", algorithm, -1)
+        ops, tail = torch.ops.replknet_ext, ((rows, rows, columns, columns), "ieee", algorithm, "auto", -1)
         if pass_ == "bwd_input":
             return lambda: ops.dwconv2d_backward_input(g, w, *tail)
         return lambda: ops.dwconv2d_backward_weight(g, x, *tail)

@@ -22,8 +22,8 @@ import replknet_ext
 from benchmarks.gpu_plan import supported
 from benchmarks.gpu_table import device_limits
 from benchmarks.shapes import MAIN, NUMBERS, PASSES, Layer
-from replknet_ext.backends import torch as fallback
-from replknet_ext.backends.base import OP_OF_PASS
+from replknet_ext.backends import BACKENDS
+from replknet_ext.operator.problem import OP_OF_PASS
 
 #: Plane widths and kernels that between them need every variant; few rows, so that they stay small.
 CASES = [
@@ -48,15 +48,15 @@ CASES = [
 
 
 def _fwd(x: Tensor, weight: Tensor, grad: Tensor, pads: Sequence[int]) -> Tensor:
-    return fallback.fwd(x, weight, None, pads, "none", "ieee", "auto", -1)
+    return BACKENDS["torch"].fwd(x, weight, None, pads, "none", "ieee", "auto", -1)
 
 
 def _bwd_input(x: Tensor, weight: Tensor, grad: Tensor, pads: Sequence[int]) -> Tensor:
-    return fallback.bwd_input(grad, weight, pads, "ieee", "auto", -1)
+    return BACKENDS["torch"].bwd_input(grad, weight, pads, "ieee", "auto", -1)
 
 
 def _bwd_weight(x: Tensor, weight: Tensor, grad: Tensor, pads: Sequence[int]) -> Tensor:
-    return fallback.bwd_weight(grad, x, pads, "ieee", "auto", -1)
+    return BACKENDS["torch"].bwd_weight(grad, x, pads, "ieee", "auto", -1)
 
 
 #: The passes in float64 by torch on the CPU.
@@ -129,7 +129,7 @@ def stream_is_followed() -> bool:
     pads = (layer.kh // 2,) * 4
 
     def run(t: Tensor) -> Tensor:
-        result: Tensor = torch.ops.replknet_ext.dwconv2d(t, weight, None, pads, "none", "ieee", "auto", -1)
+        result: Tensor = torch.ops.replknet_ext.dwconv2d(t, weight, None, pads, "none", "ieee", "auto", "auto", -1)
         return result
 
     wanted, late = run(x), torch.zeros_like(x)
@@ -150,8 +150,8 @@ def profile() -> None:
         weight = torch.randn(layer.c, 1, layer.kh, layer.kw, dtype=torch.bfloat16, device="cuda") / layer.kh
         top, left = layer.padding
         pads = (top, top, left, left)
-        torch.ops.replknet_ext.dwconv2d(x, weight, None, pads, "none", "ieee", "auto", -1)
-        torch.ops.replknet_ext.dwconv2d_backward_weight(x, x, pads, "ieee", "auto", -1)
+        torch.ops.replknet_ext.dwconv2d(x, weight, None, pads, "none", "ieee", "auto", "auto", -1)
+        torch.ops.replknet_ext.dwconv2d_backward_weight(x, x, pads, "ieee", "auto", "auto", -1)
         torch.cuda.synchronize()
 
 

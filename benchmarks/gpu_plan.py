@@ -12,7 +12,7 @@ import os
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
@@ -25,7 +25,7 @@ ROOT = Path(__file__).resolve().parent.parent
 CSRC = ROOT / "csrc"
 
 SHIM = r"""
-#include "cuda/dwconv2d_cuda.h"
+#include "cuda/backend.h"
 #include "cuda/model.h"
 
 using namespace replknet_ext;
@@ -35,20 +35,35 @@ extern "C" int variant_count(int bwd_weight) { return cuda::variant_count(pass_o
 extern "C" const char* variant_name(int bwd_weight, int i) { return cuda::variant_name(pass_of(bwd_weight), i); }
 
 // s: n c h w kh kw ho wo pad_top pad_left; how: dtype, channels_last, flip, bwd_weight, precision, algorithm, as in the
-// enums; l: the four numbers of DeviceLimits. Null, or why there is no plan.
+// enums.
+static Problem problem(const int64_t* s, const int* how) {
+  return {s[0], s[1], s[2], s[3], s[4], s[5], s[6], s[7], s[8], s[9],
+          static_cast<DType>(how[0]), how[1] != 0, how[2] != 0, Activation::none, pass_of(how[3]),
+          static_cast<Precision>(how[4]), static_cast<Algorithm>(how[5])};
+}
+
+// l: the four numbers of DeviceLimits. Null, or why there is no plan.
 extern "C" const char* plan(const int64_t* s, const int* how, const int* l, int variant, int64_t* out, double* cost) {
-  Problem p{s[0], s[1], s[2], s[3], s[4], s[5], s[6], s[7], s[8], s[9],
-            static_cast<DType>(how[0]), how[1] != 0, how[2] != 0, Activation::none, pass_of(how[3]),
-            static_cast<Precision>(how[4]), static_cast<Algorithm>(how[5])};
-  cuda::LaunchPlan q{};
-  if (const char* why = cuda::plan_route(&p, {l[0], l[1], l[2], l[3]}, variant, &q)) return why;
-  const int64_t numbers[] = {q.variant, q.row_groups, q.block_pairs, q.block_chunks, q.block_groups, q.passes,
-                             q.warps, q.shared_bytes, q.blocks_per_sm, q.blocks, q.workspace_bytes,
-                             how[1] != 0 && !p.channels_last};
+  const Problem p = problem(s, how);
+  cuda::Route route;
+  if (const char* why = cuda::plan_route(p, {l[0], l[1], l[2], l[3]}, variant, &route)) return why;
+  const cuda::LaunchPlan& q = *route.plan;
+  const int64_t numbers[] = {q.variant, q.parts, q.warps, q.shared_bytes, q.blocks_per_sm, q.blocks,
+                             q.workspace_bytes, route.copied};
   for (int64_t v : numbers) *out++ = v;
   cost[0] = q.mmas;
-  cost[1] = q.cycles;
+  cost[1] = route.cycles;
   return nullptr;
+}
+
+// What the ops ask for in a step: the routes of `count` problems in turn. Returns how many plans were made.
+extern "C" int64_t plan_all(const int64_t* sizes, const int* hows, int count, const int* l) {
+  const int64_t before = cuda::plans_made();
+  for (int i = 0; i < count; ++i) {
+    cuda::Route route;
+    cuda::plan_route(problem(sizes + 10 * i, hows + 6 * i), {l[0], l[1], l[2], l[3]}, -1, &route);
+  }
+  return cuda::plans_made() - before;
 }
 
 // The rules of cuda/model.h that all planners share.
@@ -63,7 +78,7 @@ extern "C" double sm_cycles(int64_t blocks, int resident, int sms, const double*
 """
 
 
-#: In the order of the enums of csrc/dwconv.h.
+#: In the order of the enums of csrc/problem.h.
 DTYPES = ("float64", "float32", "float16", "bfloat16")
 PRECISIONS = ("ieee", "tf32", "bf16x3")
 ALGORITHMS = ("auto", "direct", "fft")
@@ -95,11 +110,7 @@ class Plan:
     """A LaunchPlan: how one launch would go. `cycles` is the model's prediction for the busiest SM."""
 
     variant: int
-    row_groups: int
-    block_pairs: int
-    block_chunks: int
-    block_groups: int
-    passes: int
+    parts: int
     warps: int
     shared_bytes: int
     blocks_per_sm: int
@@ -116,8 +127,8 @@ def _library() -> ctypes.CDLL:
     compiler = os.environ.get("CXX") or shutil.which("g++") or shutil.which("c++")
     if compiler is None:
         raise PlannerUnavailableError("the launch planner needs a C++ compiler: g++ was not found")
-    code = sorted((CSRC / "cuda").glob("*.cpp"))
-    sources = [CSRC / "dwconv.h", *sorted((CSRC / "cuda").glob("*.h")), *code]
+    code = sorted((CSRC / "cuda").rglob("*.cpp"))
+    sources = [*sorted(CSRC.glob("*.h")), *sorted((CSRC / "cuda").rglob("*.h")), *code]
     content = "\0".join([SHIM, compiler, *(path.read_text() for path in sources)])
     key = hashlib.sha256(content.encode()).hexdigest()[:16]
     target = ROOT / f"build/planner/{key}.so"
@@ -140,6 +151,7 @@ def _library() -> ctypes.CDLL:
     library = ctypes.CDLL(str(target))
     library.variant_name.restype = library.plan.restype = ctypes.c_char_p
     library.sm_cycles.restype = ctypes.c_double
+    library.plan_all.restype = ctypes.c_int64
     return library
 
 
@@ -173,6 +185,39 @@ def variants(pass_: str = "fwd") -> list[str]:
     return [library.variant_name(which, i).decode() for i in range(library.variant_count(which))]
 
 
+def _problem(
+    layer: Layer, pass_: str, dtype: str, channels_last: bool, precision: str, algorithm: str
+) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """`sizes` and `how` as the C functions take them."""
+    pad_top, pad_left = layer.padding
+    if pass_ == "bwd_input":  # the forward kernel on the gradient, filter rotated and pads mirrored
+        pad_top, pad_left = layer.kh - 1 - pad_top, layer.kw - 1 - pad_left
+    sizes = (layer.n, layer.c, layer.h, layer.w, layer.kh, layer.kw, layer.h, layer.w, pad_top, pad_left)
+    how = (DTYPES.index(dtype), int(channels_last), int(pass_ == "bwd_input"), int(pass_ == "bwd_weight"),
+           PRECISIONS.index(precision), ALGORITHMS.index(algorithm))  # fmt: skip
+    return sizes, how
+
+
+def planner(
+    step: Sequence[tuple[Layer, str]],
+    dtype: str,
+    limits: Limits = H200,
+    *,
+    channels_last: bool = False,
+    precision: str = "ieee",
+    algorithm: str = "auto",
+) -> Callable[[], int]:
+    """A function that asks for the plan of each (layer, pass) in turn, as a training step does from C++.
+
+    It returns how many of them had to be made; the others were found in the planner's cache.
+    """
+    problems = [_problem(layer, pass_, dtype, channels_last, precision, algorithm) for layer, pass_ in step]
+    sizes = (ctypes.c_int64 * (10 * len(step)))(*(v for s, _ in problems for v in s))
+    hows = (ctypes.c_int * (6 * len(step)))(*(v for _, h in problems for v in h))
+    plan_all, device = _library().plan_all, _device(limits)
+    return lambda: int(plan_all(sizes, hows, len(step), device))
+
+
 def plan(
     layer: Layer,
     pass_: str = "fwd",
@@ -200,13 +245,8 @@ def plan(
         PlannerUnavailableError: no C++ compiler.
     """
     library = _library()
-    pad_top, pad_left = layer.padding
-    if pass_ == "bwd_input":  # the forward kernel on the gradient, filter rotated and pads mirrored
-        pad_top, pad_left = layer.kh - 1 - pad_top, layer.kw - 1 - pad_left
-    sizes = (layer.n, layer.c, layer.h, layer.w, layer.kh, layer.kw, layer.h, layer.w, pad_top, pad_left)
-    how = (DTYPES.index(dtype), int(channels_last), int(pass_ == "bwd_input"), int(pass_ == "bwd_weight"),
-           PRECISIONS.index(precision), ALGORITHMS.index(algorithm))  # fmt: skip
-    numbers, cost = (ctypes.c_int64 * 12)(), (ctypes.c_double * 2)()
+    sizes, how = _problem(layer, pass_, dtype, channels_last, precision, algorithm)
+    numbers, cost = (ctypes.c_int64 * 8)(), (ctypes.c_double * 2)()
     why = library.plan((ctypes.c_int64 * 10)(*sizes), (ctypes.c_int * 6)(*how), _device(limits), variant, numbers, cost)
     if why is not None:
         raise PlanError(why.decode())

@@ -23,8 +23,8 @@ from torch._C._autograd import DeviceType
 
 from benchmarks.gpu_plan import PlanError, PlannerUnavailableError, supported
 from benchmarks.shapes import NUMBERS, Layer
-from replknet_ext import ops
-from replknet_ext.backends import triton
+from replknet_ext.backends.triton import device as triton
+from replknet_ext.operator import ops
 
 #: Of kernel names. What is neither ours nor PyTorch's own is cuDNN's: its kernels have no common name.
 OURS = r"\b(rt|rtw|fma|fft)_\w*kernel|replknet_ext|\b(toeplitz_(fwd|weight)|sliding_fwd|filter_table|add_diagonals)\b"
@@ -77,12 +77,10 @@ class Tensors:
         return x[i % len(x)], x[(i + 1) % len(x)]
 
 
-def _ours(
-    t: Tensors, pass_: str, variant: int, nhwc: bool = False, raw: ops.Passes = ops.RAW
-) -> Callable[[int], Tensor]:
+def _ours(t: Tensors, pass_: str, variant: int, nhwc: bool = False, backend: str = "auto") -> Callable[[int], Tensor]:
     top, left = t.layer.padding
     pads = (top, top, left, left)
-    how = (pads, t.precision, "auto", variant)
+    raw, how = ops.RAW, (pads, t.precision, "auto", backend, variant)
     if pass_ == "fwd":
         return lambda i: raw.fwd(t.pair(i, nhwc)[0], t.weight, None, pads, "none", *how[1:])
     if pass_ == "bwd_input":
@@ -136,14 +134,14 @@ def our_routes(t: Tensors, pass_: str, *, every_variant: bool, nhwc: bool) -> li
     """Ours by the automatic choice and by name."""
     routes = [Route("ours auto", "ours", _ours(t, pass_, -1))]
     if triton.WHY_NOT is None:
-        routes.append(Route("ours triton", "ours", _ours(t, pass_, -1, raw=ops.TRITON)))
+        routes.append(Route("ours triton", "ours", _ours(t, pass_, -1, backend="triton")))
     if every_variant:
         try:
             dtype = str(t.weight.dtype).removeprefix("torch.")
             plans = supported(t.layer, pass_, dtype, precision=t.precision)
         except (PlanError, PlannerUnavailableError):
             plans = {}
-        routes += [Route(f"ours {p.name}", "ours", _ours(t, pass_, v), v) for v, p in plans.items()]
+        routes += [Route(f"ours {p.name}", "ours", _ours(t, pass_, v, backend="cuda"), v) for v, p in plans.items()]
     if nhwc:
         routes.append(Route("ours nhwc", "ours", _ours(t, pass_, -1, nhwc=True)))
     return routes

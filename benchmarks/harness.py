@@ -28,7 +28,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from replknet_ext.backends.configs import cpu_name
+from replknet_ext.choices.device import cpu_name
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = Path(__file__).resolve().parent / "results"
@@ -193,7 +193,16 @@ def _commit() -> str:
     try:
         revision = git("rev-parse", "--short=12", "HEAD")
         # Result files and the tables made from them change in the very run that writes them.
-        changed = git("status", "--porcelain", "--untracked-files=no", "--", ".", ":!benchmarks/results", ":!README.md")
+        changed = git(
+            "status",
+            "--porcelain",
+            "--untracked-files=no",
+            "--",
+            ".",
+            ":!benchmarks/results",
+            ":!README.md",
+            ":!docs/benchmarks.md",
+        )
     except (OSError, subprocess.SubprocessError):
         return "unknown"
     return revision + ("+changes" if changed else "")

@@ -69,7 +69,7 @@ __global__ void __launch_bounds__(kThreads) fma_rate(int rounds, float* out, lon
 
 }  // namespace
 
-// kind: 0 bf16, 1 tf32, 2 fp32. out: blocks * 256 floats; cycles: one a block. A block issues, each round, 8 warps * 8
+// kind: 0 bf16, 1 tf32, 2 fp32. out: blocks * 256 floats; cycles: one per block. A block issues, each round, 8 warps * 8
 // tensor instructions, or 256 threads * 16 fused multiply-adds. Returns a CUDA error.
 extern "C" int peak(int kind, int blocks, int rounds, float* out, long long* cycles, void* stream) {
   const auto s = static_cast<cudaStream_t>(stream);

@@ -1,4 +1,4 @@
-"""Writes the benchmark tables of README.md from benchmarks/results: `python -m benchmarks.readme [--check]`."""
+"""Writes the tables of README.md and docs/benchmarks.md from results: `python -m benchmarks.readme [--check]`."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from benchmarks.shapes import PASSES
 
 BEGIN, END = "<!-- benchmarks: begin (python -m benchmarks.readme) -->", "<!-- benchmarks: end -->"
 README = harness.ROOT / "README.md"
+PAGE = harness.ROOT / "docs/benchmarks.md"
 
 
 def cpu_table(payload: dict[str, Any]) -> str:
@@ -40,7 +41,7 @@ def cpu_table(payload: dict[str, Any]) -> str:
 
 
 def summary(payloads: Sequence[tuple[str, dict[str, Any]]]) -> str:
-    """A line for each results file: speed-ups over torch's best layout, geometric mean and worst layer."""
+    """One line per results file: speed-ups over torch's best layout, geometric mean and worst layer."""
     lines = [
         "| against `nn.Conv2d` in its best layout: mean (worst layer) | fwd | bwd_input | bwd_weight |",
         "|---|--:|--:|--:|",
@@ -52,7 +53,7 @@ def summary(payloads: Sequence[tuple[str, dict[str, Any]]]) -> str:
             cells.append(f"**{times(geomean(ratios))}** ({times(min(ratios))})")
         isa = payload["meta"]["kernel_isa"]
         title = f"{TITLES[payload['group']]}{f'; ours {isa}' if isa != 'avx512' else ''}"
-        lines.append(f"| [{title}](benchmarks/results/{name}) | {' | '.join(cells)} |")
+        lines.append(f"| [{title}](../benchmarks/results/{name}) | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
@@ -74,47 +75,76 @@ def model_table(payload: dict[str, Any]) -> str:
 
 
 def section() -> str:
-    """The table of the main group with its picture, a line for each file, and the whole model."""
+    """Everything, for docs/benchmarks.md: the whole model, the main group with its picture, a line per results file."""
     files = sorted(harness.RESULTS.glob("cpu_ops_*.json"))
     payloads = [(path.name, json.loads(path.read_text())) for path in files]
     order = list(GROUPS)
     payloads.sort(key=lambda item: (order.index(item[1]["group"]), item[1]["meta"]["kernel_isa"] != "avx512"))
-    parts = []
+    parts = [model_table(json.loads(path.read_text())) for path in sorted(harness.RESULTS.glob("cpu_model_*.json"))]
     for name, payload in payloads:
         if payload["group"] == "main" and payload["meta"]["kernel_isa"] == "avx512":
             parts.append(cpu_table(payload))
             picture = (harness.RESULTS / name).with_suffix(".png")
             if picture.exists():
-                parts.append(f"![The same figures as a bar chart]({picture.relative_to(harness.ROOT).as_posix()})")
+                parts.append(
+                    f"![The same figures as a bar chart]({picture.relative_to(harness.ROOT).as_posix()})".replace(
+                        "](", "](../"
+                    )
+                )
     if payloads:
         parts.append(summary(payloads))
-    parts += [model_table(json.loads(path.read_text())) for path in sorted(harness.RESULTS.glob("cpu_model_*.json"))]
     return "\n\n".join(parts) or "No results stored yet."
 
 
+def headline() -> str:
+    """README.md's one table: the whole model in each provider's best layout, then its layers, forward and backward."""
+    lines = ["| float32, batch {batch}, ms | `nn.Conv2d`, best layout | ours | speed-up |", "|---|--:|--:|--:|"]
+    meta: dict[str, Any] = {}
+    for path in sorted(harness.RESULTS.glob("cpu_model_*.json")):
+        payload = json.loads(path.read_text())
+        meta, batch = payload["meta"], payload["rows"][0]["batch"]
+        lines[0] = lines[0].replace("{batch}", str(batch))
+        for what in dict.fromkeys(row["what"] for row in payload["rows"]):
+            best = [
+                min(row["median_ms"] for row in payload["rows"] if (row["what"], row["provider"]) == (what, provider))
+                for provider in (TORCH, OURS)
+            ]
+            cells = [milliseconds(best[0]), milliseconds(best[1]), f"**{times(best[0] / best[1])}**"]
+            lines.append(f"| RepLKNet-31B, {what} | {' | '.join(cells)} |")
+    for path in sorted(harness.RESULTS.glob("cpu_ops_main_avx512_*.json")):
+        for item in compare(json.loads(path.read_text())["rows"]):
+            cells = [milliseconds(item.best), milliseconds(item.ours), f"**{times(item.vs_best)}**"]
+            lines.append(f"| {item.layer}, {item.pass_} | {' | '.join(cells)} |")
+    if not meta:
+        return "No results stored yet."
+    return "\n".join([*lines, "", f"<sub>{harness.describe(meta)}</sub>"])
+
+
 def render(text: str, tables: str) -> str:
-    """The README's text with the part between the markers replaced.
+    """A page's text with the part between the markers replaced.
 
     Raises:
         ValueError: a marker is missing.
     """
     if text.count(BEGIN) != 1 or text.count(END) != 1:
-        raise ValueError("README.md needs each benchmark marker exactly once")
+        raise ValueError("the page needs each benchmark marker exactly once")
     head, rest = text.split(BEGIN)
     return f"{head}{BEGIN}\n{tables}\n{END}{rest.split(END)[1]}"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Command line; with --check, 1 if README.md is not what the results say."""
+    """Command line; with --check, 1 if a page is not what the results say."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.readme", description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--check", action="store_true", help="write nothing, fail if README.md is out of date")
+    parser.add_argument("--check", action="store_true", help="write nothing, fail if a page is out of date")
     options = parser.parse_args(arguments)
-    old = README.read_text()
-    new = render(old, section())
-    if options.check:
-        return int(new != old)
-    README.write_text(new)
-    return 0
+    stale = 0
+    for page, tables in ((README, headline()), (PAGE, section())):
+        old = page.read_text()
+        new = render(old, tables)
+        stale |= new != old
+        if not options.check:
+            page.write_text(new)
+    return int(options.check and stale)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ Nothing here is measured. Three bounds and one prediction a layer:
 * memory: input, output and filter moved once, at the copy bandwidth;
 * taps: multiply-adds of taps inside the image at the rate of a large bf16 matrix product;
 * mma: the tensor instructions that no mapping of ours can avoid, at the rate of mma.sync;
-* predicted: the launch planners' own model (csrc/cuda/*_plan.cpp), which adds tiles, start-up and the last wave.
+* predicted: the launch planners' own model (csrc/cuda/*/plan.cpp), which adds tiles, start-up and the last wave.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ from benchmarks.shapes import (
     all_layers,
     clipped_flop,
 )
+from replknet_ext.backends.base import CYCLES_PER_US
 
 RESULT = ROOT / "benchmarks/results/predictions-h200.json"
 
@@ -43,7 +44,7 @@ CEILINGS = {
     "bf16_gemm_flop_per_s": 790e12,
     "mma_sync_flop_per_s": 620e12,
     "ffma_flop_per_s": 67e12,
-    "sm_clock_hz": 1.755e9,
+    "sm_clock_hz": 1e6 * CYCLES_PER_US,
 }
 MMA_FLOP = 2 * 16 * 8 * 16  # mma.sync.m16n8k16
 #: Tensor instructions of m16n8k16's rate that stand for one of them: tf32 has half the depth, bf16x3 three products.
@@ -132,7 +133,7 @@ def predict(
         "mma_us": microseconds(mmas * MMA_FLOP / CEILINGS["mma_sync_flop_per_s"]) if mmas else None,
         "variant": plan.name,
         "copied": bool(plan.copied),
-        "row_groups": plan.row_groups,
+        "parts": plan.parts,
         "warps": plan.warps,
         "shared_bytes": plan.shared_bytes,
         "workspace_bytes": plan.workspace_bytes,

@@ -54,8 +54,8 @@ def square(n: int, c: int, size: int, kernel: int) -> Layer:
 
 def stages(n: int, arch: RepLKNetConfig, pixels: int) -> list[Layer]:
     """The large-kernel layers of a network's stages for square images of `pixels`."""
-    rows = zip(arch.channels, arch.reductions, arch.large_kernel_sizes, strict=True)
-    return [square(n, int(c * arch.dw_ratio), pixels // reduction, k) for c, reduction, k in rows]
+    rows = zip(arch.dw_channels, arch.reductions, arch.large_kernel_sizes, strict=True)
+    return [square(n, c, pixels // reduction, k) for c, reduction, k in rows]
 
 
 K56, K28, K14, K7 = MAIN = tuple(stages(64, ARCHS["31B"], 224))

@@ -3,7 +3,7 @@
     python -m benchmarks.triton_model            # table and benchmarks/results/predictions-triton-h200.json
     python -m benchmarks.triton_model --check    # 1 if that file is not what the code predicts
 
-Nothing here is measured: see `replknet_ext.backends.triton_kernels.configs` for the constants.
+Nothing here is measured: see `replknet_ext.backends.triton.tiles` for the constants.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from typing import Any
 
 from benchmarks.roofline import CEILINGS, microseconds
 from benchmarks.shapes import GOALS_US, PASSES, Layer, all_layers, clipped_flop
-from replknet_ext.backends.triton_kernels import configs
-from replknet_ext.backends.triton_kernels.configs import Sizes, Toeplitz
+from replknet_ext.backends.triton import tiles
+from replknet_ext.backends.triton.tiles import Sizes, Toeplitz
 
 RESULT = Path(__file__).resolve().parent / "results/predictions-triton-h200.json"
 H200_SHARED = (227 << 10) - 4096
@@ -29,22 +29,22 @@ def predict(layer: Layer, pass_: str) -> dict[str, Any]:
     sizes = Sizes(layer.n, layer.c, layer.h, layer.w, layer.kh, layer.kw, layer.h, layer.w, *layer.padding)
     row: dict[str, Any] = {"layer": layer.name, "pass": pass_, "dtype": "bfloat16"}
     if pass_ == "bwd_weight":
-        weight = configs.weight(sizes, "bfloat16", "ieee", H200_SHARED)
+        weight = tiles.weight(sizes, "bfloat16", "ieee", H200_SHARED)
         cycles, step = (
-            configs.weight_cycles(sizes, weight, 2, "half"),
-            configs.weight_step_cycles(sizes, weight, 2, "half"),
+            tiles.weight_cycles(sizes, weight, 2, "half"),
+            tiles.weight_step_cycles(sizes, weight, 2, "half"),
         )
         row |= {"kernel": "toeplitz_weight", "tile": weight._asdict()}
     else:
-        tile = configs.forward(sizes, "bfloat16", "ieee", False, H200_SHARED)
+        tile = tiles.forward(sizes, "bfloat16", "ieee", False, H200_SHARED)
         if isinstance(tile, Toeplitz):
             cycles, step = (
-                configs.forward_cycles(sizes, tile, 2, "half"),
-                configs.forward_step_cycles(sizes, tile, 2, "half"),
+                tiles.forward_cycles(sizes, tile, 2, "half"),
+                tiles.forward_step_cycles(sizes, tile, 2, "half"),
             )
             row |= {"kernel": "toeplitz_fwd", "tile": tile._asdict()}
         else:
-            cycles, step = configs.sliding_cycles(sizes, tile, 2), {}
+            cycles, step = tiles.sliding_cycles(sizes, tile, 2), {}
             row |= {"kernel": "sliding_fwd", "tile": tile._asdict()}
     seconds = cycles / CEILINGS["sm_clock_hz"]
     row |= {
@@ -60,7 +60,7 @@ def predict(layer: Layer, pass_: str) -> dict[str, Any]:
 
 def predictions() -> dict[str, Any]:
     """What the JSON file holds; the same on every machine."""
-    constants = {name: getattr(configs, name) for name in dir(configs) if name.isupper() and name != "MAX_WORKSPACE"}
+    constants = {name: getattr(tiles, name) for name in dir(tiles) if name.isupper() and name != "MAX_WORKSPACE"}
     return {
         "kind": "PREDICTION: from a model, nothing in this file was measured",
         "device": "NVIDIA H200",

@@ -23,9 +23,11 @@ import torch
 
 from benchmarks import harness, shapes
 from benchmarks.harness import BenchmarkError
-from replknet_ext.backends import PASSES, Candidate, Problem, configs
-from replknet_ext.checks import Geometry
-from replknet_ext.tuning import measure, search, store
+from replknet_ext.backends import PASSES, Candidate, Problem
+from replknet_ext.choices import table
+from replknet_ext.choices.device import identity, stem_of
+from replknet_ext.operator.problem import Geometry
+from replknet_ext.tuning import measure, search
 from replknet_ext.tuning.measure import Measured
 from replknet_ext.tuning.report import layer_of, us
 
@@ -68,9 +70,9 @@ def row_of(subject: Problem, device: torch.device, most: int, budget: float) -> 
     measured = measure.measure(subject, search.shortlist(subject, "auto", most), device, budget_seconds=budget)
     best = min(measured, key=lambda m: m.us)
     if not measured or measured[0].failed is not None:
-        raise BenchmarkError(f"{configs.key_of(subject)}: {measured[0].failed if measured else 'no candidate'}")
+        raise BenchmarkError(f"{table.key_of(subject)}: {measured[0].failed if measured else 'no candidate'}")
     return {
-        "problem": configs.key_of(subject),
+        "problem": table.key_of(subject),
         "layer": layer_of(subject),
         "pass": subject.pass_,
         "first": measured[0].candidate.name,
@@ -91,8 +93,8 @@ def summary(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
-def choices(rows: Sequence[dict[str, Any]]) -> dict[str, configs.Entry]:
-    """What to take, by the rows of a file, for `store.save_config`."""
+def choices(rows: Sequence[dict[str, Any]]) -> dict[str, table.Entry]:
+    """What to take, by the rows of a file, for `table.save_config`."""
     found = {}
     for row in rows:
         measured = [
@@ -125,8 +127,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         content = harness.read_json(options.source)
         if options.save_config is None:
             parser.error("--from is for --save-config")
-        path = store.save_config(options.save_config, content["device"], choices(content["rows"]))
-        print(f"wrote {path}, to be shipped as {configs.stem_of(content['device'])}.json")
+        path = table.save_config(options.save_config, content["device"], choices(content["rows"]))
+        print(f"wrote {path}, to be shipped as {stem_of(content['device'])}.json")
         return 0
     device = torch.device(options.device)
     part, parts = map(int, options.part.split("/"))
@@ -138,15 +140,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         first, best = row["candidates"][0], min(row["candidates"], key=lambda c: c["us"] or float("inf"))
         times = f"{first['name']:<18} {us(first['us']):>7}  {best['name']:<18} {us(best['us']):>7}"
         print(f"{row['layer']:<44} {row['pass']:<10} {times} {row['first_over_best']:.2f}", flush=True)
-    who = configs.identity(device)
-    output = options.output or harness.RESULTS / f"tuning_{configs.stem_of(who)}.json"
+    who = identity(device)
+    output = options.output or harness.RESULTS / f"tuning_{stem_of(who)}.json"
     if part > 1 and output.exists():
         rows = [*harness.read_json(output)["rows"], *rows]
     print(f"{summary(rows)}, {time.monotonic() - started:.0f} s; wrote {output}")
     payload = {"benchmark": "tuning", "meta": harness.metadata(), "device": who, "summary": summary(rows), "rows": rows}
     harness.write_json(output, payload)
     if options.save_config is not None:
-        print(f"wrote {store.save_config(options.save_config, who, choices(rows))}")
+        print(f"wrote {table.save_config(options.save_config, who, choices(rows))}")
     return 0
 
 

@@ -21,7 +21,7 @@ from rich.console import Console
 
 import replknet_ext
 from examples import demo_digits, demo_latency, demo_pretrained
-from replknet_ext.backends import configs
+from replknet_ext.choices.device import cpu_name
 
 Part = Callable[[Console, Path], bool]
 PARTS: dict[str, tuple[str, Part]] = {
@@ -47,7 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         console.print("[red]The compiled extension is missing: build it with `pip install -e .`, or run `make demo`.")
         return 1
     console.print(
-        f"replknet_ext {replknet_ext.__version__}, torch {torch.__version__}, {configs.cpu_name()}, "
+        f"replknet_ext {replknet_ext.__version__}, torch {torch.__version__}, {cpu_name()}, "
         f"{torch.get_num_threads()} threads of {os.cpu_count()}, kernels for {torch.ops.replknet_ext._cpu_isa()}"
     )
     failed = []

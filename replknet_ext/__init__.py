@@ -1,16 +1,21 @@
 """replknet_ext: large depthwise 2-D convolutions for PyTorch, and the RepLKNet models built on them.
 
-Imports without CUDA, triton, torchvision or timm, and without the compiled extension (`HAS_EXT`), then more slowly.
+Needs no CUDA, triton, torchvision or timm, and works without the compiled extension (`HAS_EXT` is False), but slower.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from . import models
 from ._ext import HAS_EXT
 from ._version import __version__
-from .autograd import DepthwiseConv2dLargeFunction
-from .functional import Explanation, depthwise_conv2d, explain
+from .explanation import Explanation, explain
+from .functional import depthwise_conv2d
+from .models import convert_checkpoint, get_model, list_models, load_checkpoint, reparameterize
+from .modules import DepthwiseConv2dLarge
+from .operator.autograd import DepthwiseConv2dLargeFunction
+from .patch import ReplaceReport, replace_depthwise, restore
 from .settings import (
     algorithm,
     autotune,
@@ -23,11 +28,6 @@ from .settings import (
     set_float32_precision,
 )
 from .tuning import TuneReport, tune
-
-from . import models  # isort: skip  # the upper rows of the package import what stands above
-from .models import convert_checkpoint, get_model, list_models, load_checkpoint, reparameterize
-from .modules import DepthwiseConv2dLarge
-from .patch import ReplaceReport, replace_depthwise, restore
 
 if TYPE_CHECKING:
     from .tools.predict import inference_model

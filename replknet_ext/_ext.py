@@ -1,6 +1,6 @@
 """Loads the compiled extension ``replknet_ext._C`` once and says what it holds.
 
-The package also works without it (``HAS_EXT`` is False): `replknet_ext.ops` then defines the same three ops in
+The package also works without it (``HAS_EXT`` is False): `replknet_ext.operator.ops` then defines the same three ops in
 Python and torch does the work. A present but broken extension is reported by a warning, not hidden.
 """
 
@@ -12,11 +12,36 @@ import json
 import sys
 import warnings
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 
 NAMESPACE = "replknet_ext"
+
+
+def _why_missing() -> str:
+    """Why no ``_C`` stands beside this file; warns where another folder of ``sys.path`` has the package with it.
+
+    Python looks in the folder that it was started from first, so in a clone the sources hide what `pip install .` put
+    elsewhere.
+    """
+    here = Path(__file__).resolve().parent
+    for entry in map(Path, sys.path):
+        other = (entry / here.name).resolve()
+        if other != here and any(other.glob("_C*.so")):
+            reason = (
+                f"the compiled extension is not installed in {here}, the folder that was imported, but in {other}: "
+                f"start Python outside {here.parent}, or build there with pip install --no-build-isolation -e ."
+            )
+            warnings.warn(f"replknet_ext: {reason}", RuntimeWarning, stacklevel=5)
+            return reason
+    if (here.parent / "setup.py").is_file():
+        return (
+            f"the compiled extension is not installed in {here}: these are the sources, not built yet or built with "
+            f"REPLKNET_EXT_SKIP_EXT; build them with pip install --no-build-isolation -e {here.parent}"
+        )
+    return "the compiled extension is not installed: the package was built with REPLKNET_EXT_SKIP_EXT"
 
 
 def _load() -> tuple[bool, str | None]:
@@ -34,7 +59,7 @@ def _load() -> tuple[bool, str | None]:
     except ModuleNotFoundError as error:
         if error.name != module:
             raise
-        return False, "the compiled extension is not installed (built with REPLKNET_EXT_SKIP_EXT, or not built yet)"
+        return False, _why_missing()
     except ImportError as error:
         reason = f"the compiled extension could not be loaded: {error}"
         warnings.warn(f"replknet_ext: {reason}; calls go to Triton or torch", RuntimeWarning, stacklevel=2)
@@ -62,6 +87,12 @@ def variant_names(table: str, pass_: str) -> list[str]:
     """
     names: list[str] = build_info().get(table, {}).get("bwd_weight" if pass_ == "bwd_weight" else "fwd", [])
     return names
+
+
+def forget_choices() -> None:
+    """Tell the extension that measured choices have changed."""
+    if HAS_EXT:
+        torch.ops.replknet_ext._forget_choices()
 
 
 def cpu_isa() -> str | None:

@@ -1,23 +1,22 @@
-"""Files that are there completely or not at all, and where the package keeps its own."""
+"""Atomic writes, file locks, and the package's cache directory."""
 
 from __future__ import annotations
 
 import errno
+import glob
 import os
 import secrets
 import stat
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from functools import cache
 from pathlib import Path
 
 from . import _env
 
 __all__ = ["cache_dir", "locked", "replacing"]
 
-#: What names of temporary files begin with, and the age in seconds after which nobody writes to one any more.
-_TEMPORARY, _OLD = ".replknet_ext-", 3600.0
+_LEFT_BEHIND = 24 * 3600  # seconds after which nobody is writing a temporary file any more
 
 
 def cache_dir() -> Path:
@@ -36,9 +35,9 @@ def locked(path: str | Path, timeout: float = -1) -> Iterator[None]:
         timeout: seconds to wait; -1 for ever.
 
     Raises:
-        OSError: the lock can't be made, or was not to be had in time.
+        OSError: the lock can't be made, or timed out.
     """
-    from filelock import FileLock  # torch needs it, too
+    from filelock import FileLock
 
     with FileLock(f"{path}.lock", timeout=timeout):
         yield
@@ -48,29 +47,31 @@ def locked(path: str | Path, timeout: float = -1) -> Iterator[None]:
 def replacing(path: str | Path) -> Iterator[Path]:
     """A path beside `path` to write to; it takes the place of `path` if the block ends well, else it is removed.
 
-    A file that is replaced keeps its mode, and where `path` is a link, the file that it leads to is replaced. What a
-    killed process left in the folder is removed once it is old.
+    A link stays one: the file that it names is replaced. A file that is there keeps its mode. What a killed process has
+    left beside `path` is removed once it is a day old.
 
     Raises:
-        OSError: the folder cannot be made or written to, or `path` is no file; errors of writing name `path`.
+        OSError: the folder cannot be made or written to, or `path` is no regular file; names `path`, as do errors of
+            writing in the block.
     """
-    target = Path(os.path.realpath(path))
+    # The suffix stays: writers choose their format by it.
+    target, suffix = Path(os.path.realpath(path)), Path(path).suffix
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
         if target.is_dir():
-            raise IsADirectoryError(errno.EISDIR, "is a folder")
+            raise OSError(errno.EISDIR, "is a folder")
         if target.exists() and not target.is_file():
-            raise OSError(errno.EINVAL, "is not a regular file")
-        _remove_left_behind(target.parent)
-        # The suffix stays: writers choose their format by it.
-        temporary = target.with_name(f"{_TEMPORARY}{secrets.token_hex(8)}{Path(path).suffix}")
-        with temporary.open("xb"):  # with the mode that new files have here
-            pass
+            raise OSError(errno.EINVAL, "is no regular file")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        for left in target.parent.glob(f".{glob.escape(target.stem)}-{'[0-9a-f]' * 8}{glob.escape(suffix)}"):
+            with suppress(OSError):
+                if time.time() - left.stat().st_mtime > _LEFT_BEHIND:
+                    left.unlink()
+        temporary = target.with_name(f".{target.stem}-{secrets.token_hex(4)}{suffix}")
+        os.close(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666))
         try:
             mode = stat.S_IMODE((target if target.exists() else temporary).stat().st_mode)
-            temporary.chmod(mode | stat.S_IWUSR)
             yield temporary
-            temporary.chmod(mode)  # some writers put a file of their own in its place
+            temporary.chmod(mode)  # writers that make the file anew, as safetensors', choose one of their own
             os.replace(temporary, target)
         finally:
             with suppress(FileNotFoundError):
@@ -78,12 +79,3 @@ def replacing(path: str | Path) -> Iterator[Path]:
     except OSError as error:
         # Writers name the temporary file or none, as when the disk is full.
         raise OSError(error.errno, error.strerror or str(error), str(path)) from error
-
-
-@cache
-def _remove_left_behind(folder: Path) -> None:
-    """Removes old temporary files, once per process and folder: folders may hold many files."""
-    for left in folder.glob(f"{_TEMPORARY}*"):
-        with suppress(OSError):
-            if time.time() - left.stat().st_mtime > _OLD:
-                left.unlink()

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch._prims_common import suggest_memory_format
 from torch.overrides import handle_torch_function, has_torch_function_variadic
 
-from . import _ext, autograd, checks, choices, settings
-from .backends import BACKENDS, NAMES, PASSES, Backend, Problem, by_pass, configs, select
-from .checks import Geometry
-from .ops import autocast_enabled, autocast_operands
-from .tuning import search, watch
+from . import settings
+from .backends import BACKENDS, Backend, names, select
+from .operator import autograd, checks
+from .operator.call import Call, describe, prepare
+from .operator.problem import Geometry
+from .tuning import first_use
 
 IntOrPair = int | tuple[int, int]
 
@@ -22,14 +21,12 @@ IntOrPair = int | tuple[int, int]
 class _Plan(NamedTuple):
     backend: Backend
     geometry: Geometry
-    first_used: set[tuple[str, bool]] | None = None  # passes and whether channels_last that need no tuning any more
 
 
 # Plans by everything that the checks and the choice of backend look at. A plan is a pure function of its key, so
 # threads may race here: the worst case is the same plan made twice.
 _plans: dict[tuple[Any, ...], _Plan] = {}
 _MAX_PLANS = 4096
-configs.on_change.append(_plans.clear)  # what was measured may not be any more
 
 
 def depthwise_conv2d(
@@ -89,35 +86,19 @@ def depthwise_conv2d(
             depthwise_conv2d, (input, weight, bias), input, weight, bias, stride, padding, dilation,
             activation=activation, algorithm=algorithm, precision=precision, backend=backend,
         )  # fmt: skip
-    checks.are_tensors(input, weight, bias)
-    device_type = input.device.type
-    if autocast_enabled(device_type):
-        input, weight, bias = autocast_operands(device_type, input, weight, bias)  # type: ignore[assignment]
-    if input.dim() == 3:
-        return depthwise_conv2d(
-            input.unsqueeze(0), weight, bias, stride, padding, dilation,
-            activation=activation, algorithm=algorithm, precision=precision, backend=backend,
-        ).squeeze(0)  # fmt: skip
-    if algorithm is None:
-        algorithm = settings.get_algorithm()
-    if precision is None:
-        precision = settings.get_float32_precision()
-    rest = (stride, padding, dilation, activation, algorithm, precision, backend)
-    if torch.compiler.is_compiling() or torch.jit.is_tracing():  # type: ignore[attr-defined]
-        plan = _plan(input, weight, bias, *rest)
+    call = prepare(
+        input, weight, bias, stride, padding, dilation, activation=activation, algorithm=algorithm, precision=precision
+    )
+    eager = not (torch.compiler.is_compiling() or torch.jit.is_tracing())  # type: ignore[attr-defined]
+    plan = (_cached_plan if eager else _plan)(call, backend)
+    if plan.backend.differentiable:
+        out = plan.backend.run(call.input, call.weight, call.bias, plan.geometry, activation)
     else:
-        plan = _cached_plan(input, weight, bias, *rest)
-        if watch.calls is not None:
-            channels_last = suggest_memory_format(input) == torch.channels_last
-            watch.calls.append(replace(_problem(input, weight, bias, *rest[:-1]), channels_last=channels_last))
-        if plan.first_used is not None and settings.get_autotune():
-            plan = _tuned_on_first_use(plan, input, weight, bias, *rest)
-    if plan.backend.dispatched:
-        return autograd.dwconv2d(
-            input, weight, bias, plan.geometry.padding, activation, precision, algorithm,
-            choices.MEASURED if backend == "auto" else choices.MEASURED_OWN, triton=plan.backend.name == "triton",
-        )  # fmt: skip
-    return plan.backend.run(input, weight, bias, plan.geometry, activation, precision, algorithm)
+        if eager and settings.get_autotune():
+            first_use.tune(call, backend)
+        operands = call.input, call.weight, call.bias, plan.geometry.padding
+        out = autograd.dwconv2d(*operands, activation, call.precision, call.algorithm, backend)
+    return out if call.batched else out.squeeze(0)
 
 
 def _plain(value: Any) -> bool:
@@ -128,170 +109,31 @@ def _plain(value: Any) -> bool:
     return kind is tuple and len(value) == 2 and type(value[0]) is int and type(value[1]) is int
 
 
-def _cached_plan(input: Tensor, weight: Tensor, bias: Tensor | None, *rest: Any) -> _Plan:
+def _cached_plan(call: Call, backend: Any) -> _Plan:
     """`_plan`, through the table."""
-    if not (_plain(rest[0]) and _plain(rest[1]) and _plain(rest[2])):
-        return _plan(input, weight, bias, *rest)
+    input, weight, bias, options, _ = call
+    if not (_plain(options[0]) and _plain(options[1]) and _plain(options[2])):
+        return _plan(call, backend)
     about_bias = None if bias is None else (bias.shape, bias.dtype, bias.device, bias.layout)
     try:
         key = (
             input.shape, input.dtype, input.device, input.layout,
-            weight.shape, weight.dtype, weight.device, weight.layout, about_bias, rest, torch.get_num_threads(),
+            weight.shape, weight.dtype, weight.device, weight.layout, about_bias,
+            options, backend, torch.get_num_threads(), len(BACKENDS),
         )  # fmt: skip
         plan = _plans.get(key)
     except TypeError:  # symbolic sizes have no hash, nor may a wrong argument have one
-        return _plan(input, weight, bias, *rest)
+        return _plan(call, backend)
     if plan is None:
-        plan = _plan(input, weight, bias, *rest)
-        if plan.backend.dispatched and input.device.type != "meta":
-            plan = plan._replace(first_used=set())
+        plan = _plan(call, backend)
         if len(_plans) >= _MAX_PLANS:
             _plans.clear()
         _plans[key] = plan
     return plan
 
 
-def _plan(
-    input: Tensor, weight: Tensor, bias: Tensor | None, stride: Any, padding: Any, dilation: Any,
-    activation: Any, algorithm: Any, precision: Any, backend: Any,
-) -> _Plan:  # fmt: skip
+def _plan(call: Call, backend: Any) -> _Plan:
     """Check every argument and choose the backend of the forward pass."""
-    problem = _problem(input, weight, bias, stride, padding, dilation, activation, algorithm, precision)
-    checks.name("backend", backend, NAMES)
+    problem = describe(call.input, call.weight, call.bias, *call.options)
+    checks.name("backend", backend, names())
     return _Plan(select(problem, backend), problem.geometry)
-
-
-def _tuned_on_first_use(plan: _Plan, input: Tensor, weight: Tensor, bias: Tensor | None, *rest: Any) -> _Plan:
-    """Measures the passes that this call will need, unless that was done or is out of place; the plan to use."""
-    assert plan.first_used is not None
-    last = suggest_memory_format(input) == torch.channels_last
-    grad = torch.is_grad_enabled()
-    needs = {"fwd": True, "bwd_input": grad and input.requires_grad, "bwd_weight": grad and weight.requires_grad}
-    wanted = [pass_ for pass_, needed in needs.items() if needed and (pass_, last) not in plan.first_used]
-    if not wanted or input.shape[0] == 0 or not search.allowed(input, weight, bias):
-        return plan
-    plan.first_used.update((pass_, last) for pass_ in wanted)
-    problem = replace(_problem(input, weight, bias, *rest[:-1]), channels_last=last)
-    if search.first_use(problem, wanted, rest[-1], input.device):
-        return _cached_plan(input, weight, bias, *rest)
-    return plan
-
-
-def _problem(
-    input: Tensor, weight: Tensor, bias: Tensor | None, stride: Any, padding: Any, dilation: Any,
-    activation: Any, algorithm: Any, precision: Any,
-) -> Problem:  # fmt: skip
-    """Check every argument but the backend and describe the call."""
-    checks.name("activation", activation, checks.ACTIVATIONS)
-    checks.name("algorithm", algorithm, checks.ALGORITHMS)
-    checks.name("precision", precision, checks.PRECISIONS)
-    checks.tensors(input, weight, bias)
-    kernel = (weight.shape[2], weight.shape[3])
-    geometry = checks.geometry(stride, padding, dilation, kernel)
-    checks.output_size(input, weight, geometry)
-    return Problem(
-        input_shape=tuple(input.shape),
-        weight_shape=tuple(weight.shape),
-        has_bias=bias is not None,
-        geometry=geometry,
-        dtype=input.dtype,
-        device_type=input.device.type,
-        activation=activation,
-        algorithm=algorithm,
-        precision=precision,
-    )
-
-
-@dataclass(frozen=True)
-class Explanation:
-    """What `depthwise_conv2d` does with a call; ``str()`` of it is a table to read.
-
-    Attributes:
-        problem: the call as the backends see it.
-        chosen: backend of each pass ("fwd", "bwd_input", "bwd_weight").
-        kernels: what of the backend runs each pass (variant and family, or instruction set); None if nobody can know.
-        by: who chose them: "by the model", "tuned" (measured here) or "shipped" (measured, came with the package).
-        reasons: for each pass and backend None if it can run, else why not.
-        notes: what else is worth knowing of dtype, precision and algorithm.
-    """
-
-    problem: Problem
-    chosen: dict[str, str]
-    kernels: dict[str, str | None]
-    by: dict[str, str]
-    reasons: dict[str, dict[str, str | None]]
-    notes: tuple[str, ...]
-
-    def __str__(self) -> str:
-        p = self.problem
-        dtype = str(p.dtype).removeprefix("torch.")
-        lines = [
-            f"depthwise_conv2d {tuple(p.input_shape)} * {tuple(p.weight_shape)} {dtype} on {p.device_type}",
-            f"  stride {p.geometry.stride}, dilation {p.geometry.dilation}",
-            f"  padding {p.geometry.padding} (top, bottom, left, right)",
-            f"  activation {p.activation}, algorithm {p.algorithm}, precision {p.precision}",
-        ]
-        for pass_, why in self.reasons.items():
-            kernel = self.kernels[pass_]
-            lines.append(f"  {pass_}: {self.chosen[pass_]}" + (f", {kernel}, {self.by[pass_]}" if kernel else ""))
-            for name, reason in why.items():
-                verdict = "chosen" if name == self.chosen[pass_] else f"no: {reason}" if reason else "could, not chosen"
-                lines.append(f"    {name:<7} {verdict}")
-        lines += [f"  note: {note}" for note in self.notes]
-        return "\n".join(lines)
-
-
-def explain(
-    input: Tensor,
-    weight: Tensor,
-    bias: Tensor | None = None,
-    stride: IntOrPair = 1,
-    padding: IntOrPair | str = 0,
-    dilation: IntOrPair = 1,
-    *,
-    activation: str = "none",
-    algorithm: str | None = None,
-    precision: str | None = None,
-    backend: str = "auto",
-) -> Explanation:
-    """Which backend and kernel run each pass of this call, and why the other backends do not. Runs nothing.
-
-    Arguments and errors are those of `depthwise_conv2d`.
-    """
-    checks.are_tensors(input, weight, bias)
-    device_type = input.device.type
-    if autocast_enabled(device_type):
-        input, weight, bias = autocast_operands(device_type, input, weight, bias)  # type: ignore[assignment]
-    if input.dim() == 3:
-        input = input.unsqueeze(0)
-    algorithm = settings.get_algorithm() if algorithm is None else algorithm
-    precision = settings.get_float32_precision() if precision is None else precision
-    problem = _problem(input, weight, bias, stride, padding, dilation, activation, algorithm, precision)
-    checks.name("backend", backend, NAMES)
-    chosen = select(problem, backend)
-    problem = replace(problem, channels_last=suggest_memory_format(input) == torch.channels_last)
-    runs, why = by_pass(problem, chosen.name)
-    kernels = {pass_: BACKENDS[name].kernel(replace(problem, pass_=pass_)) for pass_, name in runs.items()}
-    by = dict.fromkeys(PASSES, "by the model")
-    for pass_ in PASSES if chosen.dispatched else ():
-        choice = configs.lookup(replace(problem, pass_=pass_), backend, input.device)
-        if choice is not None:
-            runs[pass_], kernels[pass_], by[pass_] = choice.backend, choice.name, choice.source
-    return Explanation(problem, runs, kernels, by, why, _notes(problem, chosen))
-
-
-def _notes(problem: Problem, chosen: Backend) -> tuple[str, ...]:
-    notes = []
-    if chosen.name == "torch":
-        direct = "; algorithm='direct' cannot be asked of it" if problem.algorithm == "direct" else ""
-        notes.append(f"torch's convolution chooses its own algorithm{direct}")
-    if problem.device_type == "cuda":
-        if not _ext.CUDA_OPS:
-            notes.append(f"this build has no CUDA kernels: this call goes to {chosen.name}")
-        if problem.dtype == torch.float32 and chosen.name == "torch":
-            notes.append("float32 precision follows torch.backends.cudnn.allow_tf32, not set_float32_precision")
-    if problem.device_type == "cpu" and problem.dtype == torch.float32 and problem.precision != "ieee":
-        notes.append(f"precision {problem.precision!r} has no effect on CPU: float32 is computed in ieee float32")
-    if chosen.name != "torch" and problem.dtype in (torch.float16, torch.bfloat16):
-        notes.append("half types accumulate in float32 and round once")
-    return tuple(notes)

@@ -4,14 +4,17 @@ Everything that looks at a layer from outside (state dicts, initialisers, optimi
 pickles) sees an `nn.Conv2d`; only the arithmetic goes another way, through `replknet_ext.functional`.
 """
 
-from __future__ import annotations
+import operator
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.modules.lazy import LazyModuleMixin
 from torch.nn.utils import parametrize
 
-from . import checks
 from .functional import depthwise_conv2d
+from .operator import checks
+from .operator.problem import ACTIVATIONS, DTYPES
 
 __all__ = ["DepthwiseConv2dLarge", "why_not_convertible"]
 
@@ -21,7 +24,8 @@ class DepthwiseConv2dLarge(nn.Conv2d):
 
     State dict, initialisation (the same random numbers for the same seed), printing, copying, pickling, `device` and
     `dtype` are those of `nn.Conv2d`. Stride 1 with dilation 1 runs on this package's kernels for every kernel size;
-    other strides and dilations give the same result through torch.
+    other strides and dilations give the same result through torch, as does `torch.jit.script`, which cannot compile the
+    choice of a kernel; `torch.jit.trace`, `torch.export` and `torch.compile` keep the kernels.
 
     Args:
         channels: number of input and of output channels.
@@ -50,6 +54,8 @@ class DepthwiseConv2dLarge(nn.Conv2d):
     dilation: tuple[int, int]
     padding: tuple[int, int] | str
 
+    __constants__ = [*nn.Conv2d.__constants__, "activation"]  # noqa: RUF012  # as torch has it; for TorchScript
+
     # Defaults on the class: a pickle or a swapped-in module that lacks them still has them.
     activation: str = "none"
     algorithm: str | None = None
@@ -73,21 +79,22 @@ class DepthwiseConv2dLarge(nn.Conv2d):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        if isinstance(channels, bool) or not isinstance(channels, int):
+        if isinstance(channels, bool) or not hasattr(channels, "__index__"):
             raise TypeError(f"channels must be an int; got {channels!r}")
+        channels = operator.index(channels)
         if channels < 1:
             raise ValueError(f"channels must be >= 1; got {channels}")
         kernel_size = checks.pair("kernel_size", kernel_size, 1)
-        checks.geometry(stride, padding, dilation, kernel_size)
-        checks.name("activation", activation, checks.ACTIVATIONS)
+        geometry = checks.geometry(stride, padding, dilation, kernel_size)
+        checks.name("activation", activation, ACTIVATIONS)
         checks.choices(algorithm, precision)
         super().__init__(
             channels,
             channels,
             kernel_size,
-            stride=stride,
-            padding=padding,
-            dilation=dilation,
+            stride=geometry.stride,
+            padding=padding if isinstance(padding, str) else geometry.padding[::2],
+            dilation=geometry.dilation,
             groups=channels,
             bias=bias,
             padding_mode=padding_mode,  # type: ignore[arg-type]  # nn.Conv2d checks the name
@@ -100,9 +107,29 @@ class DepthwiseConv2dLarge(nn.Conv2d):
         self.backend = backend
 
     def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        if torch.jit.is_scripting():  # type: ignore[attr-defined]
+            return self._scripted_forward(input, weight, bias)
+        else:  # noqa: RET505  # TorchScript compiles what is not in an else
+            return self._eager_forward(input, weight, bias)
+
+    def _scripted_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """The same by torch's convolution: TorchScript can compile no Python that chooses a kernel."""
+        if self.padding_mode != "zeros":
+            padded = F.pad(input, self._reversed_padding_repeated_twice, mode=self.padding_mode)
+            out = F.conv2d(padded, weight, bias, self.stride, (0, 0), self.dilation, self.groups)
+        else:
+            out = F.conv2d(input, weight, bias, self.stride, self.padding, self.dilation, self.groups)
+        if self.activation == "relu":
+            out = F.relu(out)
+        if self.activation == "gelu":
+            out = F.gelu(out)
+        return out
+
+    @torch.jit.unused
+    def _eager_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         padding: int | tuple[int, int] | str = self.padding
         if self.padding_mode != "zeros":
-            input = nn.functional.pad(input, self._reversed_padding_repeated_twice, mode=self.padding_mode)
+            input = F.pad(input, self._reversed_padding_repeated_twice, mode=self.padding_mode)
             padding = 0
         return depthwise_conv2d(
             input,
@@ -134,7 +161,7 @@ class DepthwiseConv2dLarge(nn.Conv2d):
         algorithm: str | None = None,
         precision: str | None = None,
         backend: str = "auto",
-    ) -> DepthwiseConv2dLarge:
+    ) -> "DepthwiseConv2dLarge":
         """A new module over the parameters of `conv`: the same Parameter objects, so optimizers keep working.
 
         Training flag, `requires_grad` and hooks come along. The hook tables are shared: a handle returned earlier
@@ -149,7 +176,7 @@ class DepthwiseConv2dLarge(nn.Conv2d):
         reason = why_not_convertible(conv)
         if reason is not None:
             raise ValueError(f"conv cannot become a {cls.__name__}: {reason}")
-        checks.name("activation", activation, checks.ACTIVATIONS)
+        checks.name("activation", activation, ACTIVATIONS)
         checks.choices(algorithm, precision)
         module = cls.__new__(cls)
         module.__dict__.update(conv.__dict__)
@@ -170,12 +197,15 @@ def why_not_convertible(conv: nn.Module) -> str | None:
     """
     if not isinstance(conv, nn.Conv2d):
         return f"{type(conv).__name__} is not an nn.Conv2d"
-    channels, multiplier = conv.in_channels, conv.out_channels // conv.in_channels
+    if isinstance(conv, LazyModuleMixin) and conv.has_uninitialized_params():
+        return "not initialised yet: run the model once before the swap"
+    channels = conv.in_channels
     if conv.groups != channels:
         return f"not depthwise (in_channels={channels}, out_channels={conv.out_channels}, groups={conv.groups})"
     if isinstance(conv, DepthwiseConv2dLarge):
         return "already a DepthwiseConv2dLarge"
-    if multiplier != 1:
+    if conv.out_channels != channels:
+        multiplier = conv.out_channels // channels
         return f"channel multiplier {multiplier}: the kernels make one output channel for each input channel"
     if parametrize.is_parametrized(conv):
         names = ", ".join(conv.parametrizations)  # type: ignore[arg-type]  # a ModuleDict
@@ -184,6 +214,6 @@ def why_not_convertible(conv: nn.Module) -> str | None:
         return f"{type(conv).__module__}.{type(conv).__qualname__} is a subclass and may compute something else"
     if "forward" in conv.__dict__ or "_conv_forward" in conv.__dict__:
         return "its forward is overridden on the instance"
-    if conv.weight.dtype not in checks.DTYPES:
+    if conv.weight.dtype not in DTYPES:
         return f"weight dtype {conv.weight.dtype} is not supported by the kernels"
     return None

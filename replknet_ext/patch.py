@@ -16,8 +16,8 @@ from typing import Literal
 import torch
 from torch import nn
 
-from . import checks
 from .modules import DepthwiseConv2dLarge, why_not_convertible
+from .operator import checks
 
 __all__ = ["ReplaceEntry", "ReplaceReport", "replace_depthwise", "restore"]
 
@@ -204,6 +204,9 @@ def _restore(named: list[tuple[str, nn.Module]]) -> tuple[str, ...]:
 
 def _check_model(model: nn.Module) -> None:
     if isinstance(model, torch.jit.ScriptModule):
-        raise TypeError("model is a TorchScript module; replace before scripting or tracing it")
+        raise TypeError(
+            "model is a TorchScript module, whose code is fixed: replace before tracing it; "
+            "torch.jit.script would leave the kernels out"
+        )
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be an nn.Module; got {type(model).__name__}")

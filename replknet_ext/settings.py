@@ -16,7 +16,9 @@ from typing import Any, Generic, TypeVar
 
 import torch
 
-from . import _env, checks
+from . import _env
+from .operator import checks
+from .operator.problem import ALGORITHMS, PRECISIONS
 
 T = TypeVar("T")
 
@@ -67,8 +69,8 @@ class _Setting(Generic[T]):
             self.mirror.value = self.context_get(None)
 
 
-_algorithm = _Setting("algorithm", partial(checks.name, "algorithm", allowed=checks.ALGORITHMS), "auto")
-_precision = _Setting("precision", partial(checks.name, "precision", allowed=checks.PRECISIONS), "ieee")
+_algorithm = _Setting("algorithm", partial(checks.name, "algorithm", allowed=ALGORITHMS), "auto")
+_precision = _Setting("precision", partial(checks.name, "precision", allowed=PRECISIONS), "ieee")
 _autotune = _Setting("autotune", partial(checks.flag, "autotune"), _env.flag("AUTOTUNE"))
 
 

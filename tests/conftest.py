@@ -46,16 +46,16 @@ def _own_caches(tmp_path_factory: pytest.TempPathFactory) -> None:
 def own_choices(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """The folder of measured choices, which the test has for itself; nothing has been warned of or given up yet."""
     from replknet_ext import set_autotune
-    from replknet_ext.backends import configs
-    from replknet_ext.tuning import search
+    from replknet_ext.choices import table
+    from replknet_ext.tuning import first_use
 
     monkeypatch.setenv("REPLKNET_EXT_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(configs, "_warned", set())
-    monkeypatch.setattr(search, "_given_up", set())
-    configs.forget()
+    monkeypatch.setattr(table, "_warned", set())
+    monkeypatch.setattr(first_use, "_done", set())
+    table.forget()
     yield tmp_path / "cache" / "tuned"
     set_autotune(False)
-    configs.forget()
+    table.forget()
 
 
 @pytest.fixture

@@ -1,5 +1,5 @@
 #include "../plan_cache.h"
-#include "cpu.h"
+#include "backend.h"
 #include "model.h"
 
 #include <cstdlib>
@@ -66,7 +66,7 @@ int variant_count(Pass pass) { return pass == Pass::fwd ? isa().fwd_count : isa(
 const Kernel& variant(Pass pass, int number) { return (pass == Pass::fwd ? isa().fwd : isa().bwd_weight)[number]; }
 
 const char* choose(const Problem& p, int threads, int number, Choice* choice) {
-  return cached_plan<Choice, struct Tag>(p, threads, number, choice,
+  return cached_plan<Choice, struct Tag>(p, std::array<int64_t, 1>{threads}, number, choice,
                                          [&](Choice* out) { return make_choice(p, threads, number, out); });
 }
 

@@ -2,12 +2,11 @@
 
 #include <algorithm>
 
+#include "../integers.h"
 #include "model.h"
 
 namespace replknet_ext::cpu {
 namespace {
-
-int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 // Whether a transform of this length computes every tile. Inputs do not wrap; wrong sums wrap to slots beyond the tile.
 bool fits(const FftAxis& axis, int64_t length) {

@@ -1,6 +1,6 @@
 // What the FFT kernels of every instruction set share: the lengths, how an axis is cut into tiles, and the choice.
 #pragma once
-#include "cpu.h"
+#include "backend.h"
 
 namespace replknet_ext::cpu {
 

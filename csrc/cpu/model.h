@@ -5,7 +5,7 @@
 #include <algorithm>
 #include <cstdint>
 
-#include "../dwconv.h"
+#include "../problem.h"
 
 namespace replknet_ext::cpu {
 

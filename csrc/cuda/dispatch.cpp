@@ -1,10 +1,10 @@
 // The table of families and the choice between them. Host code without CUDA.
+#include <atomic>
 #include <cstdlib>
-#include <initializer_list>
 
+#include "../plan_cache.h"
 #include "family.h"
 #include "model.h"
-#include "plan_cache.h"
 
 namespace replknet_ext::cuda {
 namespace {
@@ -14,16 +14,7 @@ constexpr const Family* kFamilies[] = {REPLKNET_EXT_FAMILIES(REPLKNET_EXT_ENTRY)
 #undef REPLKNET_EXT_ENTRY
 constexpr int kFamilyCount = sizeof kFamilies / sizeof *kFamilies;
 
-// The family of a variant's number, or -1, and the number of the family's first variant.
-int family_of(Pass pass, int variant, int* first) {
-  *first = 0;
-  for (int f = 0; f < kFamilyCount; ++f) {
-    const int count = kFamilies[f]->count(pass);
-    if (variant < *first + count) return f;
-    *first += count;
-  }
-  return -1;
-}
+std::atomic<int64_t> made{0};
 
 const char* refuse(const Problem& p, const DeviceLimits& limits) {
   if (limits.capability < 80) return "needs a GPU of compute capability 8.0 or newer";
@@ -31,43 +22,34 @@ const char* refuse(const Problem& p, const DeviceLimits& limits) {
   if (p.c < 1 || p.h < 1 || p.w < 1 || p.kh < 1 || p.kw < 1 || p.ho < 1 || p.wo < 1 || p.n < 0) return "empty sizes";
   for (int64_t v : {p.n, p.c, p.h, p.w, p.kh, p.kw, p.ho, p.wo, std::abs(p.pad_top), std::abs(p.pad_left)})
     if (v > kMost) return "a size is beyond 2^28";
+  if (p.kh * p.kw > kMost) return "the filter has more than 2^28 taps";
   return nullptr;
 }
 
-const char* make_choice(const Problem& p, const DeviceLimits& limits, int variant, Choice* best) {
+const char* make_plan(const Problem& p, const DeviceLimits& limits, int variant, PlanHandle* result) {
   if (const char* why = refuse(p, limits)) return why;
   if (variant < -1 || variant >= variant_count(p.pass)) return "there is no variant of that number";
-  if (variant >= 0) {
-    best->family = family_of(p.pass, variant, &best->first);
-    return kFamilies[best->family]->plan(p, limits, variant - best->first, &best->plan);
-  }
   const char* reason = "no family of kernels has this pass";
-  bool found = false;
+  std::shared_ptr<LaunchPlan> best;
   int first = 0;
-  for (int f = 0; f < kFamilyCount; ++f) {
-    Choice c{f, first, {}};
+  for (int f = 0; f < kFamilyCount; first += kFamilies[f++]->count(p.pass)) {
     const int count = kFamilies[f]->count(p.pass);
-    first += count;
-    if (count == 0) continue;
-    if (const char* why = kFamilies[f]->plan(p, limits, -1, &c.plan)) {
+    if (count == 0 || (variant >= 0 && (variant < first || variant >= first + count))) continue;
+    std::shared_ptr<LaunchPlan> plan;
+    if (const char* why = kFamilies[f]->plan(p, limits, variant < 0 ? -1 : variant - first, &plan)) {
       reason = why;  // of the last family that has the pass
       continue;
     }
-    if (!found || c.plan.cycles < best->plan.cycles) *best = c;
-    found = true;
+    if (best && plan->cycles >= best->cycles) continue;
+    best = plan;
+    best->problem = p, best->family_index = f, best->family = kFamilies[f]->name;
+    best->variant = first + best->family_variant;
   }
-  return found ? nullptr : reason;
+  *result = best;
+  return best ? nullptr : reason;
 }
 
 }  // namespace
-
-const char* choose(const Problem& p, const DeviceLimits& limits, int variant, Choice* choice) {
-  return cached_plan<Choice, struct Dispatch>(p, limits, variant, choice, [&](Choice* c) {
-    const char* why = make_choice(p, limits, variant, c);
-    if (!why) c->plan.variant += c->first, c->plan.family = kFamilies[c->family]->name;
-    return why;
-  });
-}
 
 int variant_count(Pass pass) {
   int n = 0;
@@ -76,33 +58,39 @@ int variant_count(Pass pass) {
 }
 
 const char* variant_name(Pass pass, int variant) {
-  int first;
-  const int f = variant < 0 ? -1 : family_of(pass, variant, &first);
-  return f < 0 ? nullptr : kFamilies[f]->variant_name(pass, variant - first);
+  if (variant < 0) return nullptr;
+  for (const Family* f : kFamilies) {
+    if (variant < f->count(pass)) return f->variant_name(pass, variant);
+    variant -= f->count(pass);
+  }
+  return nullptr;
 }
 
-const char* supports(const Problem& p, const DeviceLimits& limits, int variant) {
-  Choice choice;
-  return choose(p, limits, variant, &choice);
+const char* plan(const Problem& p, const DeviceLimits& limits, int variant, PlanHandle* out) {
+  const std::array<int64_t, 4> device{limits.capability, limits.sms, limits.shared_per_block, limits.shared_per_sm};
+  return cached_plan<PlanHandle, struct Dispatch>(p, device, variant, out, [&](PlanHandle* result) {
+    ++made;
+    return make_plan(p, limits, variant, result);
+  });
 }
 
-const char* plan(const Problem& p, const DeviceLimits& limits, int variant, LaunchPlan* out) {
-  Choice choice;
-  const char* why = choose(p, limits, variant, &choice);
-  if (!why) *out = choice.plan;
+const char* plan_route(const Problem& p, const DeviceLimits& limits, int variant, Route* out) {
+  Route route{nullptr, false, 0};
+  const char* why = plan(p, limits, variant, &route.plan);
+  if (!why) route.cycles = route.plan->cycles;
+  if (p.channels_last) {
+    Problem contiguous = p;
+    contiguous.channels_last = false;
+    Route other{nullptr, true, copy_cycles(p, limits)};
+    if (!plan(contiguous, limits, variant, &other.plan)) {
+      other.cycles += other.plan->cycles;
+      if (why || other.cycles < route.cycles) route = other, why = nullptr;
+    }
+  }
+  if (!why) *out = route;
   return why;
 }
 
-const char* plan_route(Problem* p, const DeviceLimits& limits, int variant, LaunchPlan* out) {
-  const char* why = plan(*p, limits, variant, out);
-  if (!p->channels_last) return why;
-  Problem copied = *p;
-  copied.channels_last = false;
-  LaunchPlan other;
-  if (plan(copied, limits, variant, &other)) return why;
-  other.cycles += copy_cycles(*p, limits);
-  if (why || other.cycles < out->cycles) *out = other, *p = copied;
-  return nullptr;
-}
+int64_t plans_made() { return made; }
 
 }  // namespace replknet_ext::cuda

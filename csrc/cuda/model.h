@@ -4,22 +4,23 @@
 #pragma once
 #include <algorithm>
 
-#include "dwconv2d_cuda.h"
+#include "backend.h"
 
 namespace replknet_ext::cuda {
 
+constexpr double kClockMHz = 1755;  // turns cycles into microseconds, also in Python: an H200's clock under load
 // An m16n8k16 of 16-bit operands, or an m16n8k8 of tf32, on one of the SM's four tensor cores by mma.sync (63 % of
 // wgmma's rate).
 constexpr double kMmaCycles = 6.4;
-constexpr double kSharedBytes = 128;   // shared memory, bytes a cycle
-constexpr double kGlobalBytes = 18;    // an SM's share of memory bandwidth, bytes a cycle
-constexpr double kL2Bytes = 24;        // an SM's share of L2 bandwidth, bytes a cycle, in whole sectors of 32 bytes
+constexpr double kSharedBytes = 128;   // shared memory, bytes per cycle
+constexpr double kGlobalBytes = 18;    // an SM's share of memory bandwidth, bytes per cycle
+constexpr double kL2Bytes = 24;        // an SM's share of L2 bandwidth, bytes per cycle, in whole sectors of 32 bytes
 constexpr double kFmaPerCycle = 128;   // float32, of an SM
 constexpr double kStartCycles = 2500;  // launch, first loads, filter, barriers of a block
 constexpr double kSecondLaunch = 3500; // a launch that waits for the one before, and its loads
 constexpr double kExposed = 0.3;       // share of a block's waiting that the other blocks of its SM do not hide
 
-// Share of the tensor rate that w warps an SM keep busy: one warp a scheduler waits for its own products now and then.
+// Tensor-core utilisation with w warps per SM: a single warp per scheduler sometimes waits for its own products.
 inline double busy(int w) { return w >= 12 ? 0.95 : w >= 8 ? 0.9 : w >= 4 ? 0.75 : 0.75 * w / 4; }
 
 // Blocks that an SM holds at once. register_warps: those that the kernel's registers leave room for, as its variant and
@@ -54,7 +55,7 @@ template <class Work>
 double sm_cycles(const Waves& w, const BlockCycles& b, const Work& work) {
   const double later = static_cast<double>(w.rounds - w.beside), full = static_cast<double>((w.rounds - w.last) / w.beside);
   double sum = work(static_cast<int>(w.last));
-  // Waves lose step: when the last blocks end one after the other, half a block's time has fewer beside it.
+  // Blocks drift out of phase, so in the tail fewer run side by side for half a block's time.
   if (full > 0) sum += full * work(static_cast<int>(w.beside)) + std::max(0.0, (work(1) - sum / static_cast<double>(w.last)) / 2);
   const double exposed = w.beside > 1 ? kExposed : 1;
   const double waits = exposed * (static_cast<double>(w.beside - 1) * b.load + later * b.later);

@@ -1,17 +1,18 @@
 """Backends: each one file and one line in `registry`."""
 
-from .base import PASSES, Backend, Candidate, Problem
-from .registry import BACKENDS, NAMES, by_pass, candidates, reasons, select
+from ..operator.problem import PASSES, Problem
+from .base import Backend, Candidate
+from .registry import BACKENDS, by_pass, candidates, names, reasons, select
 
 __all__ = [
     "BACKENDS",
-    "NAMES",
     "PASSES",
     "Backend",
     "Candidate",
     "Problem",
     "by_pass",
     "candidates",
+    "names",
     "reasons",
     "select",
 ]

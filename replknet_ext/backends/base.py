@@ -2,56 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, ClassVar
 
-import torch
 from torch import Tensor
 
-from ..checks import DTYPES, Geometry
-
-#: The passes, by their names everywhere; each is one raw op.
-PASSES = ("fwd", "bwd_input", "bwd_weight")
-OP_OF_PASS = {"fwd": "dwconv2d", "bwd_input": "dwconv2d_backward_input", "bwd_weight": "dwconv2d_backward_weight"}
-
+from .. import _ext
+from ..operator.problem import Geometry, Problem
 
 #: Turns the CUDA and Triton models' cycles into microseconds: an H200's clock under load. A prediction on any GPU.
-CYCLES_PER_US = 1755.0
-
-
-@dataclass(frozen=True)
-class Problem:
-    """Everything that a backend's answer may depend on. Shapes are those of the forward pass, whatever the pass.
-
-    Attributes:
-        input_shape: (N, C, H, W).
-        weight_shape: (C * multiplier, 1, Kh, Kw).
-        has_bias: whether a bias is added.
-        geometry: stride, padding (top, bottom, left, right) and dilation.
-        dtype: of all operands.
-        device_type: ``"cpu"``, ``"cuda"``, ...
-        activation, algorithm, precision: as in the public function.
-        pass_: one of `PASSES`.
-        channels_last: memory format of the input; decides which kernel runs, never whether the backend can.
-    """
-
-    input_shape: tuple[int, ...]
-    weight_shape: tuple[int, ...]
-    has_bias: bool
-    geometry: Geometry
-    dtype: torch.dtype
-    device_type: str
-    activation: str = "none"
-    algorithm: str = "auto"
-    precision: str = "ieee"
-    pass_: str = "fwd"
-    channels_last: bool = False
-
-    @property
-    def dtype_name(self) -> str:
-        """``"float32"`` and so on."""
-        return str(self.dtype).removeprefix("torch.")
+#: Without the extension as `csrc/cuda/model.h` has it.
+CYCLES_PER_US: float = _ext.build_info().get("model_clock_mhz", 1755.0)
 
 
 @dataclass(frozen=True)
@@ -66,7 +29,7 @@ class Candidate:
         predicted_us: microseconds by the cost model, which is a prediction; None where there is no model.
         resources: what it takes of the device: "warps", "shared_bytes", "blocks", "blocks_per_sm", "workspace_bytes".
         note: what else there is to know, in words.
-        words: a name to read, where that of the variant is a row of numbers.
+        words: readable name, where that of the variant is a row of numbers (Triton tiles).
     """
 
     backend: str
@@ -84,76 +47,81 @@ class Candidate:
         return f"{self.backend} {self.words or self.name}" + (f", {self.note}" if self.note else "")
 
     def as_dict(self) -> dict[str, Any]:
-        """As JSON knows it."""
+        """A dict that JSON can hold."""
         return {**vars(self), "resources": dict(self.resources)}
 
 
 def ordered(candidates: list[Candidate]) -> list[Candidate]:
-    """The first, which is what runs untuned, then the others by predicted time, each variant once."""
+    """What runs untuned first, the rest by predicted time, without duplicates."""
     unique = list({(c.backend, c.name): c for c in reversed(candidates)}.values())
     rest = [c for c in reversed(unique) if c is not candidates[0]]
     return [candidates[0], *sorted(rest, key=lambda c: c.predicted_us or 0.0)] if candidates else []
 
 
-def sizes_of(problem: Problem) -> list[int]:
-    """n, c, h, w, kh, kw, ho, wo, pad_top, pad_left of the convolution that runs a pass of stride and dilation 1.
+class Backend(ABC):
+    """A way to run the convolution: one subclass in one file, and one line in `registry`.
 
-    bwd_input is the forward convolution of the gradient, filter rotated and pads mirrored.
-    """
-    n, c, h, w = problem.input_shape
-    kh, kw = problem.weight_shape[2:]
-    top, bottom, left, right = problem.geometry.padding
-    ho, wo = h + top + bottom - kh + 1, w + left + right - kw + 1
-    if problem.pass_ == "bwd_input":
-        return [n, c, ho, wo, kh, kw, h, w, kh - 1 - top, kw - 1 - left]
-    return [n, c, h, w, kh, kw, ho, wo, top, left]
+    It says which problems it `supports` and computes the passes by four functions with the arguments of the raw ops up
+    to ``algorithm``, then ``variant``. They get problems that `supports` accepted, need not be differentiable, and
+    return new tensors in the memory format that the raw ops give (see `replknet_ext.operator.ops`). A backend that is
+    `compiled` has none of them: its kernels are the raw ops'.
 
-
-class Backend(Protocol):
-    """A way to run the convolution.
-
-    ``dispatched`` backends are kernels of the raw ops, reached through torch's dispatcher by device; callers that need
-    gradients call them through `replknet_ext.autograd`. The others are built of differentiable torch functions.
+    Attributes:
+        name: what callers and files of choices call it.
+        compiled: the passes are kernels of the extension, which the raw ops of a device call by themselves.
+        differentiable: it has `run`, which torch differentiates, for every stride, dilation and channel multiplier.
     """
 
-    name: str
-    dispatched: bool
+    name: ClassVar[str]
+    compiled: ClassVar[bool] = False
+    differentiable: ClassVar[bool] = False
 
+    @abstractmethod
     def supports(self, problem: Problem) -> str | None:
         """None if this backend can run ``problem``, else the reason why not (a clause without a full stop)."""
-        ...
 
     def kernel(self, problem: Problem) -> str | None:
         """What runs a problem that `supports` accepted, for `replknet_ext.explain`; None if nobody can know."""
-        ...
+        return None
 
     def candidates(self, problem: Problem, limits: Mapping[str, int] | None = None) -> list[Candidate]:
         """Every variant that runs ``problem`` on the current device, or on a GPU with ``limits`` (`cuda.DEVICES`).
 
-        Ordered by the cost model; the first is what runs untuned. Empty if the backend can't run the problem.
+        Ordered by the cost model; the first is what runs untuned. Empty if the backend can't run the problem or leaves
+        nothing to choose.
         """
-        ...
+        return []
 
     def variant(self, problem: Problem, name: str) -> int | None:
         """Number of the variant of that name, None if it does not run ``problem`` on the current device."""
-        ...
+        return None
 
-    def run(
-        self, input: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry,
-        activation: str, precision: str, algorithm: str,
+    def fwd(
+        self, input: Tensor, weight: Tensor, bias: Tensor | None, padding: Sequence[int],
+        activation: str, precision: str, algorithm: str, variant: int,
     ) -> Tensor:  # fmt: skip
-        """Forward pass of a problem that `supports` accepted."""
-        ...
+        """Raw op ``dwconv2d``; variant -1: the one that the backend chooses."""
+        raise NotImplementedError
 
+    def bwd_input(
+        self, grad_output: Tensor, weight: Tensor, padding: Sequence[int], precision: str, algorithm: str, variant: int
+    ) -> Tensor:
+        """Raw op ``dwconv2d_backward_input``."""
+        raise NotImplementedError
 
-def outside_raw_ops(problem: Problem) -> str | None:
-    """Why the raw ops, which have stride 1, dilation 1 and one filter a channel, do not cover ``problem``."""
-    if problem.geometry.stride != (1, 1):
-        return f"only stride 1, not {problem.geometry.stride}"
-    if problem.geometry.dilation != (1, 1):
-        return f"only dilation 1, not {problem.geometry.dilation}"
-    if problem.weight_shape[0] != problem.input_shape[1]:
-        return f"only one filter a channel, not {problem.weight_shape[0]} filters for {problem.input_shape[1]} channels"
-    if problem.dtype not in DTYPES:
-        return f"no kernels for {problem.dtype}"
-    return None
+    def bwd_weight(
+        self, grad_output: Tensor, input: Tensor, padding: Sequence[int], precision: str, algorithm: str, variant: int
+    ) -> Tensor:
+        """Raw op ``dwconv2d_backward_weight``."""
+        raise NotImplementedError
+
+    def bwd_weight_bias(
+        self, grad_output: Tensor, input: Tensor, padding: Sequence[int], precision: str, algorithm: str, variant: int
+    ) -> tuple[Tensor, Tensor]:
+        """Raw op ``dwconv2d_backward_weight_bias``: `bwd_weight`, and the sum of the gradient per channel."""
+        grad_weight = self.bwd_weight(grad_output, input, padding, precision, algorithm, variant)
+        return grad_weight, grad_output.sum((0, 2, 3))
+
+    def run(self, input: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry, activation: str) -> Tensor:
+        """The forward pass by differentiable functions, of backends that are `differentiable`."""
+        raise NotImplementedError

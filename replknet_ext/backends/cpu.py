@@ -6,18 +6,17 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from .. import _ext
-from ..checks import Geometry
-from .base import Candidate, Problem, ordered, outside_raw_ops, sizes_of
+from ..operator.problem import Problem, outside_raw_ops, sizes_of
+from .base import Backend, Candidate, ordered
 
 
-class CpuBackend:
+class CpuBackend(Backend):
     """CPU kernels; the instruction set (base, AVX2, AVX-512) is chosen at run time."""
 
     name = "cpu"
-    dispatched = True
+    compiled = True
 
     def supports(self, problem: Problem) -> str | None:
         """See `Backend.supports`."""
@@ -52,14 +51,6 @@ class CpuBackend:
             return None
         plan = plan_of(problem, names.index(name))
         return None if "unsupported" in plan else int(plan["variant"])
-
-    def run(
-        self, input: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry,
-        activation: str, precision: str, algorithm: str,
-    ) -> Tensor:  # fmt: skip
-        """See `Backend.run`."""
-        run = torch.ops.replknet_ext.dwconv2d.default
-        return run(input, weight, bias, geometry.padding, activation, precision, algorithm, -1)  # type: ignore[no-any-return]
 
 
 def variant_names(pass_: str) -> list[str]:

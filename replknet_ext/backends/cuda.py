@@ -6,11 +6,10 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from .. import _ext
-from ..checks import Geometry
-from .base import CYCLES_PER_US, OP_OF_PASS, Candidate, Problem, ordered, outside_raw_ops, sizes_of
+from ..operator.problem import OP_OF_PASS, Problem, outside_raw_ops, sizes_of
+from .base import CYCLES_PER_US, Backend, Candidate, ordered
 
 #: Limits of GPUs that predictions can be asked for, as `_ext.cuda_devices` gives those of a GPU at hand.
 DEVICES = {
@@ -26,11 +25,11 @@ DEVICES = {
 _RESOURCES = ("warps", "shared_bytes", "blocks", "blocks_per_sm", "workspace_bytes")
 
 
-class CudaBackend:
+class CudaBackend(Backend):
     """CUDA kernels, as far as this build of the extension has them."""
 
     name = "cuda"
-    dispatched = True
+    compiled = True
 
     def supports(self, problem: Problem) -> str | None:
         """See `Backend.supports`."""
@@ -68,14 +67,6 @@ class CudaBackend:
         names = variant_names(problem.pass_)
         plan = _plan(problem, names.index(name)) if name in names else None
         return None if plan is None or "unsupported" in plan else int(plan["variant"])
-
-    def run(
-        self, input: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry,
-        activation: str, precision: str, algorithm: str,
-    ) -> Tensor:  # fmt: skip
-        """See `Backend.run`."""
-        run = torch.ops.replknet_ext.dwconv2d.default
-        return run(input, weight, bias, geometry.padding, activation, precision, algorithm, -1)  # type: ignore[no-any-return]
 
 
 def variant_names(pass_: str) -> list[str]:

@@ -5,17 +5,20 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 
-from .base import PASSES, Backend, Candidate, Problem, ordered
+from ..operator.problem import PASSES, Problem
+from .base import Backend, Candidate, ordered
 from .cpu import CpuBackend
 from .cuda import CudaBackend
 from .torch import TorchBackend
-from .triton import TritonBackend
+from .triton.backend import TritonBackend
 
 #: Fastest first: ``backend="auto"`` takes the first that supports the problem. torch takes what is left.
 BACKENDS: dict[str, Backend] = {b.name: b for b in (CpuBackend(), CudaBackend(), TritonBackend(), TorchBackend())}
 
-#: What the argument ``backend`` may be.
-NAMES = ("auto", *BACKENDS)
+
+def names() -> tuple[str, ...]:
+    """What the argument ``backend`` may be."""
+    return "auto", *BACKENDS
 
 
 def select(problem: Problem, name: str = "auto") -> Backend:
@@ -53,11 +56,14 @@ def reasons(problem: Problem) -> dict[str, str | None]:
     return {name: backend.supports(problem) for name, backend in BACKENDS.items()}
 
 
-def by_pass(problem: Problem, chosen: str) -> tuple[dict[str, str], dict[str, dict[str, str | None]]]:
-    """Which backend runs each pass when ``chosen`` runs the forward, and the `reasons` of each pass.
+def by_pass(problem: Problem, name: str = "auto") -> tuple[dict[str, str], dict[str, dict[str, str | None]]]:
+    """Which backend runs each pass of a call with ``backend=name``, and the `reasons` of each pass.
 
-    The forward's backend decides for the backward passes too; one that it has no kernel for runs on Triton or torch.
+    Raises:
+        ValueError: as `select`, of the forward pass.
     """
     why = {pass_: reasons(replace(problem, pass_=pass_)) for pass_ in PASSES}
-    rest = {p: "triton" if why[p]["triton"] is None else "torch" for p in PASSES}
-    return {p: chosen if p == "fwd" or why[p][chosen] is None else rest[p] for p in PASSES}, why
+    forward = select(problem, name)
+    if name != "auto" or forward.differentiable:  # torch differentiates its own forward pass
+        return dict.fromkeys(PASSES, forward.name), why
+    return {pass_: next(name for name, reason in why[pass_].items() if reason is None) for pass_ in PASSES}, why

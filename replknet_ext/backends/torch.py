@@ -1,20 +1,16 @@
-"""torch's own convolution: the fallback for what our kernels do not cover, and the oracle beside them.
-
-`TorchBackend` is differentiable as torch's functions are. `fwd`, `bwd_input` and `bwd_weight` have the signatures of
-the three raw ops and stand in for their kernels where a build has none (see `replknet_ext.ops`).
-"""
+"""torch's own convolution: the fallback for what our kernels do not cover, and the oracle beside them."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch._prims_common import suggest_memory_format
 
-from ..checks import Geometry
-from .base import Candidate, Problem
+from ..operator.problem import Geometry, Problem
+from .base import Backend
 
 
 def activate(x: Tensor, activation: str) -> Tensor:
@@ -22,38 +18,6 @@ def activate(x: Tensor, activation: str) -> Tensor:
     if activation == "relu":
         return F.relu(x)
     return F.gelu(x) if activation == "gelu" else x
-
-
-class TorchBackend:
-    """``torch.nn.functional.conv2d(groups=C)``: any device, stride, dilation and channel multiplier."""
-
-    name = "torch"
-    dispatched = False
-
-    def supports(self, problem: Problem) -> str | None:
-        """See `Backend.supports`: torch takes everything that passed the argument checks, by its own algorithm."""
-        return "torch's convolution has no FFT to ask for" if problem.algorithm == "fft" else None
-
-    def kernel(self, problem: Problem) -> str | None:
-        """See `Backend.kernel`."""
-        return None
-
-    def candidates(self, problem: Problem, limits: Mapping[str, int] | None = None) -> list[Candidate]:
-        """See `Backend.candidates`: torch's choice is its own."""
-        return []
-
-    def variant(self, problem: Problem, name: str) -> int | None:
-        """See `Backend.variant`."""
-        return None
-
-    def run(
-        self, input: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry,
-        activation: str, precision: str, algorithm: str,
-    ) -> Tensor:  # fmt: skip
-        """See `Backend.run`. ``precision`` and ``algorithm`` are torch's own choice here."""
-        x, padding = _symmetric(input, geometry.padding)
-        groups = input.shape[1]
-        return activate(F.conv2d(x, weight, bias, geometry.stride, padding, geometry.dilation, groups), activation)
 
 
 def _symmetric(x: Tensor, padding: Sequence[int]) -> tuple[Tensor, tuple[int, int]]:
@@ -73,46 +37,53 @@ def _as_layout_of(out: Tensor, source: Tensor) -> Tensor:
     return out if out.stride() == wanted.stride() else wanted.copy_(out)
 
 
-def fwd(
-    input: Tensor, weight: Tensor, bias: Tensor | None, padding: Sequence[int],
-    activation: str, precision: str, algorithm: str, variant: int,
-) -> Tensor:  # fmt: skip
-    """Raw op ``dwconv2d`` by torch. Shapes as there."""
-    x, pad = _symmetric(input, padding)
-    return _as_layout_of(activate(F.conv2d(x, weight, bias, 1, pad, 1, weight.shape[0]), activation), input)
+class TorchBackend(Backend):
+    """``torch.conv2d(groups=C)``: any device, stride, dilation and channel multiplier, by torch's own algorithm."""
 
+    name = "torch"
+    differentiable = True
 
-def bwd_input(
-    grad_output: Tensor, weight: Tensor, padding: Sequence[int], precision: str, algorithm: str, variant: int
-) -> Tensor:
-    """Raw op ``dwconv2d_backward_input`` by torch: a convolution with the flipped filter."""
-    top, bottom, left, right = padding
-    kh, kw = weight.shape[2:]
-    mirrored = (kh - 1 - top, kh - 1 - bottom, kw - 1 - left, kw - 1 - right)
-    return fwd(grad_output, weight.flip(2, 3), None, mirrored, "none", precision, algorithm, variant)
+    def supports(self, problem: Problem) -> str | None:
+        """See `Backend.supports`: torch takes everything that passed the argument checks."""
+        return "torch's convolution has no FFT to ask for" if problem.algorithm == "fft" else None
 
+    def fwd(
+        self, input: Tensor, weight: Tensor, bias: Tensor | None, padding: Sequence[int],
+        activation: str, precision: str, algorithm: str, variant: int,
+    ) -> Tensor:  # fmt: skip
+        """See `Backend.fwd`."""
+        x, pad = _symmetric(input, padding)
+        return _as_layout_of(activate(torch.conv2d(x, weight, bias, 1, pad, 1, weight.shape[0]), activation), input)
 
-def bwd_weight(
-    grad_output: Tensor, input: Tensor, padding: Sequence[int], precision: str, algorithm: str, variant: int
-) -> Tensor:
-    """Raw op ``dwconv2d_backward_weight`` by torch's convolution_backward; (C, 1, Kh, Kw) contiguous."""
-    top, bottom, left, right = padding
-    channels = input.shape[1]
-    kh = input.shape[2] + top + bottom - grad_output.shape[2] + 1
-    kw = input.shape[3] + left + right - grad_output.shape[3] + 1
-    shape = grad_output.new_zeros((channels, 1, kh, kw))
-    if input.shape[0] == 0:
-        return shape
-    x, pad = _symmetric(input, padding)
-    _, grad_weight, _ = torch.ops.aten.convolution_backward(
-        grad_output, x, shape, None, [1, 1], list(pad), [1, 1], False, [0, 0], channels, [False, True, False]
-    )
-    return grad_weight.contiguous()  # type: ignore[no-any-return]
+    def bwd_input(
+        self, grad_output: Tensor, weight: Tensor, padding: Sequence[int], precision: str, algorithm: str, variant: int
+    ) -> Tensor:
+        """See `Backend.bwd_input`: a convolution with the flipped filter."""
+        top, bottom, left, right = padding
+        kh, kw = weight.shape[2:]
+        mirrored = (kh - 1 - top, kh - 1 - bottom, kw - 1 - left, kw - 1 - right)
+        return self.fwd(grad_output, weight.flip(2, 3), None, mirrored, "none", precision, algorithm, variant)
 
+    def bwd_weight(
+        self, grad_output: Tensor, input: Tensor, padding: Sequence[int], precision: str, algorithm: str, variant: int
+    ) -> Tensor:
+        """See `Backend.bwd_weight`: torch's convolution_backward; (C, 1, Kh, Kw) contiguous."""
+        top, bottom, left, right = padding
+        channels = input.shape[1]
+        kh = input.shape[2] + top + bottom - grad_output.shape[2] + 1
+        kw = input.shape[3] + left + right - grad_output.shape[3] + 1
+        shape = grad_output.new_zeros((channels, 1, kh, kw))
+        if input.shape[0] == 0:
+            return shape
+        x, pad = _symmetric(input, padding)
+        _, grad_weight, _ = torch.ops.aten.convolution_backward(
+            grad_output, x, shape, None, [1, 1], list(pad), [1, 1], False, [0, 0], channels, [False, True, False]
+        )
+        return grad_weight.contiguous()  # type: ignore[no-any-return]
 
-def bwd_weight_bias(
-    grad_output: Tensor, input: Tensor, padding: Sequence[int], precision: str, algorithm: str, variant: int
-) -> tuple[Tensor, Tensor]:
-    """Raw op ``dwconv2d_backward_weight_bias`` by torch."""
-    grad_weight = bwd_weight(grad_output, input, padding, precision, algorithm, variant)
-    return grad_weight, grad_output.sum((0, 2, 3))
+    def run(self, input: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry, activation: str) -> Tensor:
+        """See `Backend.run`."""
+        x, padding = _symmetric(input, geometry.padding)
+        groups = input.shape[1]
+        # not F.conv2d: programs that patch it with depthwise_conv2d must not come back here
+        return activate(torch.conv2d(x, weight, bias, geometry.stride, padding, geometry.dilation, groups), activation)

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from ..tools.errors import ToolError, UsageError
+from ..errors import ToolError, UsageError
 from ..tools.show import console
 from . import errors, options
 from .errors import print_json, reporting, say
@@ -70,9 +70,9 @@ def predict(
     A bad file is reported and stops nothing. The exit status is 1 if no file could be read, or if the network's outputs
     for one are not finite.
     """
+    from ..data.transforms import pictures
     from ..tools import loading
     from ..tools import predict as tool
-    from ..tools.transforms import pictures
 
     paths = pictures(images)
     if not paths:
@@ -138,6 +138,7 @@ def evaluate(
 
     Several processes, each with its part of the images: torchrun --nproc-per-node 8 -m replknet_ext evaluate DATA ...
     """
+    from ..data.folder import find_images
     from ..tools import evaluate as tool
     from ..tools import loading
 
@@ -147,7 +148,7 @@ def evaluate(
                 model, checkpoint, deploy=_value(deploy), device=device, input_size=input_size,
                 mean=floats("--mean", mean), std=floats("--std", std), classes=classes,
             )  # fmt: skip
-        items, count = tool.find_images(data, len(loaded.names), loaded.known)
+        items, count = find_images(data, len(loaded.names), loaded.known)
         with tool.progress(len(items), here, hidden=as_json) as on_batch:
             result = tool.evaluate(
                 loaded.model, items, loaded.preprocessing, classes=count, batch_size=batch_size, workers=workers,

@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 import typer
 from rich.text import Text
 
-from ..tools.errors import ToolError, UsageError
+from ..errors import ToolError, UsageError
 from ..tools.show import console, plain
 
 Command = TypeVar("Command", bound=Callable[..., Any])

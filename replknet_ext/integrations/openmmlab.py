@@ -44,7 +44,8 @@ class MMRepLKNet(RepLKNet):
         ffn_ratio: hidden channels of the feed-forward blocks as a multiple of the stage's.
         out_indices: stages whose maps are returned.
         strides, dilations: only the network's own, (2, 2, 2, 2) and (1, 1, 1, 1).
-        frozen_stages: the stem (from 0 on) and this many stages stay as they are in training; -1 for none.
+        frozen_stages: the stem (from 0 on) and this many stages stay as they are in training; -1 for none. As in
+            mmpretrain the transitions between them go on learning, which `RepLKNet` freezes, too.
         conv_cfg: None or the plain convolution.
         norm_cfg: type "BN" or "SyncBN", and eps, momentum and requires_grad of the BatchNorms.
         act_cfg: None or type "ReLU"; the feed-forward blocks have their GELU in any case.
@@ -126,6 +127,11 @@ class MMRepLKNet(RepLKNet):
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         """Images (N, in_channels, H, W) to one map for each of `out_indices`."""
         return cast("tuple[Tensor, ...]", super().forward(x))
+
+    forward.__annotations__.clear()  # see `RepLKNet.forward`
+
+    def _first(self, stages: int) -> list[nn.Module]:
+        return [] if stages < 0 else [self.stem, *self.stages[:stages]]
 
     def init_weights(self) -> None:
         """Does what `init_cfg` says, once; mmengine's runner calls it."""

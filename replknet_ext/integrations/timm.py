@@ -14,17 +14,27 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ..models import MODELS, PretrainedConfig, RepLKNet
+from ..models import MODELS, DropPath, PretrainedConfig, RepLKNet
 from ..models.blocks import run_checkpointed
 from ..models.checkpoint import fit_state, parse_state
+from ..modules import DepthwiseConv2dLarge
 from ._optional import require
 
 require("timm", install="replknet_ext[timm]")
 
 from timm.layers import SelectAdaptivePool2d  # noqa: E402
-from timm.models import build_model_with_cfg, generate_default_cfgs, register_model  # noqa: E402
+from timm.models import (  # noqa: E402
+    build_model_with_cfg,
+    generate_default_cfgs,
+    register_model,
+    register_notrace_module,
+)
 
 __all__ = ["TimmRepLKNet", "checkpoint_filter_fn", "default_cfgs"]
+
+# What timm traces for feature extraction can be scripted, too, if these stay whole.
+for _layer in (DepthwiseConv2dLarge, DropPath):
+    register_notrace_module(_layer)
 
 
 class TimmRepLKNet(RepLKNet):
@@ -235,7 +245,8 @@ def _take(indices: int | Sequence[int] | None, stages: int) -> tuple[list[int], 
     if indices is None:
         indices = stages
     taken = range(stages - indices, stages) if isinstance(indices, int) else indices
-    if not taken or any(not -stages <= index < stages for index in taken):
+    lowest = 0 if isinstance(indices, int) else -stages
+    if not taken or any(not lowest <= index < stages for index in taken):
         raise ValueError(f"indices must name stages from 0 to {stages - 1}, or be a number of stages; got {indices!r}")
     wanted = [index % stages for index in taken]
     return wanted, max(wanted)

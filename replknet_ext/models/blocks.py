@@ -2,21 +2,21 @@
 
 Module names and the order in which they are registered are a file format: they decide the keys of a checkpoint and
 their order. Maps are (N, C, H, W) and keep their H and W through every block.
-"""
 
-from __future__ import annotations
+Annotations here are types, not strings: torch.fx copies those of a traced `forward` into the code that it writes.
+"""
 
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TYPE_CHECKING, cast
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
-from .. import checks
 from ..modules import DepthwiseConv2dLarge
+from ..operator import checks
 from .reparam import LEVELS, Reparameterizable, affine, merge_branches
 
 if TYPE_CHECKING:
@@ -28,6 +28,7 @@ __all__ = [
     "RepLKBlock",
     "RepLKNetStage",
     "ReparamLargeKernelConv",
+    "ScriptTracer",
     "conv_bn",
     "conv_bn_relu",
     "run_checkpointed",
@@ -77,7 +78,7 @@ class DropPath(nn.Module):
         if not self.training or self.rate == 0:
             return x
         keep = 1 - self.rate
-        mask = x.new_empty((x.shape[0], *[1] * (x.ndim - 1))).bernoulli_(keep).div_(keep)
+        mask = x.new_empty([x.shape[0]] + [1] * (x.ndim - 1)).bernoulli_(keep).div_(keep)
         return x * mask
 
     def extra_repr(self) -> str:
@@ -125,7 +126,7 @@ class ReparamLargeKernelConv(nn.Module, Reparameterizable):
         out: Tensor = self.lkb_reparam(x) if self.merged else self.lkb_origin(x)
         return out + self.small_conv(x) if "small_conv" in self._modules else out
 
-    def reparameterize(self, level: str = "merge") -> Self:
+    def reparameterize(self, level: str = "merge") -> "Self":
         """Merges both branches and their BatchNorms into `lkb_reparam`, at every level; a no-op when merged."""
         if not self.merged:
             small = self.small_conv if "small_conv" in self._modules else None
@@ -184,7 +185,7 @@ class RepLKBlock(nn.Module, Reparameterizable):
         out = x + self.drop_path(out)
         return out
 
-    def reparameterize(self, level: str = "merge") -> Self:
+    def reparameterize(self, level: str = "merge") -> "Self":
         """Merges `large_kernel` and lets it apply the ReLU; "full" also folds all other BatchNorms of the block."""
         checks.name("level", level, LEVELS)
         if level == "full":
@@ -229,7 +230,7 @@ class ConvFFN(nn.Module, Reparameterizable):
         out = x + self.drop_path(out)
         return out
 
-    def reparameterize(self, level: str = "merge") -> Self:
+    def reparameterize(self, level: str = "merge") -> "Self":
         """ "full" folds the BatchNorms into the convolutions; "merge" has nothing to do here."""
         checks.name("level", level, LEVELS)
         if level == "full":
@@ -251,7 +252,7 @@ class RepLKNetStage(nn.Module):
         kernel_size: K of its large kernels.
         drop_path: one rate a pair; its length is the number of pairs.
         small_kernel, small_kernel_merged: see `ReparamLargeKernelConv`.
-        dw_ratio, ffn_ratio: depthwise and feed-forward channels as multiples of `channels`.
+        dw_channels, ffn_channels: channels of the depthwise convolutions, and inside the feed-forward blocks.
         use_checkpoint: in training recompute each block in the backward pass instead of keeping its activations.
         norm: makes `norm` a BatchNorm instead of the identity.
     """
@@ -262,8 +263,9 @@ class RepLKNetStage(nn.Module):
         kernel_size: int,
         drop_path: Sequence[float],
         small_kernel: int | None,
-        dw_ratio: float = 1.0,
-        ffn_ratio: float = 4.0,
+        *,
+        dw_channels: int,
+        ffn_channels: int,
         use_checkpoint: bool = False,
         small_kernel_merged: bool = False,
         norm: bool = False,
@@ -272,10 +274,8 @@ class RepLKNetStage(nn.Module):
         self.use_checkpoint = use_checkpoint
         self.blocks = nn.ModuleList()
         for rate in drop_path:
-            self.blocks.append(
-                RepLKBlock(channels, int(channels * dw_ratio), kernel_size, small_kernel, rate, small_kernel_merged)
-            )
-            self.blocks.append(ConvFFN(channels, int(channels * ffn_ratio), rate))
+            self.blocks.append(RepLKBlock(channels, dw_channels, kernel_size, small_kernel, rate, small_kernel_merged))
+            self.blocks.append(ConvFFN(channels, ffn_channels, rate))
         self.norm = nn.BatchNorm2d(channels) if norm else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
@@ -284,10 +284,18 @@ class RepLKNetStage(nn.Module):
         return x
 
 
+class ScriptTracer(fx.Tracer):
+    """Traces a network for `torch.jit.script`, which compiles these layers itself."""
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        own = isinstance(m, (DepthwiseConv2dLarge, DropPath))
+        return own or super().is_leaf_module(m, module_qualified_name)
+
+
 def run_checkpointed(module: nn.Module, x: Tensor) -> Tensor:
     """`module(x)`; when it trains, activations inside are recomputed in the backward pass instead of kept.
 
-    The recomputation leaves BatchNorm's running statistics alone, so they move once a step, as without it.
+    The recomputation leaves BatchNorm's running statistics alone, so they move once per step, as without it.
     """
     if not (module.training and torch.is_grad_enabled()):
         return cast(Tensor, module(x))

@@ -27,6 +27,7 @@ from .keys import (
     form_of,
     infer_config,
     same_arch,
+    shorten,
     skeleton,
     to_mmpretrain,
 )
@@ -80,7 +81,7 @@ class Checkpoint:
         inferred = infer_config(self.state, self.meta["source"])
         try:
             stored = RepLKNetConfig(**self.meta["config"])
-        except (KeyError, TypeError, ValueError):
+        except (KeyError, TypeError, ValueError, ArithmeticError, RecursionError):
             return inferred
         return stored if same_arch(stored, inferred, self.form) else inferred
 
@@ -107,12 +108,12 @@ def read_checkpoint(source: str | Path, *, key: str = "auto") -> Checkpoint:
 
     Args:
         source: a path or an address (http, https, file) of a .safetensors file or of one that `torch.save` wrote.
-        key: the entry of a trainer's file to take, such as "model_ema"; "auto" takes the first of state_dict, model,
-            module and model_ema that there is.
+            Also a folder that `save_pretrained` wrote.
+        key: the entry of a trainer's file to take, such as "model_ema" or "ckpt.net"; "auto" takes the first of the
+            usual names that there is (state_dict, model, module, ...; averaged weights last), else the only one.
 
-    An `argparse.Namespace` inside, as trainers store their arguments, is let through by
-    `torch.serialization.safe_globals`; it is a plain record. For other classes call this function inside that context
-    manager yourself, if you trust the file.
+    Plain records that trainers store (`argparse.Namespace`, numpy scalars and arrays, mmengine's `HistoryBuffer`) are
+    let through. For other classes call this function inside `torch.serialization.safe_globals`, if you trust the file.
 
     Raises:
         CheckpointError: no such file, not readable, or no RepLKNet; says which.
@@ -120,6 +121,25 @@ def read_checkpoint(source: str | Path, *, key: str = "auto") -> Checkpoint:
     path = download(str(source)) if is_url(source) else Path(source)
     entries, meta = read_entries(path, key, str(source))
     return _checkpoint(entries, {"source": str(source), **meta})
+
+
+def load_plain(model: nn.Module, source: str, *, key: str = "auto") -> None:
+    """Loads a state dict with the model's own names, plain or in a trainer's file, into a model that is no RepLKNet.
+
+    Args:
+        model: any module.
+        source: a path or an address.
+        key: as in `read_checkpoint`.
+
+    Raises:
+        CheckpointError: no such file, not readable, or it does not fit; says what.
+    """
+    entries, _ = read_entries(download(source) if is_url(source) else Path(source), key, source)
+    try:
+        model.load_state_dict(entries)
+    except RuntimeError as error:
+        why = " ".join(str(error).split())
+        raise CheckpointError(f"{source} does not fit {type(model).__name__}: {why}") from error
 
 
 def load_checkpoint(
@@ -234,6 +254,7 @@ def convert_checkpoint(
     arch: str | None = None,
     dtype: torch.dtype | str | None = None,
     key: str = "auto",
+    strict: bool = True,
 ) -> Checkpoint:
     """Converts a checkpoint file into another format; `dst` appears complete or not at all.
 
@@ -246,9 +267,10 @@ def convert_checkpoint(
         arch: a name of `ARCHS` that the checkpoint must be of.
         dtype: of the floating-point entries, such as "float16"; None leaves them.
         key: see `read_checkpoint`.
+        strict: False leaves out entries that are no part of the network, such as an auxiliary head.
 
     Returns:
-        What was written, in this package's keys.
+        What was written, in this package's keys; `meta["ignored"]` names what was left out.
 
     Raises:
         CheckpointError: the source cannot be read or is incomplete, or the combination does not exist.
@@ -272,6 +294,11 @@ def convert_checkpoint(
         raise CheckpointError(f"{name} is in the {checkpoint.form} form already; merging cannot be undone")
     if target == "full" and to == "mmpretrain":
         raise CheckpointError("mmpretrain has no form without BatchNorms; use form='merged' or to='official'")
+    _check_data(state, name)
+    if not strict:
+        wanted = skeleton(state, config, checkpoint.form).state_dict()
+        state = {key: value for key, value in state.items() if key in wanted}
+    left_out = [key for key in checkpoint.state if key not in state]
     state = _merge(state, config, checkpoint.form, target, name)
     if dtype is not None:
         kind = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
@@ -283,7 +310,7 @@ def convert_checkpoint(
         target,
         "mmpretrain" if to == "mmpretrain" else "official",
         "head.weight" in state,
-        {"source": str(dst), "ignored": checkpoint.meta["ignored"], "config": asdict(config)},
+        {"source": str(dst), "ignored": [*checkpoint.meta["ignored"], *left_out], "config": asdict(config)},
     )
     write_entries(to_mmpretrain(state) if to == "mmpretrain" else state, Path(dst), config)
     return written
@@ -313,7 +340,7 @@ def save_checkpoint(model_or_state: nn.Module | Mapping[str, Tensor], dst: str |
 
 
 def _checkpoint(entries: Mapping[str, Any], meta: dict[str, Any]) -> Checkpoint:
-    state, style, ignored = canonical(entries)
+    state, style, ignored = canonical(entries, meta["source"])
     form = form_of(state, meta["source"])
     return Checkpoint(state, form, style, "head.weight" in state, {**meta, "ignored": ignored})
 
@@ -341,6 +368,7 @@ def _fit(checkpoint: Checkpoint, net: RepLKNet, strict: bool) -> tuple[dict[str,
         raise CheckpointError(
             f"{name} was trained with stem_strides={found.stem_strides}; the model has {net.config.stem_strides}"
         )
+    _check_data(checkpoint.state, name)
     state, ignored = _leave_out(checkpoint.state, net)
     if _FORMS.index(checkpoint.form) > _FORMS.index(wanted):
         raise CheckpointError(
@@ -350,6 +378,13 @@ def _fit(checkpoint: Checkpoint, net: RepLKNet, strict: bool) -> tuple[dict[str,
     if checkpoint.form != wanted:
         state = _merge(state, found, checkpoint.form, wanted, name)
     return state, ignored
+
+
+def _check_data(state: Mapping[str, Tensor], name: str) -> None:
+    """Raises where entries are shapes only, as of a model on the meta device."""
+    empty = [key for key, value in state.items() if value.is_meta]
+    if empty:
+        raise CheckpointError(f"{name} has no values (it is of the meta device): {shorten(empty)}")
 
 
 def _leave_out(state: Mapping[str, Tensor], net: RepLKNet) -> tuple[dict[str, Tensor], tuple[str, ...]]:

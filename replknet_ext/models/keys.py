@@ -7,9 +7,10 @@ This package's keys are those of the official code. mmpretrain puts `backbone.` 
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -27,6 +28,7 @@ __all__ = [
     "canonical",
     "compare",
     "form_of",
+    "holds_network",
     "infer_config",
     "same_arch",
     "shorten",
@@ -38,15 +40,24 @@ Form = Literal["train", "merged", "full"]
 Style = Literal["official", "mmpretrain"]
 
 _FIRST = "stem.0.conv.weight"  # what stands before it in a key stands before all of the network's
-_STAGE_NORM = re.compile(r"stages\.(\d+)\.norm\.")
+_DIGITS = 4  # of the number of a stage or block; a longer one is no part of a network
+_STAGE_NORM = re.compile(rf"stages\.(\d{{1,{_DIGITS}}})\.norm\.")
 _SHOWN = 5
+_PARAMETER = re.compile(r"(.*\.)?(weight|bias|running_mean|running_var)")
+#: Numbers of dimensions that the rest of this module counts on.
+_RANKS = {"stem.0.conv.weight": 4, "norm.weight": 1, "head.weight": 2}
 
 
 class CheckpointError(ValueError):
     """A checkpoint cannot be had, read, or does not fit; the message says what is wrong and what would help."""
 
 
-def canonical(entries: Mapping[str, Any]) -> tuple[dict[str, Tensor], Style, list[str]]:
+def holds_network(entries: Mapping[Any, Any]) -> bool:
+    """Whether the first entry of a RepLKNet is among them, after any prefix."""
+    return any(isinstance(key, str) and f".{key}".endswith(f".{_FIRST}") for key in entries)
+
+
+def canonical(entries: Mapping[Any, Any], source: str = "the state dict") -> tuple[dict[str, Tensor], Style, list[str]]:
     """The tensors of a state dict of any style under this package's keys.
 
     Returns:
@@ -54,9 +65,10 @@ def canonical(entries: Mapping[str, Any]) -> tuple[dict[str, Tensor], Style, lis
         train-time branches that stand beside the merged kernel that replaced them.
 
     Raises:
-        CheckpointError: there are several networks, such as a student and a teacher.
+        CheckpointError: there are several networks, such as a student and a teacher, or tensors that are no weights:
+            sparse, quantised, of integers or complex numbers, or empty.
     """
-    tensors = {key: value for key, value in entries.items() if isinstance(value, Tensor)}
+    tensors = {key: value for key, value in entries.items() if isinstance(key, str) and isinstance(value, Tensor)}
     ignored = [str(key) for key in entries if key not in tensors]
     places = [key.removesuffix(_FIRST) for key in tensors if f".{key}".endswith(f".{_FIRST}")]
     if len(places) > 1:
@@ -82,7 +94,28 @@ def canonical(entries: Mapping[str, Any]) -> tuple[dict[str, Tensor], Style, lis
     norms = _stages_with_norm(state)
     if norms == [_stage_count(state) - 1] and "norm.weight" not in state:
         state = {_STAGE_NORM.sub("norm.", key): value for key, value in state.items()}
+    for key, value in state.items():
+        if wrong := _why_no_weight(key, value):
+            raise CheckpointError(f"{source} has no dense floating-point weights: {key} {wrong}")
     return state, style, ignored
+
+
+def _why_no_weight(key: str, value: Tensor) -> str:
+    """Why this entry can be no parameter or statistic of a network, "" if it can."""
+    if value.layout != torch.strided:
+        return f"is sparse ({value.layout})"
+    if not _PARAMETER.fullmatch(key):
+        return ""
+    if value.is_quantized or not value.is_floating_point():
+        return f"is of {value.dtype}"
+    if value.numel() == 0:
+        return (
+            f"has the shape {tuple(value.shape)}. DeepSpeed's ZeRO-3 leaves such placeholders: gather the weights with "
+            "its zero_to_fp32.py"
+        )
+    if value.ndim != _RANKS.get(key, value.ndim):
+        return f"has {value.ndim} dimensions instead of {_RANKS[key]}"
+    return ""
 
 
 def to_mmpretrain(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -130,19 +163,27 @@ def infer_config(state: Mapping[str, Tensor], source: str) -> RepLKNetConfig:
     A merged checkpoint does not tell the small kernel either: that of the published architecture, else None.
     """
     try:
-        kernels, layers, channels, dw_ratio, ffn_ratio, small = [], [], [], 1.0, 4.0, None
+        kernels, layers, channels, dw_channels, ffn_channels, small = [], [], [], [], [], None
         for stage in range(_stage_count(state)):
             path = f"stages.{stage}.blocks"
-            numbers = {int(m[1]) for key in state if (m := re.match(rf"{re.escape(path)}\.(\d+)\.", key))}
+            numbers = {int(m[1]) for key in state if (m := re.match(rf"{re.escape(path)}\.(\d{{1,{_DIGITS}}})\.", key))}
             width, hidden = (state[f"{path}.{i}.pw1.conv.weight"] for i in (0, 1))
             large = state.get(f"{path}.0.large_kernel.lkb_origin.conv.weight")
             kernels.append((state[f"{path}.0.large_kernel.lkb_reparam.weight"] if large is None else large).shape[-1])
             layers.append(len(numbers) // 2)
             channels.append(width.shape[1])
-            dw_ratio, ffn_ratio = width.shape[0] / width.shape[1], hidden.shape[0] / hidden.shape[1]
+            dw_channels.append(width.shape[0])
+            ffn_channels.append(hidden.shape[0])
             branch = state.get(f"{path}.0.large_kernel.small_conv.conv.weight")
             small = None if branch is None else branch.shape[-1]
-        config = RepLKNetConfig(tuple(kernels), tuple(layers), tuple(channels), small, dw_ratio, ffn_ratio)
+        config = RepLKNetConfig(
+            tuple(kernels),
+            tuple(layers),
+            tuple(channels),
+            small,
+            _ratio("depthwise", dw_channels, channels),
+            _ratio("feed-forward", ffn_channels, channels),
+        )
     except (KeyError, IndexError, ValueError) as error:
         raise CheckpointError(f"{source} holds no complete RepLKNet: {error}") from error
     merged = not any(".lkb_origin." in key for key in state)
@@ -151,8 +192,29 @@ def infer_config(state: Mapping[str, Tensor], source: str) -> RepLKNetConfig:
 
 def same_arch(a: RepLKNetConfig, b: RepLKNetConfig, form: Form) -> bool:
     """Whether weights of `a` in this form fit `b`."""
-    unseen: dict[str, Any] = {"stem_strides": (2, 2)} | ({} if form == "train" else {"small_kernel": None})
-    return replace(a, **unseen) == replace(b, **unseen)
+    unseen = {} if form == "train" else {"small_kernel": None}
+    return _sizes(a) | unseen == _sizes(b) | unseen
+
+
+def _sizes(config: RepLKNetConfig) -> dict[str, Any]:
+    """What the shapes of the weights tell: channels instead of the ratios that they were computed from."""
+    names = ("large_kernel_sizes", "layers", "channels", "small_kernel", "dw_channels", "ffn_channels")
+    return {name: getattr(config, name) for name in names}
+
+
+def _ratio(kind: str, products: Sequence[int], channels: Sequence[int]) -> float:
+    """The shortest decimal that, times `channels` and rounded down, gives `products`.
+
+    Raises:
+        ValueError: there is none: other ratios in other stages.
+    """
+    if min(channels, default=0) > 0:
+        low = max(product / count for product, count in zip(products, channels, strict=True))
+        for digits in range(17):
+            ratio: float = math.ceil(low * 10**digits) / 10**digits
+            if all(int(count * ratio) == product for product, count in zip(products, channels, strict=True)):
+                return ratio
+    raise ValueError(f"{kind} channels {tuple(products)} are no common multiple of the stages' {tuple(channels)}")
 
 
 def arch_name(config: RepLKNetConfig) -> str | None:
@@ -231,7 +293,7 @@ def explain_arch(found: RepLKNetConfig, wanted: RepLKNetConfig) -> str:
     name = arch_name(found)
     if name is not None:
         return f"it is a checkpoint of RepLKNet-{name}: build RepLKNet({name!r})"
-    ours, theirs = asdict(found), asdict(wanted)
+    ours, theirs = _sizes(found), _sizes(wanted)
     differing = [f"{field} {ours[field]} instead of {theirs[field]}" for field in ours if ours[field] != theirs[field]]
     return f"it is a checkpoint of another architecture: {', '.join(differing)}"
 
@@ -244,7 +306,7 @@ def shorten(items: Iterable[str]) -> str:
 
 
 def _stage_count(state: Mapping[str, Tensor]) -> int:
-    return max((int(m[1]) + 1 for key in state if (m := re.match(r"stages\.(\d+)\.", key))), default=0)
+    return max((int(m[1]) + 1 for key in state if (m := re.match(rf"stages\.(\d{{1,{_DIGITS}}})\.", key))), default=0)
 
 
 def _stages_with_norm(state: Mapping[str, Tensor]) -> list[int]:

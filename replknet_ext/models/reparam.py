@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from .. import checks
 from ..modules import DepthwiseConv2dLarge
+from ..operator import checks
 from .pointwise import PointwiseConv2d
 
 if TYPE_CHECKING:

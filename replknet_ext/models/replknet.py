@@ -4,18 +4,19 @@
 State dict keys and their order are those of the official implementation, github.com/DingXiaoH/RepLKNet-pytorch (MIT).
 """
 
-from __future__ import annotations
-
-from collections.abc import Mapping, Sequence
+import math
+import operator
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, cast
 
-from torch import Tensor, nn
+import torch
+from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from .. import checks
-from .blocks import ReparamLargeKernelConv, RepLKNetStage, conv_bn_relu, run_checkpointed
+from ..operator import checks
+from .blocks import ReparamLargeKernelConv, RepLKNetStage, ScriptTracer, conv_bn_relu, run_checkpointed
 from .pretrained import MODELS, PretrainedConfig
 from .registry import register_model
 from .reparam import LEVELS, Reparameterizable, fold_norm_linear, reparameterize
@@ -35,7 +36,8 @@ __all__ = [
 
 
 def _is_positive_int(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value > 0
+    """Whether it is an integer above 0, of Python or of numpy."""
+    return hasattr(value, "__index__") and not isinstance(value, bool) and operator.index(value) > 0
 
 
 @dataclass(frozen=True)
@@ -47,8 +49,9 @@ class RepLKNetConfig:
         layers: pairs of RepLKBlock and ConvFFN in each stage.
         channels: channels of each stage.
         small_kernel: odd size of the parallel small kernel, at most each K; None for none.
-        dw_ratio: channels of the large depthwise kernels as a multiple of the stage's.
-        ffn_ratio: hidden channels of the feed-forward blocks as a multiple of the stage's.
+        dw_ratio: channels of the large depthwise kernels as a multiple of the stage's, rounded down as in the official
+            code.
+        ffn_ratio: hidden channels of the feed-forward blocks as a multiple of the stage's, rounded down.
         stem_strides: strides of the stem's two 3x3 convolutions; (2, 2) is the published 1/4 resolution, (1, 1)
             keeps small images at full size. Every further stage halves H and W.
     """
@@ -64,9 +67,9 @@ class RepLKNetConfig:
     def __post_init__(self) -> None:
         for name in ("large_kernel_sizes", "layers", "channels", "stem_strides"):
             values = getattr(self, name)
-            if isinstance(values, (int, str)) or not all(_is_positive_int(value) for value in values):
+            if not isinstance(values, Iterable) or not all(_is_positive_int(value) for value in values):
                 raise ValueError(f"{name} must be a sequence of positive ints; got {values!r}")
-            object.__setattr__(self, name, tuple(values))
+            object.__setattr__(self, name, tuple(map(operator.index, values)))
         stages = len(self.layers)
         if stages == 0 or len(self.large_kernel_sizes) != stages or len(self.channels) != stages:
             raise ValueError(
@@ -80,17 +83,35 @@ class RepLKNetConfig:
             _is_positive_int(small) and small % 2 == 1 and small <= min(self.large_kernel_sizes)
         ):
             raise ValueError(f"small_kernel must be odd and at most {min(self.large_kernel_sizes)}; got {small}")
+        object.__setattr__(self, "small_kernel", None if small is None else operator.index(small))
         if len(self.stem_strides) != 2:
             raise ValueError(f"stem_strides must have two entries; got {self.stem_strides}")
         for name in ("dw_ratio", "ffn_ratio"):
-            if any(int(channels * getattr(self, name)) < 1 for channels in self.channels):
-                raise ValueError(f"{name} must leave at least one channel; got {getattr(self, name)}")
+            ratio = getattr(self, name)
+            if not isinstance(ratio, (int, float)) or not math.isfinite(ratio):
+                raise ValueError(f"{name} must be a finite number; got {ratio!r}")
+            if min(_times(self.channels, ratio)) < 1:
+                raise ValueError(f"{name} must leave at least one channel; got {ratio}")
+
+    @property
+    def dw_channels(self) -> tuple[int, ...]:
+        """Channels of the large depthwise kernels, for each stage."""
+        return _times(self.channels, self.dw_ratio)
+
+    @property
+    def ffn_channels(self) -> tuple[int, ...]:
+        """Hidden channels of the feed-forward blocks, for each stage."""
+        return _times(self.channels, self.ffn_ratio)
 
     @property
     def reductions(self) -> tuple[int, ...]:
         """The input size over the map size, for each stage."""
         first = self.stem_strides[0] * self.stem_strides[1]
         return tuple(first * 2**stage for stage in range(len(self.layers)))
+
+
+def _times(channels: tuple[int, ...], ratio: float) -> tuple[int, ...]:
+    return tuple(int(count * ratio) for count in channels)
 
 
 ARCHS: Mapping[str, RepLKNetConfig] = MappingProxyType(
@@ -162,9 +183,9 @@ class RepLKNet(nn.Module, Reparameterizable):
             raise ValueError(f"num_classes must be at least 0; got {num_classes}")
         if not 0 <= drop_path_rate < 1:
             raise ValueError(f"drop_path_rate must be in [0, 1); got {drop_path_rate}")
-        self.num_classes = num_classes
+        self.num_classes = None if num_classes is None else operator.index(num_classes)
         self.out_indices = None if out_indices is None else _stage_indices(out_indices, stages)
-        self.in_chans = in_chans
+        self.in_chans = operator.index(in_chans)
         self.num_features = cfg.channels[-1]
         self.use_checkpoint = use_checkpoint
         self.norm_eval = norm_eval
@@ -192,8 +213,8 @@ class RepLKNet(nn.Module, Reparameterizable):
                     kernel_size,
                     [next(rates) for _ in range(layers)],
                     cfg.small_kernel,
-                    dw_ratio=cfg.dw_ratio,
-                    ffn_ratio=cfg.ffn_ratio,
+                    dw_channels=cfg.dw_channels[stage],
+                    ffn_channels=cfg.ffn_channels[stage],
                     use_checkpoint=use_checkpoint,
                     small_kernel_merged=small_kernel_merged,
                     norm=norm_intermediate_features,
@@ -215,6 +236,14 @@ class RepLKNet(nn.Module, Reparameterizable):
     def forward(self, x: Tensor) -> Tensor | tuple[Tensor, ...]:
         features = self.forward_features(x)
         return features if isinstance(features, tuple) else self.forward_head(features)
+
+    # torch.fx copies annotations of `forward` into the code that it writes; TorchScript has no name for that result.
+    forward.__annotations__.pop("return")
+
+    def __prepare_scriptable__(self) -> fx.GraphModule:
+        """What `torch.jit.script` compiles in the place of this model: its layers, in the order they are called."""
+        with torch.no_grad():  # `use_checkpoint` has no meaning there
+            return fx.GraphModule(self, ScriptTracer().trace(self))
 
     def forward_features(self, x: Tensor) -> Tensor | tuple[Tensor, ...]:
         """The normalised last map (N, C, H, W) of a classifier, or the tuple of maps of a backbone.
@@ -269,7 +298,7 @@ class RepLKNet(nn.Module, Reparameterizable):
         return (features if stage == "backbone" else features.mean((-2, -1)),)
 
     @property
-    def backbone(self) -> Self:
+    def backbone(self) -> "Self":
         """The model itself, so that mmpretrain's `model.backbone.switch_to_deploy()` runs as it is."""
         return self
 
@@ -314,14 +343,17 @@ class RepLKNet(nn.Module, Reparameterizable):
             part.requires_grad_(True)
         self.frozen_stages = stages
         if self.out_indices is not None:
-            # Checkpoints have this norm on every stage; the ones that never see data must not wait for a gradient.
+            # Checkpoints have every stage, with this norm; what never sees data must not wait for a gradient.
+            last = self.out_indices[-1]
             for index, stage in enumerate(self.stages):
                 cast(RepLKNetStage, stage).norm.requires_grad_(index in self.out_indices)
+            for part in (*self.stages[last + 1 :], *self.transitions[last:]):
+                part.requires_grad_(False)
         for part in self._first(stages):
             part.requires_grad_(False)
         self.train(self.training)
 
-    def train(self, mode: bool = True) -> Self:
+    def train(self, mode: bool = True) -> "Self":
         """As of every module; frozen stages, and with `norm_eval` all BatchNorms, stay in eval mode."""
         super().train(mode)
         for part in self._first(self.frozen_stages):
@@ -363,7 +395,7 @@ class RepLKNet(nn.Module, Reparameterizable):
         pairs = [layers for module in modules if isinstance(module, Reparameterizable) for layers, _ in module._pairs()]
         return "merge" if any("bn" in layers._modules for layers in pairs) else "full"
 
-    def reparameterize(self, level: str = "merge") -> Self:
+    def reparameterize(self, level: str = "merge") -> "Self":
         """Merges large kernels with their small branches and BatchNorms, at level "full" all other BatchNorms too.
 
         See `replknet_ext.models.reparameterize` for the levels. At "full" the last BatchNorm goes into `head` where
@@ -455,7 +487,7 @@ def _stage_indices(out_indices: Sequence[int], stages: int) -> tuple[int, ...]:
     """`out_indices` as ascending stage numbers."""
     if not out_indices or any(not -stages <= index < stages for index in out_indices):
         raise ValueError(f"out_indices must name stages from 0 to {stages - 1}; got {out_indices!r}")
-    return tuple(sorted({index % stages for index in out_indices}))
+    return tuple(sorted({operator.index(index) % stages for index in out_indices}))
 
 
 def _ramp(last: float, count: int) -> list[float]:

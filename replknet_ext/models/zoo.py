@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import Tensor
 
-from .checkpoint import Checkpoint, load_checkpoint, read_checkpoint
+from .checkpoint import Checkpoint, load_checkpoint, load_plain, read_checkpoint
 from .download import download
 from .pretrained import MODELS, PretrainedConfig
 from .registry import builders
@@ -35,7 +35,7 @@ def list_models(pattern: str = "*", pretrained: bool | None = None) -> list[str]
     return sorted(n for n in names if fnmatch(n, pattern) and pretrained in (None, has_weights(n)))
 
 
-def get_model(name: str, pretrained: bool | str | Path = False, **kwargs: Any) -> RepLKNet:
+def get_model(name: str, pretrained: bool | str | Path = False, **kwargs: Any) -> Any:
     """Builds the model `name`, with weights if asked for.
 
     Args:
@@ -43,6 +43,10 @@ def get_model(name: str, pretrained: bool | str | Path = False, **kwargs: Any) -
         pretrained: True downloads the published weights (once; the SHA-256 is checked); a path or an address (http,
             https, file) loads that checkpoint, in any format that `load_checkpoint` takes.
         kwargs: as `RepLKNet`: num_classes, out_indices, in_chans, drop_path_rate, ...
+
+    Returns:
+        A `RepLKNet`, or what the builder of another registered model returns; of that a checkpoint is a state dict with
+        its own names, plain or under one of the names that trainers use.
 
     With weights for other classes than `num_classes` the classifier stays freshly initialised, and a warning says so.
     With `in_chans` other than 3 the first filters are adapted as timm does: summed for one channel, else repeated and
@@ -63,7 +67,9 @@ def get_model(name: str, pretrained: bool | str | Path = False, **kwargs: Any) -
     if builder is not None:
         model = builder(**kwargs)
         if not isinstance(model, RepLKNet):
-            raise TypeError(f"{name} is a {type(model).__name__}, not a RepLKNet; build it with create_model")
+            if pretrained is not False:
+                load_plain(model, str(pretrained))
+            return model
     else:
         assert published is not None
         model = RepLKNet(published.arch, **kwargs)

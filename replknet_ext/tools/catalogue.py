@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from ..errors import ToolError
 from ..models import MODELS, list_models
 from . import show
-from .errors import ToolError
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -15,11 +15,14 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from .. import __version__, _env, _ext, settings
-from ..backends import PASSES, Problem, by_pass, configs, select
+from .. import _env, _ext, settings
+from .._version import __version__
+from ..backends import PASSES, Problem, by_pass
 from ..backends.cuda import DEVICES, architecture_for
-from ..checks import Geometry
+from ..choices import table
+from ..choices.device import identity, stem_of
 from ..models import ARCHS
+from ..operator.problem import Geometry
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -134,8 +137,7 @@ def _kernels_for(properties: Any) -> str:
 
 def _backends(name: str, problem: Problem) -> dict[str, Any]:
     """Which backend `depthwise_conv2d` takes for a problem, pass by pass, and what the others say."""
-    chosen = select(problem).name
-    runs, why = by_pass(problem, chosen)
+    runs, why = by_pass(problem)
     return {"problem": name, "runs": runs, "reasons": why}
 
 
@@ -145,14 +147,14 @@ def _choices() -> dict[str, Any]:
     files = []
     for name in names:
         device = torch.device(name)
-        who = configs.identity(device)
+        who = identity(device)
         files.append(
             {
-                "device": who["device"], "path": str(configs.path_of(who)), "entries": len(configs.entries(device)),
-                "shipped_as": configs.stem_of(who), "shipped_entries": len(configs.shipped(device)),
+                "device": who["device"], "path": str(table.path_of(who)), "entries": len(table.entries(device)),
+                "shipped_as": stem_of(who), "shipped_entries": len(table.shipped(device)),
             }
         )  # fmt: skip
-    return {"files": files, "shipped": configs.shipped_devices()}
+    return {"files": files, "shipped": table.shipped_devices()}
 
 
 def _cuda_plans() -> list[dict[str, Any]]:
@@ -278,7 +280,7 @@ def _variants(by_pass: dict[str, list[str]]) -> str:
 
 
 def _grouped(rows: Sequence[dict[str, Any]]) -> dict[tuple[str, str], list[str]]:
-    """(backend, reason) -> the problems it holds for; a device that does not fit is left out, as nobody wonders."""
+    """(backend, reason) -> the problems it holds for; backends for other devices are left out."""
     found: dict[tuple[str, str], list[str]] = {}
     for row in rows:
         device = row["problem"].split()[0].lower()

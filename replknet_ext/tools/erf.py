@@ -16,11 +16,11 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import Tensor, nn
 
+from ..data.transforms import open_image, pictures
+from ..errors import ToolError, needs
 from . import show
-from .errors import ToolError, needs
 from .files import check_destination, check_suffix, refuse_inputs, replacing
 from .show import plain
-from .transforms import open_image, pictures
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -61,7 +61,7 @@ class EffectiveReceptiveField:
         return area_ratios(self.scores)
 
     def as_dict(self) -> dict[str, Any]:
-        """As JSON knows it, without the scores."""
+        """A dict that JSON can hold, without the scores."""
         return {
             "size": list(self.scores.shape),
             "images": self.images,

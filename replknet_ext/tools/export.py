@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from torch import nn
 
-from .errors import ToolError, UsageError
+from ..errors import ToolError, UsageError
 from .files import check_destination
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from .. import _files
-from .errors import ToolError, UsageError
+from ..errors import ToolError, UsageError
 
 __all__ = ["check_destination", "check_suffix", "refuse_inputs", "replacing"]
 
@@ -44,7 +44,7 @@ def check_destination(path: str | Path) -> None:
     if not target.parent.is_dir():
         raise ToolError(f"cannot write {path}: {'not a' if target.parent.exists() else 'no such'} folder {path.parent}")
     if target.exists() and not target.is_file():
-        raise ToolError(f"cannot write {path}: it is {'a folder' if target.is_dir() else 'not a regular file'}")
+        raise ToolError(f"cannot write {path}: it is {'a folder' if target.is_dir() else 'no regular file'}")
     if not os.access(target.parent, os.W_OK | os.X_OK):
         raise ToolError(f"cannot write {path}: no permission to write to {path.parent}")
 

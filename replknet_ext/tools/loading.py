@@ -6,10 +6,13 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
+from ..data.labels import class_names, read_classes
+from ..data.transforms import Preprocessing
+from ..errors import ToolError, UsageError
 from ..models import (
     ARCHS,
     MODELS,
@@ -21,9 +24,8 @@ from ..models import (
     model_from_checkpoint,
     read_checkpoint,
 )
-from .errors import ToolError, UsageError
-from .labels import class_names, read_classes
-from .transforms import Preprocessing
+from ..models.checkpoint import load_plain
+from ..models.registry import builders
 
 __all__ = ["Loaded", "device_of", "dtype_of", "load"]
 
@@ -44,7 +46,7 @@ class Loaded:
     """
 
     name: str
-    model: RepLKNet
+    model: Any  # a RepLKNet, or another registered model with `num_classes`
     preprocessing: Preprocessing
     names: Sequence[str]
     known: Sequence[str] | None
@@ -80,18 +82,20 @@ def load(
     if input_size is not None and input_size < 1:
         raise UsageError(f"input size must be at least 1; got {input_size}")
     model = _build(name, checkpoint, input_size)
-    if not model.num_classes:
+    if not getattr(model, "num_classes", 0):
         raise ToolError(f"{checkpoint or name} has no classifier")
     given = read_classes(classes) if classes is not None else None
     names = class_names(model.num_classes, given)
     preprocessing = _adjusted(Preprocessing.of(model, input_size), mean, std)
     if deploy is not None:
+        if not hasattr(model, "switch_to_deploy"):
+            raise UsageError(f"{name} has nothing to merge: leave --deploy out")
         model.switch_to_deploy(level=deploy)
     model = model.eval().to(where)
     return Loaded(name or Path(str(checkpoint)).name, model, preprocessing, names, given)
 
 
-def _build(name: str | None, checkpoint: str | None, input_size: int | None) -> RepLKNet:
+def _build(name: str | None, checkpoint: str | None, input_size: int | None) -> Any:
     if name is not None and name not in list_models():
         try:
             get_model(name)  # raises, and says which names are near
@@ -106,6 +110,9 @@ def _build(name: str | None, checkpoint: str | None, input_size: int | None) -> 
             return get_model(name, pretrained=True)
         except CheckpointError as error:
             raise ToolError(f"no weights for {name}: {error}. If you have the file, give --checkpoint FILE") from None
+    if name is not None and name in builders() and not isinstance(model := get_model(name), RepLKNet):
+        load_plain(model, checkpoint)
+        return model
     content = read_checkpoint(checkpoint)
     if not content.head:
         raise ToolError(f"{checkpoint} has no classifier: it is a backbone's checkpoint")

@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from ..data.labels import class_names, short_name
+from ..data.transforms import Preprocessing, open_image, to_image, with_channels
+from ..errors import ToolError, needs
 from ..models import get_model
-from .errors import ToolError, needs
 from .files import check_destination, refuse_inputs, replacing
-from .labels import class_names, short_name
 from .show import bar, plain
-from .transforms import Preprocessing, open_image, to_image, with_channels
 
 if TYPE_CHECKING:
     import numpy as np
@@ -90,7 +90,7 @@ class Prediction:
     top: tuple[tuple[int, float, str], ...]
 
     def as_dict(self) -> dict[str, Any]:
-        """As JSON knows it."""
+        """A dict that JSON can hold."""
         label, score, name = self.top[0]
         best = [{"label": label, "score": score, "class": name} for label, score, name in self.top]
         return {"path": str(self.path), "pred_label": label, "pred_score": score, "pred_class": name, "top": best}
@@ -104,7 +104,7 @@ class Unreadable:
     error: str
 
     def as_dict(self) -> dict[str, Any]:
-        """As JSON knows it."""
+        """A dict that JSON can hold."""
         return {"path": str(self.path), "error": self.error}
 
 

@@ -20,9 +20,9 @@ from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.flop_counter import FlopCounterMode
 
+from ..errors import UsageError
 from ..models import ARCHS, MODELS, RepLKNet, RepLKNetConfig, list_models, model_from_checkpoint
 from . import show
-from .errors import UsageError
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -73,7 +73,7 @@ class Summary:
     parts: tuple[Part, ...]
 
     def as_dict(self) -> dict[str, Any]:
-        """As JSON knows it."""
+        """A dict that JSON can hold."""
         return asdict(self)
 
 

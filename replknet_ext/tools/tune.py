@@ -12,15 +12,17 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
-from .. import checks
-from ..backends import NAMES, PASSES, Candidate, Problem, candidates, configs
+from ..backends import PASSES, Candidate, Problem, candidates, names
 from ..backends.cuda import DEVICES
+from ..choices import table
+from ..choices.device import identity, stem_of
+from ..errors import ToolError, UsageError
 from ..models import MODELS, get_model
-from ..tuning import TuneReport, api, problems, store
+from ..operator import checks
+from ..tuning import TuneReport, api, problems
 from ..tuning.report import layer_of, us
 from ..tuning.search import MOST
 from . import show
-from .errors import ToolError, UsageError
 from .loading import device_of
 
 if TYPE_CHECKING:
@@ -41,9 +43,9 @@ class Prediction:
     candidates: tuple[Candidate, ...]
 
     def as_dict(self) -> dict[str, Any]:
-        """As JSON knows it."""
+        """A dict that JSON can hold."""
         listed = [candidate.as_dict() for candidate in self.candidates]
-        return {"problem": configs.key_of(self.problem), "layers": self.count, "candidates": listed}
+        return {"problem": table.key_of(self.problem), "layers": self.count, "candidates": listed}
 
 
 def passes_of(text: str | None) -> tuple[str, ...]:
@@ -104,14 +106,14 @@ def predict(
             rows.append(Prediction(one, count, tuple(candidates(one, backend, known))))
     if not any(row.candidates for row in rows):
         raise ToolError(f"no kernel of backend {backend!r} runs these layers here; `replknet-ext doctor` says why")
-    return f"limits of {limits}" if limits is not None else configs.identity(device)["device"], rows
+    return f"limits of {limits}" if limits is not None else identity(device)["device"], rows
 
 
 def measure(
     found: Counter[Problem], device: str, passes: Sequence[str], *, backend: str, most: int, force: bool, hidden: bool,
     on_start: Callable[[str], object] = lambda label: None, config: Path | None = None,
 ) -> TuneReport:  # fmt: skip
-    """See `replknet_ext.tune`; the choices also go to the file `config`, see `tuning.store.save_config`.
+    """See `replknet_ext.tune`; the choices also go to the file `config`, see `tuning.table.save_config`.
 
     Raises:
         UsageError: `config` can't be written, which is known before anything is measured.
@@ -119,7 +121,7 @@ def measure(
     where = device_of(device)
     if config is not None:
         try:
-            store.config_at(config, configs.identity(where))
+            table.config_at(config, identity(where))
         except ValueError as error:
             raise UsageError(str(error)) from None
         if not os.access(config if config.exists() else config.parent, os.W_OK):
@@ -134,13 +136,13 @@ def measure(
 
 def shipped_name(report: TuneReport) -> str:
     """Where a package has to hold the choices of a report."""
-    return f"replknet_ext/backends/configs/{configs.stem_of(report.device)}.json"
+    return f"replknet_ext/choices/shipped/{stem_of(report.device)}.json"
 
 
 def checked_backend(name: str) -> str:
     """The name of a backend that has candidates, or "auto"."""
     try:
-        return checks.name("backend", name, tuple(known for known in NAMES if known != "torch"))
+        return checks.name("backend", name, tuple(known for known in names() if known != "torch"))
     except ValueError as error:
         raise UsageError(str(error)) from None
 

@@ -1,6 +1,6 @@
 """Finds the fastest kernel of each problem by measuring, and keeps what it finds.
 
-Stands above the backends, whose candidates it asks for and whose choices it writes (`backends.configs` reads them), and
+Stands above the backends, whose candidates it asks for and whose choices it writes (`choices.table` reads them), and
 below `functional`, which asks for tuning on first use.
 """
 

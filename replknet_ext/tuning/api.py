@@ -11,13 +11,17 @@ from typing import Any
 import torch
 from torch import nn
 
-from .. import checks, settings
+from .. import settings
 from .._progress import steps
-from ..backends import NAMES, PASSES, Problem, configs
-from ..backends.configs import Entry
+from ..backends import PASSES, Problem, names
+from ..choices import lookup, table
+from ..choices.device import identity
+from ..choices.table import Entry
+from ..operator import checks
+from ..operator.problem import ACTIVATIONS
 from . import measure as measuring
 from . import problems as collecting
-from . import search, store
+from . import search
 from .report import Row, TuneReport, layer_of
 
 __all__ = ["run", "tune"]
@@ -73,7 +77,7 @@ def tune(
     Raises:
         TypeError, ValueError: an argument of the wrong type or out of range.
     """
-    checks.name("backend", backend, tuple(name for name in NAMES if name != "torch"))
+    checks.name("backend", backend, tuple(name for name in names() if name != "torch"))
     chosen = (passes,) if isinstance(passes, str) else tuple(passes)
     for pass_ in chosen:
         checks.name("passes", pass_, PASSES)
@@ -86,7 +90,7 @@ def tune(
     else:
         if input is not None:
             raise TypeError("input is for a module; shapes hold their own sizes")
-        checks.name("activation", activation, checks.ACTIVATIONS)
+        checks.name("activation", activation, ACTIVATIONS)
         checks.choices(algorithm, precision)
         where = torch.device(device if device is not None else "cuda" if torch.cuda.is_available() else "cpu")
         found = collecting.of_shapes(
@@ -111,14 +115,14 @@ def run(
 ) -> TuneReport:  # fmt: skip
     """`tune` for problems with their counts; `on_start` is told of each pass that is measured."""
     rows: list[Row] = []
-    path: Path | None = configs.path_of(configs.identity(device)) if save else None
+    path: Path | None = table.path_of(identity(device)) if save else None
     jobs = [(replace(p, pass_=pass_), count) for p, count in found.items() for pass_ in passes]
     with steps(len(jobs), hidden=not progress) as begin:
         for problem, count in jobs:
             begin(f"{problem.pass_:<10} {layer_of(problem)}")
-            key = configs.key_of(problem, backend)
-            if not force and configs.tuned(problem, backend, device):
-                rows.append(Row(problem, count, configs.entry(problem, backend, device)))
+            key = table.key_of(problem, backend)
+            if not force and lookup.tuned(problem, backend, device):
+                rows.append(Row(problem, count, lookup.entry(problem, backend, device)))
                 continue
             on_start(f"{problem.pass_} {layer_of(problem)}")
             listed = search.shortlist(problem, backend, most)
@@ -129,7 +133,7 @@ def run(
                 continue
             kept: dict[str, Entry] = {key: entry}
             if save:
-                path = store.save(device, kept, replace=True) and path
+                path = table.save(device, kept, replace=True) and path
             else:
-                configs.remember(device, kept)
-    return TuneReport(tuple(rows), dict(configs.identity(device)), path, backend)
+                table.remember(device, kept)
+    return TuneReport(tuple(rows), dict(identity(device)), path, backend)

@@ -15,11 +15,11 @@ import torch
 from torch import Tensor
 
 from ..backends import Candidate, Problem
-from ..ops import RAW, TRITON
+from ..operator.ops import RAW
 
 __all__ = ["Measured", "capture", "difference", "measure", "timed"]
 
-#: How far two right results may lie apart, in norm and relative to the largest value: twice a kernel's own error.
+#: Largest relative difference of two correct results, in norm and in the largest value: twice a kernel's error.
 LARGEST_DIFFERENCE = {
     "float64": 1e-12, "float32 ieee": 3e-5, "float32 bf16x3": 2e-4, "float32 tf32": 4e-3,
     "float16": 4e-3, "bfloat16": 2e-2,
@@ -28,7 +28,7 @@ LARGEST_DIFFERENCE = {
 ROUNDS = 15
 #: After so many rounds only those within a factor of the best go on, and the first, which they are held against.
 CUTS = {1: 2.0, 3: 1.3, 6: 1.1}
-#: What a candidate must gain to take the place of the first: less may be noise.
+#: Minimum speed-up over what runs untuned; smaller gains may be noise.
 LEAST_GAIN = 0.02
 SAMPLE_SECONDS = 4e-3
 L2_SETS = 3.0  # operands and results of all sets, in sizes of the L2 cache
@@ -63,7 +63,7 @@ class Measured:
         return min(self.samples) if self.samples and self.failed is None else math.inf
 
     def as_dict(self) -> dict[str, Any]:
-        """As JSON knows it."""
+        """A dict that JSON can hold."""
         us = None if math.isinf(self.us) else float(f"{self.us:.4g}")
         return {**self.candidate.as_dict(), "us": us, "samples": len(self.samples), "failed": self.failed}
 
@@ -113,16 +113,15 @@ def operands(problem: Problem, device: torch.device, sets: int) -> list[Operands
 
 def call_of(problem: Problem, candidate: Candidate, given: Sequence[Operands]) -> Callable[[int], Any]:
     """The pass by the candidate on the operands of a set."""
-    ops = TRITON if candidate.backend == "triton" else RAW
     padding = problem.geometry.padding
-    rest = (problem.precision, problem.algorithm, candidate.variant)
+    rest = (problem.precision, problem.algorithm, candidate.backend, candidate.variant)
     if problem.pass_ == "fwd":
-        return lambda i: ops.fwd(given[i].x, given[i].weight, given[i].bias, padding, problem.activation, *rest)
+        return lambda i: RAW.fwd(given[i].x, given[i].weight, given[i].bias, padding, problem.activation, *rest)
     if problem.pass_ == "bwd_input":
-        return lambda i: ops.bwd_input(given[i].grad, given[i].weight, padding, *rest)
+        return lambda i: RAW.bwd_input(given[i].grad, given[i].weight, padding, *rest)
     # The bias gradient comes from the same kernel on a GPU; on the CPU it is a sum of torch's.
     with_bias = problem.has_bias and problem.device_type == "cuda"
-    run: Callable[..., Any] = ops.bwd_weight_bias if with_bias else ops.bwd_weight
+    run: Callable[..., Any] = RAW.bwd_weight_bias if with_bias else RAW.bwd_weight
     return lambda i: run(given[i].grad, given[i].x, padding, *rest)
 
 

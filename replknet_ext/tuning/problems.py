@@ -4,19 +4,32 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch._prims_common import suggest_memory_format
+from torch.overrides import TorchFunctionMode
 
-from .. import checks
 from ..backends import Problem
-from ..backends.base import outside_raw_ops
-from . import watch
+from ..operator import checks
+from ..operator.call import prepare
+from ..operator.problem import outside_raw_ops
 
 __all__ = ["of_model", "of_shapes"]
+
+
+class _Recorder(TorchFunctionMode):
+    """Notes the problem of every call of `depthwise_conv2d` that this thread makes in the block."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.problems: list[Problem] = []
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if getattr(func, "__name__", "") == "depthwise_conv2d":
+            self.problems.append(prepare(*args, **(kwargs or {})).problem())
+        return func(*args, **(kwargs or {}))
 
 
 def of_model(model: nn.Module, input: Any, channels_last: bool = False) -> Counter[Problem]:
@@ -35,14 +48,15 @@ def of_model(model: nn.Module, input: Any, channels_last: bool = False) -> Count
     """
     arguments, keywords = _arguments(model, input, channels_last)
     training = [(module, module.training) for module in model.modules()]
+    recorder = _Recorder()
     try:
         model.eval()
-        with torch.no_grad(), watch.watching() as calls:
+        with torch.no_grad(), recorder:
             model(*arguments, **keywords)
     finally:
         for module, mode in training:
             module.training = mode
-    return Counter(problem for problem in calls if outside_raw_ops(problem) is None)
+    return Counter(problem for problem in recorder.problems if outside_raw_ops(problem) is None)
 
 
 def _arguments(model: nn.Module, input: Any, channels_last: bool) -> tuple[Sequence[Any], Mapping[str, Any]]:
@@ -99,11 +113,3 @@ def of_shapes(
     if not found:
         raise ValueError("model_or_shapes must not be empty")
     return found
-
-
-def on(problems: Counter[Problem], device_type: str) -> Counter[Problem]:
-    """The same problems on another device."""
-    moved: Counter[Problem] = Counter()
-    for problem, count in problems.items():
-        moved[replace(problem, device_type=device_type)] += count
-    return moved

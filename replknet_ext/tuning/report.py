@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..backends import Problem, configs
-from ..backends.configs import Entry
-from . import store
+from ..backends import Problem
+from ..choices import table
+from ..choices.table import Entry
 from .measure import Measured
 
 __all__ = ["Row", "TuneReport", "kind_of", "layer_of", "shape_of"]
@@ -68,10 +68,10 @@ class Row:
         return self.entry.untuned_us / self.entry.best[0][2]
 
     def as_dict(self) -> dict[str, Any]:
-        """As JSON knows it."""
+        """A dict that JSON can hold."""
         entry = None if self.entry is None else self.entry.as_json()
         return {
-            "problem": configs.key_of(self.problem), "layers": self.count, "choice": entry,
+            "problem": table.key_of(self.problem), "layers": self.count, "choice": entry,
             "measured": [m.as_dict() for m in self.measured],
         }  # fmt: skip
 
@@ -82,7 +82,7 @@ class TuneReport:
 
     Attributes:
         rows: one for each pass of each problem.
-        device: for what it holds, see `configs.identity`.
+        device: for what it holds, see `identity`.
         path: the file that keeps the choices; None if they were not written.
         backend: "auto", or the one whose kernels alone were tried.
     """
@@ -116,14 +116,14 @@ class TuneReport:
         return kinds.pop() if len(kinds) == 1 else ""
 
     def as_dict(self) -> dict[str, Any]:
-        """As JSON knows it."""
+        """A dict that JSON can hold."""
         path = None if self.path is None else str(self.path)
         return {"device": dict(self.device), "path": path, "rows": [row.as_dict() for row in self.rows]}
 
     def save_config(self, path: str | Path) -> Path:
-        """Writes the choices to a file of one's own, from which a package can ship them; see `store.save_config`."""
-        found = {configs.key_of(row.problem, self.backend): row.entry for row in self.rows if row.entry is not None}
-        return store.save_config(path, self.device, found)
+        """Writes the choices to a file of one's own, from which a package can ship them; see `table.save_config`."""
+        found = {table.key_of(row.problem, self.backend): row.entry for row in self.rows if row.entry is not None}
+        return table.save_config(path, self.device, found)
 
     def table(self) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
         """Headings and cells: layer, layers, pass, kernel, untuned and tuned microseconds, gain.

@@ -1,10 +1,10 @@
-// The CPU kernels without torch and Python: what sanitizers and callgrind run. Problems come on stdin, one a line:
+// The CPU kernels without torch and Python: what sanitizers and callgrind run. Problems come on stdin, one per line:
 //
 //   name pass n c h w kh kw top bottom left right dtype layout activation
 //
 //   driver check         every kernel of every instruction set of this machine that takes the problem, against sums in
 //                        double; work cut into 1, 2 and 3 ranges; every buffer of its exact size
-//   driver run ISA NAME  one call of the kernel NAME (or "all") of one instruction set, in `measured`; prints a line a call
+//   driver run ISA NAME  one call of the kernel NAME (or "all") of one instruction set, in `measured`; prints a line per call
 //
 // Inputs are multiples of 1/32 up to 1/2, so that the direct kernels must be exact in every dtype.
 #include <algorithm>
@@ -19,7 +19,7 @@
 #include <string>
 #include <vector>
 
-#include "cpu/cpu.h"
+#include "cpu/backend.h"
 
 using namespace replknet_ext;
 
@@ -60,7 +60,7 @@ std::vector<Line> read_lines() {
 Problem problem_of(const Line& l) {
   const int64_t ho = l.h + l.top + l.bottom - l.kh + 1, wo = l.w + l.left + l.right - l.kw + 1;
   Problem p{};
-  if (l.pass == "bwd_input")  // as glue.cpp: the forward conv of the gradient with the rotated filter
+  if (l.pass == "bwd_input")  // as bindings/arguments.cpp: the forward conv of the gradient with the rotated filter
     p = Problem{l.n, l.c, ho, wo, l.kh, l.kw, l.h, l.w, l.kh - 1 - l.top, l.kw - 1 - l.left};
   else
     p = Problem{l.n, l.c, l.h, l.w, l.kh, l.kw, ho, wo, l.top, l.left};

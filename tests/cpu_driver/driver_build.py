@@ -12,7 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
-CSRC = HERE.parents[1] / "csrc"
+ROOT = HERE.parents[1]
+CSRC = ROOT / "csrc"
+COMPILER = ROOT / "tests" / "helpers" / "compile_cache.py"
 BUILD = HERE / "_build"
 ISAS = ("base", "avx2", "avx512")
 #: setup.py's, less what only a Python extension needs. No -fwrapv: a signed overflow is a bug here.
@@ -59,10 +61,11 @@ def ninja_text(kind: Kind, isas: tuple[str, ...], source: Path = CSRC) -> str:
     left_out = {f"isa_{isa}" for isa in ISAS if isa not in isas}
     without = " ".join(f"-DDRIVER_WITHOUT_{isa.upper()}" for isa in ISAS if isa not in isas)
     folder = BUILD / kind.name if source == CSRC else source.parent / "_build"
+    flags = f"{FLAGS.replace(str(CSRC), str(source))} -ffile-prefix-map={source}=csrc"
     lines = [
         f"builddir = {folder}",
         "rule cxx",
-        f"  command = g++ -MMD -MF $out.d {FLAGS.replace(str(CSRC), str(source))} {kind.flags} $more -c $in -o $out",
+        f"  command = {sys.executable} {COMPILER} $in $out g++ {flags} {kind.flags} $more",
         "  depfile = $out.d",
         "  deps = gcc",
         "rule link",

@@ -6,7 +6,7 @@
 #include <map>
 #include <optional>
 
-#include "dwconv2d_cuda.h"
+#include "backend.h"
 #include "runtime.h"
 
 namespace py = pybind11;
@@ -63,26 +63,31 @@ std::string launch(const py::dict& problem, const std::map<std::string, uint64_t
   const rc::Tensors t{at("x"), at("w"), at("bias"), at("grad"), at("out"), at("grad_bias"), at("workspace")};
   const Problem p = to_problem(problem);
   const rc::DeviceLimits l = to_limits(limits);
-  const int e = rc::launch(p, t, l, p.n == 0 ? variant : chosen(p, l, variant), nullptr);
+  rc::PlanHandle handle;
+  if (const char* why = rc::plan(p, l, chosen(p, l, variant), &handle)) throw py::value_error(why);
+  const int e = rc::launch(*handle, t, nullptr);
   return e ? rc::error_message(e) : "";
 }
 
 py::dict plan(const py::dict& problem, const std::array<int, 4>& limits, int variant) {
-  rc::LaunchPlan p;
+  rc::PlanHandle handle;
   const Problem q = to_problem(problem);
   const rc::DeviceLimits l = to_limits(limits);
-  if (const char* why = rc::plan(q, l, chosen(q, l, variant), &p)) throw py::value_error(why);
+  if (const char* why = rc::plan(q, l, chosen(q, l, variant), &handle)) throw py::value_error(why);
+  const rc::LaunchPlan& p = *handle;
   using namespace py::literals;
-  return py::dict("variant"_a = p.variant, "name"_a = p.name, "row_groups"_a = p.row_groups,
-                  "block_pairs"_a = p.block_pairs, "block_chunks"_a = p.block_chunks, "block_groups"_a = p.block_groups,
-                  "passes"_a = p.passes, "warps"_a = p.warps, "shared_bytes"_a = p.shared_bytes,
-                  "blocks_per_sm"_a = p.blocks_per_sm, "blocks"_a = p.blocks, "mmas"_a = p.mmas, "cycles"_a = p.cycles,
-                  "spill_rows"_a = p.spill_rows, "spill_columns"_a = p.spill_columns,
-                  "workspace_bytes"_a = p.workspace_bytes, "family"_a = p.family);
+  py::dict found("variant"_a = p.variant, "name"_a = p.name, "parts"_a = p.parts, "warps"_a = p.warps,
+                 "shared_bytes"_a = p.shared_bytes, "blocks_per_sm"_a = p.blocks_per_sm, "blocks"_a = p.blocks,
+                 "mmas"_a = p.mmas, "cycles"_a = p.cycles, "spill_rows"_a = p.spill_rows,
+                 "spill_columns"_a = p.spill_columns, "workspace_bytes"_a = p.workspace_bytes, "family"_a = p.family);
+  for (const rc::PlanDetail& detail : p.details)
+    if (detail.name) found[detail.name] = detail.value;
+  return found;
 }
 
 std::optional<std::string> supports(const py::dict& problem, const std::array<int, 4>& limits, int variant) {
-  const char* why = rc::supports(to_problem(problem), to_limits(limits), variant);
+  rc::PlanHandle handle;
+  const char* why = rc::plan(to_problem(problem), to_limits(limits), variant, &handle);
   return why ? std::optional<std::string>(why) : std::nullopt;
 }
 
@@ -107,7 +112,8 @@ std::map<std::string, uint64_t> take_counters() {
   emu::counters = {};
   return {{"mma", c.mma},           {"ldmatrix", c.ldmatrix}, {"ldmatrix_conflicts", c.ldmatrix_conflicts},
           {"cp_async", c.cp_async}, {"barriers", c.barriers}, {"switches", c.switches},
-          {"accesses", c.accesses}, {"access_conflicts", c.access_conflicts}};
+          {"accesses", c.accesses}, {"access_conflicts", c.access_conflicts},
+          {"blocks", c.blocks},     {"threads", c.threads},   {"shared_bytes", c.shared_bytes}};
 }
 
 // Places of the code with bank conflicts: (address in this module, accesses, extra wavefronts); addr2line names them.
@@ -131,6 +137,7 @@ PYBIND11_MODULE(EMULATOR_MODULE, m) {
   m.def("launch", &launch);
   m.def("plan", &plan);
   m.def("supports", &supports);
+  m.def("plans_made", &rc::plans_made);
   m.def("variants", &variants, py::arg("pass_") = "fwd");
   m.def("planted", [](const std::string& bug, uint64_t x, uint64_t y) -> std::string {
     for (int i = 0; planted_name(i); ++i)

@@ -17,7 +17,9 @@ from pathlib import Path
 from types import ModuleType
 
 HERE = Path(__file__).resolve().parent
-CUDA = HERE.parents[1] / "csrc" / "cuda"
+ROOT = HERE.parents[1]
+CUDA = ROOT / "csrc" / "cuda"
+COMPILER = ROOT / "tests" / "helpers" / "compile_cache.py"
 BUILD = HERE / "_build"
 RUNTIME = ("scheduler.cpp", "fragments.cpp", "checks.cpp")
 INSTRUMENT = "-fsanitize=thread --param tsan-instrument-func-entry-exit=0"
@@ -40,14 +42,15 @@ def ninja_text(build: Path, cuda: Path = CUDA) -> str:
     import pybind11
 
     flags = (
-        f"-std=c++17 -g1 -fPIC -fvisibility=hidden -Wall -Wno-unknown-pragmas -fno-strict-aliasing -I{HERE} -I{cuda}"
+        "-std=c++17 -g1 -fPIC -fvisibility=hidden -Wall -Wno-unknown-pragmas -fno-strict-aliasing "
+        f"-I{HERE} -I{cuda} -ffile-prefix-map={cuda.parent}=csrc"
     )
     python = f"-I{pybind11.get_include()} -I{sysconfig.get_paths()['include']}"
     lines = [
         f"builddir = {build}",
         f"flags = {flags} -mavx2 -mfma -mf16c -ffp-contract=off",
         "rule cxx",
-        "  command = g++ -MMD -MF $out.d $flags $more -x c++ -c $in -o $out",
+        f"  command = {sys.executable} {COMPILER} $in $out g++ $flags $more",
         "  depfile = $out.d",
         "  deps = gcc",
         "rule link",
@@ -55,16 +58,18 @@ def ninja_text(build: Path, cuda: Path = CUDA) -> str:
     ]
 
     def compile_(source: Path, tag: str, more: str, folder: Path = BUILD) -> str:
-        out = folder / f"{source.stem}.{tag}.o"
+        inside = source.relative_to(cuda if source.is_relative_to(cuda) else HERE)  # stems repeat between folders
+        out = folder / inside.with_suffix(f".{tag}.o")
         if folder == build:  # else an object that the usual build has made
             lines.extend([f"build {out}: cxx {source}", f"  more = {more}"])
         return str(out)
 
     # only what comes from `cuda` differs between build folders
     shared = [compile_(HERE / name, "host", "-O2") for name in RUNTIME]
-    shared.extend(compile_(path, "host", "-O2", build) for path in [*sorted(cuda.glob("*.cpp")), HERE / "families.cpp"])
+    host = [*sorted(cuda.rglob("*.cpp")), HERE / "families.cpp"]
+    shared.extend(compile_(path, "host", "-O2", build) for path in host)
     for module, more in (("plain", "-O2"), ("race", f"-O1 {INSTRUMENT}")):
-        objects = [compile_(path, module, more, build) for path in sorted(cuda.glob("*.cu"))]
+        objects = [compile_(path, module, more, build) for path in sorted(cuda.rglob("*.cu"))]
         objects.append(compile_(HERE / "planted.cu", module, more))
         name = f"emulator_{module}"
         objects.append(compile_(HERE / "bindings.cpp", module, f"-O1 {python} -DEMULATOR_MODULE={name}"))

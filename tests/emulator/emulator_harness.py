@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -57,7 +58,7 @@ class Case:
         return self.h + top + bottom - kh + 1, self.w + left + right - kw + 1
 
     def problem(self) -> dict[str, Any]:
-        """Fields of csrc/dwconv.h's Problem."""
+        """Fields of csrc/problem.h's Problem."""
         (kh, kw), (ho, wo), pad = self.kernel, self.out, self.padding
         return dict(n=self.n, c=self.c, h=self.h, w=self.w, kh=kh, kw=kw, ho=ho, wo=wo, pad_top=pad[0],
                     pad_left=pad[2], dtype=self.dtype, channels_last=self.channels_last, flip=self.flip,
@@ -69,11 +70,11 @@ class Case:
 
 
 def from_table(case: table.Case, **changes: Any) -> Case:
-    """A row of tests/cases.py as a launch."""
+    """A row of tests/helpers/cases.py as a launch."""
     return Case(case.n, case.c, case.h, case.w, (case.kh, case.kw), case.padding).but(**changes)
 
 
-Inputs = dict[str, torch.Tensor]  # fields of csrc/cuda/dwconv2d_cuda.h's Tensors
+Inputs = dict[str, torch.Tensor]  # fields of csrc/cuda/backend.h's Tensors
 
 
 def exact_inputs(case: Case, seed: int = 0) -> Inputs:
@@ -196,7 +197,7 @@ def check_exact(emulator: ModuleType, case: Case, seed: int = 0) -> dict[str, to
 
 
 def bwd_input_of(case: table.Case, **changes: Any) -> Case:
-    """The launch that is bwd_input of a row of tests/cases.py: fwd of the output's gradient with the flipped filter."""
+    """The launch that is bwd_input of a row of cases.py: fwd of the output's gradient with the flipped filter."""
     _, _, ho, wo = case.output
     top, bottom, left, right = case.padding
     kh, kw = case.kh - 1, case.kw - 1
@@ -234,7 +235,7 @@ def check_random(emulator: ModuleType, case: Case) -> None:
 
 
 def conflicts_by_line(emulator: ModuleType) -> dict[str, tuple[int, int]]:
-    """Bank conflicts since the last call: "file:line" -> (warp-wide accesses, extra wavefronts)."""
+    """Bank conflicts since the last call: "file:line" (below csrc/cuda) -> (warp-wide accesses, extra wavefronts)."""
     assert emulator.__file__ is not None
     path = Path(emulator.__file__)
     maps = [line.split() for line in Path("/proc/self/maps").read_text().splitlines() if line.endswith(path.name)]
@@ -247,7 +248,7 @@ def conflicts_by_line(emulator: ModuleType) -> dict[str, tuple[int, int]]:
     command = ["addr2line", "-e", str(path), *addresses]
     lines = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split("\n")
     for (_, accesses, extra), line in zip(sites, lines, strict=False):
-        name = line.rsplit("/", 1)[-1].split(" ")[0]
+        name = os.path.normpath(line.split(" ")[0]).rpartition("/csrc/cuda/")[2]  # includes have "../" in their paths
         before = found.get(name, (0, 0))
         found[name] = (before[0] + accesses, before[1] + extra)
     return found

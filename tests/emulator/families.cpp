@@ -18,9 +18,9 @@ int choice_of_family(const char* name, const replknet_ext::Problem& p, const rep
   int first = 0;
   for (const auto& f : families) {
     if (std::strcmp(name, f.name) == 0) {
-      LaunchPlan plan;
+      std::shared_ptr<LaunchPlan> plan;
       *why = f.family->plan(p, limits, -1, &plan);
-      return *why ? -1 : first + plan.variant;
+      return *why ? -1 : first + plan->family_variant;
     }
     first += f.family->count(p.pass);
   }

@@ -1,6 +1,6 @@
 """Bugs planted in copies of the CUDA sources: what a family's tests need to show that values or the race check notice.
 
-A family's are in `bugs_<family>.py`, as MUTANTS; test_mutants.py runs them. Few run by default;
+A family's are in tests/cuda/<family>/bugs.py, as MUTANTS; tests/cuda/test_bugs.py runs them. Few run by default;
 ``REPLKNET_EXT_MUTANTS=all`` (``make mutants``) runs every one.
 """
 
@@ -28,6 +28,16 @@ SMALLEST = (86, 1, 48 << 10, 49 << 10)  # little shared memory, one SM
 SCHEDULES = (("ordered", 0), ("reversed", 0), ("random", 1), ("random", 2))
 
 
+#: A comment, or a string or character, in which // and /* mean nothing.
+_COMMENT = re.compile(r"""("(?:\\.|[^"\\\n])*"|'(?:\\.|[^'\\\n])'|//[^\n]*|/\*.*?\*/)""", re.S)
+
+
+def code_of(source: str) -> str:
+    """C++ without comments, blank lines and spaces at the ends of lines: bugs match it, so comments can be reworded."""
+    bare = _COMMENT.sub(lambda found: "" if found[0].startswith("/") else found[0], source)
+    return re.sub(r"\n\s*\n", "\n", re.sub(r"[ \t]+$", "", bare, flags=re.M))
+
+
 def _exact(emulator: ModuleType, case: Case) -> None:
     harness.check_exact(emulator, case)
 
@@ -36,8 +46,8 @@ def _exact(emulator: ModuleType, case: Case) -> None:
 class Mutants:
     """A family's planted bugs."""
 
-    family: str  # its name in csrc/cuda/family.h, which its files start with
-    bugs: dict[str, tuple[str, str, str]]  # name: (file, text, replacement)
+    family: str  # its folder in csrc/cuda and in tests/cuda
+    bugs: dict[str, tuple[str, str, str]]  # name: (file, text of its `code_of`, replacement)
     cases: list[Case]
     cut: Callable[[Path], None]  # leaves few variants in a copy of csrc/cuda, so that it builds in seconds
     check: Callable[[ModuleType, Case], None] = _exact  # raises AssertionError
@@ -53,8 +63,8 @@ class Mutants:
         """A copy of csrc with this family alone, few variants and at most one bug; returns its cuda folder."""
         shutil.copytree(emulator_build.CUDA.parent, folder / "csrc", ignore=shutil.ignore_patterns("cpu"))
         cuda = folder / "csrc" / "cuda"
-        for path in cuda.iterdir():
-            if path.suffix in (".cu", ".cpp") and not path.name.startswith((self.family, "launch", "dispatch")):
+        for path in cuda.glob("*/*"):  # of the other families the headers alone
+            if path.suffix in (".cu", ".cpp") and path.parent.name != self.family:
                 path.unlink()
         table = cuda / "family.h"
         text, count = re.subn(r"(#define REPLKNET_EXT_FAMILIES\(X\)).*", rf"\1 X({self.family})", table.read_text())
@@ -63,8 +73,8 @@ class Mutants:
         self.cut(cuda)
         if bug is not None:
             name, old, new = self.bugs[bug]
-            source = (cuda / name).read_text()
-            assert old in source, f"{name} has no {old!r}"
+            source = code_of((cuda / name).read_text())
+            assert old in source, f"{name} has no {old!r} in its code"
             (cuda / name).write_text(source.replace(old, new))
         return cuda
 
@@ -91,7 +101,8 @@ class Mutants:
             pytest.skip(why)
         emulator_build.build_module("race")  # objects that every build shares
         emulator_build.build_module("race", folder / "build", self.sources(folder, bug))
-        paths = os.pathsep.join(map(str, Path(__file__).resolve().parents[1:3]))
+        tests = Path(__file__).resolve().parents[1]
+        paths = os.pathsep.join(map(str, (tests.parent, tests / "helpers")))
         done = subprocess.run(
             [sys.executable, __file__, self.family, str(folder)],
             capture_output=True,
@@ -119,7 +130,7 @@ def keep_lines(header: str, macro: str, kept: tuple[str, ...]) -> Callable[[Path
 
 def main(family: str, place: Path) -> None:
     """The process of `Mutants.notice`."""
-    mutants: Mutants = importlib.import_module(f"bugs_{family}").MUTANTS
+    mutants: Mutants = importlib.import_module(f"tests.cuda.{family}.bugs").MUTANTS
     print(json.dumps(mutants.findings(emulator_build.load("race", place / "build", place / "csrc" / "cuda"))))
 
 

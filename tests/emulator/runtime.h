@@ -59,6 +59,7 @@ struct Block {
 
 struct Counters {
   uint64_t mma = 0, ldmatrix = 0, ldmatrix_conflicts = 0, cp_async = 0, barriers = 0, switches = 0;
+  uint64_t blocks = 0, threads = 0, shared_bytes = 0;  // of the first launch; threads and bytes per block
   uint64_t accesses = 0, access_conflicts = 0;  // ordinary shared memory: warp-wide accesses, extra wavefronts
 };
 

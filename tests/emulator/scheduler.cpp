@@ -242,6 +242,7 @@ std::string launch(dim3 grid, dim3 threads, size_t smem, const std::function<voi
   if (n == 0 || n > 1024) return "launch: a block has 1 to 1024 threads";
   const size_t blocks = static_cast<size_t>(grid.x) * grid.y * grid.z;
   if (blocks == 0 || grid.x > 0x7fffffffu || grid.y > 65535 || grid.z > 65535) return "launch: bad grid";
+  if (counters.blocks == 0) counters.blocks = blocks, counters.threads = n, counters.shared_bytes = smem;
   body = &kernel;
   rng = options.seed * 0x9e3779b97f4a7c15ull + 1;
   auto* mem = static_cast<unsigned char*>(std::aligned_alloc(1024, (smem + 1023) / 1024 * 1024 + 2 * kSmemGuard));

@@ -1,0 +1,13 @@
+#include "fwd.cuh"
+#include "kernels.h"
+
+namespace replknet_ext::cuda {
+
+SmallFwdKernel small_fwd_f16(int variant) {
+#define SMALL_KERNEL(name, groups, even, last, warps) small_fwd_kernel<false, groups, even, last, warps>,
+  static constexpr SmallFwdKernel kernels[] = {SMALL_FWD_VARIANTS(SMALL_KERNEL)};
+#undef SMALL_KERNEL
+  return kernels[variant];
+}
+
+}  // namespace replknet_ext::cuda

@@ -1,0 +1,17 @@
+#include "stencil.cuh"
+#include "kernels.h"
+
+namespace replknet_ext::cuda {
+
+StencilKernel stencil_f32(bool weight, int kernel) {
+#define STENCIL_FWD(name, type, taps, last, blocks, rows, weight_blocks) stencil_kernel<type, taps, last, blocks>,
+#define STENCIL_WEIGHT(name, type, taps, last, blocks, rows, weight_blocks) \
+  stencil_weight_kernel<type, taps, rows, last, weight_blocks>,
+  static constexpr StencilKernel fwd[] = {STENCIL_FLOAT_VARIANTS(STENCIL_FWD)};
+  static constexpr StencilKernel weights[] = {STENCIL_FLOAT_VARIANTS(STENCIL_WEIGHT)};
+#undef STENCIL_WEIGHT
+#undef STENCIL_FWD
+  return (weight ? weights : fwd)[kernel];
+}
+
+}  // namespace replknet_ext::cuda

@@ -1,0 +1,32 @@
+// What the host tells the Toeplitz kernels. See toeplitz_fwd.cuh for the mapping that these numbers describe.
+#pragma once
+#include <cstdint>
+
+namespace replknet_ext::cuda {
+
+struct ToeplitzFwdArgs {
+  const uint16_t *x, *w, *bias;  // bias may be null; float in the float32 kernels
+  uint16_t* y;
+  int n, c, h, width, ho, wo, kh, kw, pad_left;
+  int flip, activation;
+  int in_vec, out_vec;       // bytes of a global access: 16, 8, 4 or 2; of neighbouring columns or, channels_last, channels
+  int split_log2;            // every image stands in 1 << split_log2 slots of an MMA's 8 columns, as row groups
+  int split_rows;            // output rows of a row group (even); row group g starts at row g * split_rows
+  int row_offset;            // input pair q is the rows 2q - row_offset and 2q - row_offset + 1
+  int q_first, q_end;        // input pairs that exist for some slot
+  int ky0, shift, table_rows;  // pair j meets pair q at ky = ky0 + 2k, k = q - j + shift, 0 <= k < table_rows
+  int d_first;               // chunk offset of table column 0
+  int pairs, chunks;         // output pairs of a slot, output chunks
+  int block_pairs, block_chunks, block_groups;  // a block's tile: pairs x chunks of the output, groups of 8 slots
+  int pair_tiles, chunk_tiles;
+  int part_rows, parts_down, parts_along;  // the filter in parts: table rows per part, parts in ky, parts in kx
+  int in_chunks, plane;      // input chunks of a full tile, bytes of shared memory of one group's input
+  int group0;                // first group of this launch
+  // staged kernels only
+  int channels_last;         // else NCHW
+  int block_channels;        // channels a block has in shared memory at once
+  int load_once;             // input of every part of the filter is loaded together
+  int turns;                 // tiles of block_groups that a block computes one after the other
+};
+
+}  // namespace replknet_ext::cuda

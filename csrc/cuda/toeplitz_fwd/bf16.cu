@@ -1,0 +1,14 @@
+#include "toeplitz_fwd.cuh"
+#include "kernels.h"
+
+namespace replknet_ext::cuda {
+
+ToeplitzFwdKernel toeplitz_fwd_bf16(int variant) {
+#define TOEPLITZ_KERNEL(name, offsets, pairs, groups, chunks, whole, rotate, warps, blocks, blocks_elsewhere) \
+  toeplitz_fwd_kernel<true, offsets, pairs, groups, chunks, whole, rotate, warps, blocks, blocks_elsewhere>,
+  static constexpr ToeplitzFwdKernel kernels[] = {TOEPLITZ_FWD_VARIANTS(TOEPLITZ_KERNEL)};
+#undef TOEPLITZ_KERNEL
+  return kernels[variant];
+}
+
+}  // namespace replknet_ext::cuda

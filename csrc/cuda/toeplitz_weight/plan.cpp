@@ -1,0 +1,361 @@
+#include "plan.h"
+
+#include <algorithm>
+#include <cmath>
+
+#include "../../integers.h"
+#include "../family.h"
+#include "../model.h"
+#include "variants.h"
+
+namespace replknet_ext::cuda {
+namespace {
+
+int clamp(int v, int low, int high) { return std::min(std::max(v, low), high); }
+
+FastDivisor fast_divisor(int d) {
+  return {d, static_cast<uint32_t>(((uint64_t{1} << 31) + static_cast<uint64_t>(d) - 1) / static_cast<uint64_t>(d))};
+}
+
+// Layout of shared memory, as ToeplitzWeightLayout of toeplitz_weight/tile.cuh, which this file must not include.
+struct Layout {
+  int slots, chunk_bytes, halves, element, products;
+};
+Layout layout_of(ToeplitzWeightMath math) {
+  if (math == ToeplitzWeightMath::tf32) return {8, 8 * 32 + 32, 1, 4, 1};
+  if (math == ToeplitzWeightMath::bf16x3) return {16, 16 * 16 + 16, 2, 4, 3};
+  return {16, 16 * 16 + 16, 1, 2, 1};
+}
+int in_chunks_of(const ToeplitzWeightVariant& v) { return v.whole ? v.chunks : v.chunks + v.offsets - 1; }
+
+// Model constants, in cycles of one SM; predictions, used only to compare candidates.
+constexpr double kStageCycles = 150;   // barrier and first fragments of a stage, for a block alone on its SM
+// Instructions, counted in the kernels: of finding what a thread copies, of a chunk's copy and its parts, of a gathered
+// chunk, of a row offset beside its products, of a pair beside its fragments.
+constexpr double kFind = 75, kCopy = 16, kPart = 7, kGather = 50, kRow = 8, kPair = 60;
+
+const char* refuse(const Problem& p) {
+  if (p.pass != Pass::bwd_weight) return "only bwd_weight";
+  if (p.algorithm == Algorithm::fft) return "computes directly, not by FFT";
+  if (p.dtype == DType::f64) return "float64 does not run on tensor cores here";
+  if (p.dtype == DType::f32 && p.precision == Precision::ieee)
+    return "float32 runs on tensor cores only as tf32 or bf16x3";
+  return nullptr;
+}
+
+bool admits(const Problem& p, ToeplitzWeightMath math) {
+  if (p.dtype != DType::f32) return math == ToeplitzWeightMath::half;
+  return math == ToeplitzWeightMath::bf16x3 || (math == ToeplitzWeightMath::tf32 && p.precision == Precision::tf32);
+}
+
+struct Rows {  // how output row pairs meet input rows, see ToeplitzWeightArgs
+  int split_log2, split_rows, pairs, row_first, row_end, dy_first, dy_end;
+};
+
+bool meet_rows(const Problem& p, int split_log2, Rows* r) {
+  const int slots = 1 << split_log2, h = static_cast<int>(p.h), pad = static_cast<int>(p.pad_top);
+  const int all = ceil_div(static_cast<int>(p.ho), 2), pairs = ceil_div(all, slots);
+  if (split_log2 && (slots / 2) * pairs >= all) return false;  // half as many groups would do
+  *r = {split_log2, 2 * pairs, pairs, -(ceil_div(all, pairs) - 1) * 2 * pairs, h, 0, 0};
+  // input row = 2 pair - pad + dy
+  r->dy_first = clamp(r->row_first + pad - 2 * (pairs - 1), 0, static_cast<int>(p.kh));
+  r->dy_end = clamp(r->row_end + pad, r->dy_first + 1, static_cast<int>(p.kh) + 1);
+  return true;
+}
+
+struct Columns {
+  int in, out;           // chunks of the input and the output
+  int d_first, d_count;  // chunk offsets with a tap that can meet the image
+};
+
+Columns meet_columns(const Problem& p) {
+  Columns c{ceil_div(static_cast<int>(p.w), 8), ceil_div(static_cast<int>(p.wo), 8), 0, 0};
+  const int pad = static_cast<int>(p.pad_left), kw = static_cast<int>(p.kw);
+  c.d_first = std::max(-floor_div(pad + 7, 8), -(c.out - 1));
+  c.d_count = std::max(1, std::min(floor_div(kw + 6 - pad, 8), c.in - 1) - c.d_first + 1);
+  return c;
+}
+
+bool fits_width(const ToeplitzWeightVariant& v, const Columns& c) {
+  const int needed = std::max(-c.d_first, c.d_first + c.d_count - 1);
+  return !v.whole || (c.in <= v.chunks && c.out <= v.chunks && needed <= v.offsets / 2);
+}
+
+struct Shape {  // what a candidate chooses
+  int row_warps, parts_down, channels, stage_pairs, ahead, splits;
+};
+
+class Candidate {
+ public:
+  Candidate(const Problem& p, const DeviceLimits& limits, const ToeplitzWeightVariant& v, const Rows& r,
+            const Columns& c)
+      : p_(p), limits_(limits), v_(v), r_(r), c_(c), l_(layout_of(v.math)) {
+    groups_ = static_cast<int>(((p.n << r.split_log2) + l_.slots - 1) / l_.slots);
+    tiles_ = v.whole ? 1 : ceil_div(c.out, v.chunks);
+    parts_along_ = v.whole ? 1 : std::max(1, ceil_div(c.d_count - 1, v.offsets - 1));
+    count_products();
+  }
+
+  // of all blocks: groups of slots, column tile by column tile
+  int64_t all_jobs() const { return static_cast<int64_t>(groups_) * tiles_; }
+  int row_offsets() const { return r_.dy_end - r_.dy_first; }
+
+  // Products of a channel and a group of slots, all parts, and the share lost where warps of a stage differ.
+  void count_products() {
+    per_row_ = 0;
+    if (v_.whole) {
+      for (int d = -(v_.offsets / 2); d <= v_.offsets / 2; ++d) per_row_ += std::max(0, v_.chunks - std::abs(d));
+    } else {
+      const int counted = std::min(tiles_, 64);
+      double sum = 0;
+      for (int i = 0; i < counted; ++i) {  // the first ones, and the last
+        const int tile = i + 1 < counted ? i : tiles_ - 1;
+        const double weight = counted > 1 && i == counted / 2 ? tiles_ - counted + 1 : 1;
+        for (int along = 0; along < parts_along_; ++along) {
+          const int first = -(tile * v_.chunks + c_.d_first + along * (v_.offsets - 1));
+          const int last = std::min(c_.in + first, c_.out - tile * v_.chunks + v_.offsets - 1);
+          for (int q = std::max(0, first); q < std::min(in_chunks_of(v_), last); ++q)
+            sum += weight * (std::min(q, v_.offsets - 1) - std::max(0, q - v_.chunks + 1) + 1);
+        }
+      }
+      per_row_ = sum;
+    }
+    steps_ = 0;
+    const int counted = std::min(r_.pairs, 4096);
+    for (int i = 0; i < counted; ++i) {
+      const int pair = static_cast<int>(static_cast<int64_t>(r_.pairs) * i / counted);
+      steps_ += std::max(0, valid(pair));
+    }
+    steps_ = steps_ * r_.pairs / counted;
+  }
+
+  int valid(int pair) const {  // row offsets of a pair that meet the image
+    const int base = 2 * pair - static_cast<int>(p_.pad_top);
+    return std::min(r_.row_end, base + r_.dy_end) - std::max(r_.row_first, base + r_.dy_first);
+  }
+
+  // Rows that the rings must hold: from the first that a stage needs to the last that is fetched meanwhile.
+  void size_rings(const Shape& s) {
+    const int offsets = s.row_warps * v_.rows, stages = ceil_div(r_.pairs, s.stage_pairs);
+    const bool again = all_jobs() > s.splits;  // a block has more than one job
+    ring_ = burst_ = 1;
+    for (int down = 0; down < s.parts_down; ++down) {
+      const int dy0 = r_.dy_first + down * (offsets - 1), dy_end = std::min(dy0 + offsets, r_.dy_end);
+      const int pad = static_cast<int>(p_.pad_top), start = clamp(dy0 - pad, r_.row_first, r_.row_end);
+      const auto reach = [&](int stage) {
+        const int pair = std::min(r_.pairs, (stage + 1) * s.stage_pairs) - 1;
+        return std::min(std::max(2 * pair + dy_end - pad, start), r_.row_end) - start;
+      };
+      const int job = reach(stages - 1);
+      burst_ = std::max(burst_, reach(0));
+      constexpr int kEdge = 1024;  // between the edges of a tall plane every stage is alike
+      for (int stage = 0; stage < stages; ++stage) {
+        if (stage == kEdge && stages > 2 * kEdge) stage = stages - kEdge;
+        const int low = clamp(2 * stage * s.stage_pairs + dy0 - pad, start, r_.row_end) - start;
+        const int64_t ahead = static_cast<int64_t>(stage) + s.ahead;
+        const int64_t high = ahead < stages ? reach(static_cast<int>(ahead))
+                             : !again      ? job
+                                           : ahead / stages * job + reach(static_cast<int>(ahead % stages));
+        ring_ = static_cast<int>(std::max<int64_t>(ring_, std::min<int64_t>(high - low, 1 << 24)));
+      }
+    }
+  }
+
+  bool choose(const Shape& s) {
+    s_ = s;
+    warps_ = s.row_warps * s.channels;
+    if (warps_ > v_.warps) return false;
+    size_rings(s);
+    const int64_t in = in_chunks_of(v_), chunk = static_cast<int64_t>(s.channels) * l_.chunk_bytes;
+    x_bytes_ = ring_ * in * chunk;
+    grad_bytes_ = static_cast<int64_t>(s.ahead + 1) * 2 * s.stage_pairs * v_.chunks * chunk;
+    const int64_t offsets = static_cast<int64_t>(s.row_warps) * v_.rows;
+    const int64_t end = 4 * (warps_ * tile_floats(v_.offsets) + s.channels * 2 * offsets * sum_columns(v_.offsets));
+    plane_bytes_ = std::max(x_bytes_ + grad_bytes_, (end / l_.halves + 127) / 128 * 128);
+    shared_ = plane_bytes_ * l_.halves + 128 * warps_;  // and the lanes' shares of the bias gradient
+    blocks_x_ = (p_.c + s.channels - 1) / s.channels * s.parts_down * parts_along_;
+    return shared_ <= limits_.shared_per_block && blocks_x_ <= 0x7fffffff && all_jobs() <= 1 << 30 && s.splits <= 65535;
+  }
+
+  void fill(ToeplitzWeightPlan* out) const {
+    const Shape& s = s_;
+    const int resident = resident_blocks(limits_, warps_, shared_, v_.warps);
+    const int64_t blocks = blocks_x_ * s.splits;
+    const int parts = s.parts_down * parts_along_;
+    const double jobs = std::ceil(static_cast<double>(all_jobs()) / s.splits);  // of a block
+    const double overlap = 1 + (s.parts_down - 1.0) / std::max(1, row_offsets());
+    const double rows = steps_ * overlap / s.parts_down * jobs * s.channels;
+    const double mmas = rows / tiles_ * per_row_ / parts_along_ * l_.products;
+    const double pairs = static_cast<double>(r_.pairs) * jobs;  // row pairs that a block's warps go through
+    const double stages = std::ceil(static_cast<double>(r_.pairs) / s.stage_pairs) * jobs;
+    const double in_rows = std::min<double>(r_.row_end - r_.row_first, 2.0 * (r_.pairs - 1) + s.row_warps * v_.rows) * jobs;
+    const double pieces = (in_rows * in_chunks_of(v_) + 2 * pairs * v_.chunks) * l_.slots * s.channels;  // 8 columns
+    const double columns_in = v_.whole ? p_.w : std::min<double>(p_.w, 8 * in_chunks_of(v_));
+    const double columns_out = static_cast<double>(p_.wo) / tiles_;
+    const double slots = static_cast<double>(p_.n << r_.split_log2) / groups_;  // with an image or a group of rows
+    const double bytes = (in_rows * columns_in + 2 * pairs * columns_out) * slots * s.channels * l_.element;
+    const int64_t row = p_.w * l_.element;
+    const int copies = p_.channels_last || row % 4 ? 1 : row % 16 == 0 ? l_.element / 2 : row % 8 == 0 ? l_.element : 2 * l_.element;
+    const bool gathers = p_.channels_last || row % 4 || v_.math == ToeplitzWeightMath::bf16x3;
+    // a job of one stage loads all of its rows at once: longer runs of them a thread
+    const int item_rows = s.stage_pairs >= r_.pairs ? 8 : s.stage_pairs == 1 ? 2 : 4;
+    const double load = pieces / 32 * (kFind / item_rows + (gathers ? kGather : kCopy + kPart * copies));
+    const double fragments = rows * in_chunks_of(v_) * (v_.math == ToeplitzWeightMath::tf32 ? 4.0 : 0.5 * l_.halves) +
+                             pairs * warps_ * v_.chunks * (v_.math == ToeplitzWeightMath::tf32 ? 8.0 : l_.halves);
+    const double issue = (mmas + fragments + load + rows * kRow + pairs * warps_ * kPair) / 4;
+    const double tensor = mmas / 4 * kMmaCycles;
+    const double shared = (rows * in_chunks_of(v_) * 256 * l_.halves + pairs * warps_ * v_.chunks * 512 * l_.halves + 2 * bytes) / kSharedBytes;
+    // channels_last: a pixel's sector of 32 bytes serves as many blocks as it has groups of channels
+    const double spread = p_.channels_last ? std::max(1.0, 32.0 / (s.channels * l_.element)) : 1.0;
+    // what parts, row groups and tiles read again comes from L2
+    const double unique = static_cast<double>(p_.n * p_.c * (p_.h * p_.w + p_.ho * p_.wo)) * l_.element / static_cast<double>(blocks);
+    const double global = std::max(unique / kGlobalBytes, bytes * spread / kL2Bytes);
+    const double diagonals = warps_ * diagonal_instructions(v_.offsets, v_.rows) / 4;
+    const double stores = 600 + static_cast<double>(p_.kh * p_.kw) / parts * s.channels / (32 * warps_) * 40;
+    // warps of a stage that have a row offset less wait for the others
+    const double even = std::max(1.0, s.stage_pairs * steps_ / r_.pairs / s.parts_down / s.row_warps);
+    // the largest of what a block asks of its SM bounds it, the others cost a little
+    const auto bound = [&](double products, double instructions, double memory) {
+      const double most = std::max({products, instructions, shared, memory});
+      return most + 0.05 * (products + instructions + shared + memory - most);
+    };
+    const double alone = bound(tensor / busy(warps_) * (1 + 0.3 / even), issue, global) + stages * kStageCycles;
+    const auto work = [&](int n) {
+      const double together = n * bound(tensor / busy(n * warps_), issue / 0.8, global);
+      return n * diagonals + (n > 1 ? std::max(alone, together) : alone);
+    };
+    double cycles = sm_cycles(Waves(blocks, resident, limits_.sms), {0, kStartCycles + stores, 0, stores}, work);
+    if (s.splits > 1) cycles += second_launch_cycles(limits_, 4.0 * s.splits * p_.c * (p_.kh * p_.kw + 1));
+
+    out->args = {};
+    ToeplitzWeightArgs& a = out->args;
+    a.tensor[0].h = static_cast<int>(p_.h), a.tensor[0].w = static_cast<int>(p_.w), a.tensor[0].chunks = in_chunks_of(v_);
+    a.tensor[1].h = static_cast<int>(p_.ho), a.tensor[1].w = static_cast<int>(p_.wo), a.tensor[1].chunks = v_.chunks;
+    a.n = static_cast<int>(p_.n), a.c = static_cast<int>(p_.c);
+    a.kh = static_cast<int>(p_.kh), a.kw = static_cast<int>(p_.kw);
+    a.pad_top = static_cast<int>(p_.pad_top), a.pad_left = static_cast<int>(p_.pad_left);
+    a.dtype = p_.dtype == DType::f32 ? 0 : p_.dtype == DType::f16 ? 1 : 2;
+    a.channels_last = p_.channels_last;
+    a.split_log2 = r_.split_log2, a.split_rows = r_.split_rows, a.jobs = static_cast<int>(all_jobs()), a.splits = s.splits;
+    a.split_groups = s.splits / tiles_, a.split_tiles = s.splits % tiles_;
+    a.pairs = r_.pairs, a.stage_pairs = s.stage_pairs, a.stages = ceil_div(r_.pairs, s.stage_pairs), a.ahead = s.ahead;
+    a.tiles = tiles_, a.row_first = r_.row_first, a.row_end = r_.row_end, a.dy_first = r_.dy_first, a.dy_end = r_.dy_end;
+    a.d_first = v_.whole ? -(v_.offsets / 2) : c_.d_first;
+    a.parts_down = s.parts_down, a.parts_along = parts_along_;
+    a.row_warps = s.row_warps, a.block_channels = s.channels, a.x_ring = ring_;
+    a.x_bytes = static_cast<int>(x_bytes_), a.grad_bytes = static_cast<int>(grad_bytes_);
+    a.plane_bytes = static_cast<int>(plane_bytes_);
+    a.item_rows = item_rows;
+    a.by_burst = fast_divisor(ceil_div(burst_, item_rows)), a.by_steady = fast_divisor(ceil_div(2 * s.stage_pairs, item_rows));
+    out->details = {{{"row_groups", 1 << r_.split_log2},
+                     {"stage_pairs", s.stage_pairs},
+                     {"block_chunks", v_.chunks},
+                     {"block_jobs", static_cast<int64_t>(jobs)}}};
+    out->parts = parts, out->warps = warps_, out->shared_bytes = static_cast<int>(shared_);
+    out->blocks_per_sm = resident, out->blocks = blocks;
+    out->mmas = steps_ * overlap * per_row_ * l_.products * static_cast<double>(groups_) * static_cast<double>(p_.c);
+    out->cycles = cycles;
+    out->spill_rows = out->spill_columns = -1;
+    out->workspace_bytes = s.splits > 1 ? int64_t{4} * s.splits * p_.c * (p_.kh * p_.kw + 1) : 0;
+  }
+
+ private:
+  const Problem& p_;
+  const DeviceLimits& limits_;
+  const ToeplitzWeightVariant& v_;
+  const Rows& r_;
+  const Columns& c_;
+  const Layout l_;
+  Shape s_{};
+  int groups_, tiles_, parts_along_, warps_ = 0, ring_ = 0, burst_ = 0;
+  double per_row_ = 0, steps_ = 0;
+  int64_t x_bytes_ = 0, grad_bytes_ = 0, plane_bytes_ = 0, shared_ = 0, blocks_x_ = 0;
+};
+
+bool plan_variant(const Problem& p, const DeviceLimits& limits, const ToeplitzWeightVariant& v, const Rows& r,
+                  const Columns& c, ToeplitzWeightPlan* best) {
+  Candidate candidate(p, limits, v, r, c);
+  bool found = false;
+  const int offsets = candidate.row_offsets(), all = ceil_div(offsets, v.rows);
+  int last_warps = 0;
+  for (int parts = 1, tried = 0; tried < 3 || !found; ++parts) {  // as few parts as fit, and some more
+    const int warps = parts == 1 ? all : std::max(1, ceil_div(ceil_div(offsets - 1, parts) + 1, v.rows));
+    if (warps == 1 && last_warps == 1) break;
+    if (warps > v.warps || warps == last_warps) continue;
+    last_warps = warps, ++tried;
+    const int down = warps * v.rows >= offsets ? 1 : ceil_div(offsets - 1, warps * v.rows - 1);
+    for (int channels = 1; channels <= 8 && warps * channels <= v.warps; channels *= 2) {
+      if (channels > 1 && channels >= 2 * p.c) break;
+      for (int stage : {1, 2, 4, r.pairs}) {
+        if (stage > r.pairs || (stage == r.pairs && stage > 8 && stage != 1)) continue;
+        int last_splits = 0;
+        for (int64_t jobs = candidate.all_jobs();; jobs = (jobs + 1) / 2) {  // of a block
+          const int splits = static_cast<int>((candidate.all_jobs() + jobs - 1) / jobs);
+          if (splits != last_splits && candidate.choose({warps, down, channels, stage, stage == 1 ? 2 : 1, splits})) {
+            ToeplitzWeightPlan plan;
+            candidate.fill(&plan);
+            // partials stay few: no more splits than give every SM 8 blocks
+            if (splits > 1 && plan.blocks > 8 * limits.sms) break;
+            if (!found || plan.cycles < best->cycles) *best = plan;
+            found = true;
+          }
+          last_splits = splits;
+          if (jobs == 1) break;
+        }
+      }
+    }
+  }
+  return found;
+}
+
+class Planner {
+ public:
+  using Plan = ToeplitzWeightPlan;
+
+  Planner(const Problem& p, const DeviceLimits& limits) : p_(p), limits_(limits), columns_(meet_columns(p)) {}
+
+  static int count(Pass pass) { return pass == Pass::bwd_weight ? kToeplitzWeightCount : 0; }
+  static const char* name(Pass, int variant) { return kToeplitzWeight[variant].name; }
+  const char* refuse() const { return cuda::refuse(p_); }
+  const char* refuse(int variant) const {
+    if (!admits(p_, kToeplitzWeight[variant].math)) return "the variant is for another dtype or precision";
+    return fits_width(kToeplitzWeight[variant], columns_) ? nullptr : "the variant is for narrower planes or filters";
+  }
+  bool plan(int variant, ToeplitzWeightPlan* best) const {
+    const ToeplitzWeightVariant& v = kToeplitzWeight[variant];
+    const int slots = layout_of(v.math).slots;
+    bool found = false;
+    for (int split = 0; 1 << split <= slots; ++split) {
+      Rows rows;
+      if (split > 0 && (p_.n % slots == 0 || p_.n >= 64)) break;
+      if (!meet_rows(p_, split, &rows)) continue;
+      ToeplitzWeightPlan candidate;
+      if (!plan_variant(p_, limits_, v, rows, columns_, &candidate) || (found && candidate.cycles >= best->cycles)) continue;
+      *best = candidate;
+      found = true;
+    }
+    return found;
+  }
+  const char* none(int) const { return "the variant needs more shared memory than a block of this device has"; }
+
+ private:
+  const Problem& p_;
+  const DeviceLimits& limits_;
+  Columns columns_;
+};
+
+}  // namespace
+
+void set_access(const Problem& p, int variant, int block_channels, int access, ToeplitzWeightTensor* t) {
+  const Layout l = layout_of(kToeplitzWeight[variant].math);
+  t->by_chunks = fast_divisor(t->chunks);
+  t->access = access;
+  t->by_units = fast_divisor(block_channels);
+  if (!p.channels_last) return;  // else one channel at a time, or two of 16-bit types
+  t->access = l.element == 2 && access >= 4 && block_channels % 2 == 0 ? 4 : l.element;
+  t->by_units = fast_divisor(block_channels * l.element / t->access);
+}
+
+const Family toeplitz_weight_family = family_of<Planner>("toeplitz_weight");
+
+}  // namespace replknet_ext::cuda

@@ -1,0 +1,1 @@
+"""Pictures, labels and folders: what the commands and a training recipe read."""

@@ -1,0 +1,55 @@
+"""Compile budgets of toeplitz_fwd: fwd and bwd_input on tensor cores."""
+
+from __future__ import annotations
+
+import re
+
+from cuda_budgets import ARCHS, CUDA, Budget, Family
+
+# registers of sm_80, 86, 89, 90a, 100, 120; HMMA, LDSM, LDS, share
+BUDGETS: dict[str, Budget] = {
+    "rt_5x7_w": Budget((133, 133, 133, 125, 173, 176), 116, 8, 10, 0.85),
+    "rt_5x4_w": Budget((103, 99, 99, 97, 126, 126), 56, 4, 10, 0.77),
+    "rt_3x2_w": Budget((74, 68, 68, 65, 78, 79), 16, 2, 6, 0.61),
+    "rt_1x1_w": Budget((48, 48, 48, 52, 62, 64), 4, 2, 2, 0.4),
+    "rt_3x7_w": Budget((121, 117, 117, 118, 127, 127), 76, 8, 6, 0.82),
+    "rt_3x4_w": Budget((91, 91, 91, 90, 124, 123), 40, 4, 6, 0.76),
+    "rt_5x3_w": Budget((92, 90, 90, 85, 116, 116), 36, 4, 10, 0.69),
+    "rt_5x5_w": Budget((113, 109, 109, 108, 126, 126), 76, 6, 10, 0.8),
+    "rt_5x6_w": Budget((121, 118, 118, 117, 127, 127), 96, 6, 10, 0.84),
+    "rt_5x10_w": Budget((167, 167, 167, 178, 208, 210), 176, 10, 10, 0.88),
+    "rt_5x12_w": Budget((190, 190, 190, 193, 227, 227), 216, 12, 10, 0.9),
+    "rt_9x7_w": Budget((113, 109, 109, 108, 123, 122), 43, 0, 9, 0.79),
+    "rt_7x4_w": Budget((118, 114, 114, 111, 127, 127), 64, 4, 14, 0.76),
+    "rt_3x4_t": Budget((116, 126, 126, 116, 127, 126), 48, 6, 6, 0.76),
+    "rt_5x4_t": Budget((128, 128, 128, 128, 127, 127), 80, 8, 10, 0.78),
+    "rt_3x6_t": Budget((128, 128, 128, 127, 128, 128), 72, 8, 6, 0.8),
+    "rt_5x6_t": Budget((168, 168, 168, 168, 218, 217), 120, 10, 10, 0.83),
+    "rt_5x7_w_p4": Budget((229, 230, 230, 224, 253, 253), 464, 16, 20, 0.92),
+    "rt_5x7_w_g2": Budget((203, 203, 203, 202, 216, 220), 232, 16, 10, 0.89),
+    "rt_5x4_w_g2": Budget((143, 143, 143, 153, 176, 174), 112, 8, 10, 0.84),
+    "rt_3x2_w_p4": Budget((115, 110, 110, 107, 127, 128), 64, 4, 12, 0.78),
+    "rt_5x3_w_g2": Budget((123, 118, 118, 115, 128, 127), 72, 8, 10, 0.77),
+}
+
+
+def variant_names() -> dict[tuple[int, ...], str]:
+    """Template arguments (offsets, pairs, groups, chunks, whole, rotate) of every line of the variants table."""
+    text = (CUDA / "toeplitz_fwd/variants.h").read_text()
+    rows = re.findall(r'X\("(\w+)",\s*(\d+), (\d+), (\d+), (\d+),\s*(true|false),\s*(true|false),', text)
+    return {(*map(int, row[1:5]), int(row[5] == "true"), int(row[6] == "true")): row[0] for row in rows}
+
+
+def variant_of(symbol: str) -> str:
+    """The variant that a mangled kernel name belongs to."""
+    return variant_names()[tuple(int(v) for v in re.findall(r"L[ib](\d+)E", symbol)[1:7])]
+
+
+# Registers are of the bf16 kernels; the fp16 ones are the same code but for one instruction's type.
+FAMILY = Family(
+    "toeplitz_fwd",
+    {"toeplitz_fwd/bf16.cu": ARCHS, "toeplitz_fwd/f16.cu": ("90a",)},
+    BUDGETS,
+    variant_of,
+    list(variant_names().values()),
+)

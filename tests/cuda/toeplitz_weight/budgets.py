@@ -1,0 +1,51 @@
+"""Compile budgets of toeplitz_weight: bwd_weight on tensor cores."""
+
+from __future__ import annotations
+
+import re
+
+from cuda_budgets import ARCHS, CUDA, Budget, Family
+
+# registers of sm_80, 86, 89, 90a, 100, 120; HMMA, LDSM, LDS, share
+BUDGETS: dict[str, Budget] = {
+    "rtw_5x7_w": Budget((128, 128, 128, 128, 128, 124), 29, 4, 0, 0.63),
+    "rtw_5x4_w": Budget((126, 128, 128, 128, 128, 120), 14, 2, 0, 0.51),
+    "rtw_3x2_w": Budget((122, 122, 122, 124, 126, 126), 4, 1, 0, 0.3),
+    "rtw_1x1_w": Budget((105, 105, 105, 105, 91, 90), 1, 1, 1, 0.07),
+    "rtw_5x6_t": Budget((126, 126, 126, 128, 126, 122), 30, 5, 0, 0.42),
+    "rtw_3x4_t": Budget((128, 126, 126, 128, 128, 122), 12, 3, 0, 0.38),
+    "rtw_5x7_w_tf32": Budget((151, 151, 151, 150, 155, 154), 29, 0, 14, 0.37),
+    "rtw_3x2_w_tf32": Budget((124, 122, 122, 124, 123, 126), 4, 0, 4, 0.17),
+    "rtw_1x1_w_tf32": Budget((86, 86, 86, 85, 88, 90), 1, 0, 2, 0.07),
+    "rtw_5x4_t_tf32": Budget((125, 125, 125, 128, 121, 121), 20, 0, 16, 0.19),
+    "rtw_5x7_w_bf16x3": Budget((186, 186, 186, 186, 186, 187), 87, 8, 0, 0.79),
+    "rtw_3x2_w_bf16x3": Budget((146, 146, 146, 148, 157, 149), 12, 2, 0, 0.5),
+    "rtw_1x1_w_bf16x3": Budget((68, 68, 68, 77, 104, 105), 3, 2, 0, 0.17),
+    "rtw_5x4_t_bf16x3": Budget((155, 155, 155, 159, 157, 154), 12, 0, 0, 0.92),
+}
+
+
+def variant_names() -> dict[tuple[str, ...], str]:
+    """(math, offsets, rows, chunks) of every line of the variants table."""
+    text = (CUDA / "toeplitz_weight/variants.h").read_text()
+    rows = re.findall(r'X\("(\w+)",\s*(\w+),\s*(\d+), (\d+), (\d+),', text)
+    return {row[1:]: row[0] for row in rows}
+
+
+def variant_of(symbol: str) -> str | None:
+    """The variant that a mangled kernel name belongs to."""
+    found = re.search(r"toeplitz_weight_kernelIL\w+?ToeplitzWeightKernelMathE(\d)ELi(\d+)ELi(\d+)ELi(\d+)E", symbol)
+    if found is None:
+        return None
+    math = {"0": "half", "1": "half", "2": "tf32", "3": "bf16x3"}[found.group(1)]
+    return variant_names()[(math, *found.groups()[1:])]
+
+
+# The block counted is one row offset's products with one input row.
+FAMILY = Family(
+    "toeplitz_weight",
+    {"toeplitz_weight/bf16.cu": ARCHS, "toeplitz_weight/f32.cu": ARCHS, "toeplitz_weight/f16.cu": ("90a",)},
+    BUDGETS,
+    variant_of,
+    list(variant_names().values()),
+)

@@ -1,0 +1,115 @@
+"""setup.py: what it refuses says so in one line; the architectures and CUDA toolkits that it takes."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def failed_build(tmp_path: Path, **environment: str) -> list[str]:
+    """The last lines of an isolated `setup.py build_ext` that must fail; nothing of it may be a traceback."""
+    kept = {key: value for key, value in os.environ.items() if not key.startswith("REPLKNET_EXT")}
+    done = subprocess.run(
+        [sys.executable, "setup.py", "build_ext", f"--build-temp={tmp_path}", f"--build-lib={tmp_path}"],
+        cwd=ROOT,
+        env={**kept, "REPLKNET_EXT_SKIP_CUDA": "1", **environment},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=False,
+        timeout=300,
+    )
+    assert done.returncode != 0
+    assert "Traceback" not in done.stdout, done.stdout
+    return done.stdout.strip().splitlines()
+
+
+@pytest.mark.parametrize(
+    ("environment", "message"),
+    [
+        ({"MAX_JOBS": "0"}, "MAX_JOBS=0: it must be a whole number"),
+        ({"MAX_JOBS": "many"}, "MAX_JOBS=many: it must be a whole number"),
+        ({"CXX": "no-such-compiler"}, "no C++ compiler: 'no-such-compiler' was not found. Install one"),
+    ],
+)
+def test_build_errors_are_one_line(environment: dict[str, str], message: str, tmp_path: Path) -> None:
+    assert message in failed_build(tmp_path, **environment)[-1]
+
+
+def test_build_without_torch_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "torch.py").write_text("raise ModuleNotFoundError(\"No module named 'torch'\", name='torch')\n")
+    (line,) = failed_build(tmp_path, PYTHONPATH=str(tmp_path))
+    assert "pip install torch" in line and "REPLKNET_EXT_SKIP_EXT=1" in line
+
+
+@pytest.fixture(scope="module")
+def setup_functions() -> dict[str, Any]:
+    """What setup.py defines, without a build."""
+    code = (ROOT / "setup.py").read_text(encoding="utf-8")
+    names: dict[str, Any] = {"__file__": str(ROOT / "setup.py"), "__name__": "setup_functions"}
+    exec(compile(code.replace("\nsetup(", "\nlambda: setup("), "setup.py", "exec"), names)
+    return names
+
+
+@pytest.mark.parametrize(
+    ("named", "archs"),
+    [
+        ("Hopper", ["9.0+PTX"]),
+        ("ampere;Hopper", ["8.0", "8.6+PTX", "9.0+PTX"]),
+        ("8.0 9.0a,12.0+PTX", ["8.0", "9.0a", "12.0+PTX"]),
+        ("Ampere+Tegra Ada", ["8.7", "8.9+PTX"]),
+        ("native", ["8.6", "9.0+PTX"]),
+        ("All", ["8.0", "9.0a+PTX"]),
+        (None, ["8.0", "9.0a+PTX"]),
+        ("Volta", "'Volta' is not of the form"),
+        ("7.5", "need compute capability 8.0"),
+        ("sm_90", "'sm_90' is not of the form"),
+    ],
+)
+def test_arch_list_takes_the_names_of_torch(
+    named: str | None,
+    archs: list[str] | str,
+    setup_functions: dict[str, Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    nvcc = tmp_path / "nvcc"
+    nvcc.write_text("#!/bin/sh\nprintf 'sm_75\\nsm_80\\nsm_90\\n'\n")
+    nvcc.chmod(0o755)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", [(9, 0), (8, 6)].__getitem__)
+    monkeypatch.delenv("TORCH_CUDA_ARCH_LIST", raising=False)
+    if named is not None:
+        monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", named)
+    if isinstance(archs, str):
+        with pytest.raises(SystemExit, match=re.escape(archs)):
+            setup_functions["cuda_archs"](nvcc)
+    else:
+        assert setup_functions["cuda_archs"](nvcc) == archs
+        assert all("+PTX" not in flag for flag in setup_functions["gencode"](archs))
+
+
+@pytest.mark.parametrize(
+    ("include", "lib"), [("include", "lib64"), ("include", "lib"), ("targets/sbsa-linux/include",) * 2]
+)
+def test_cuda_toolkits_are_found_where_conda_puts_them(
+    include: str, lib: str, setup_functions: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lib = lib.replace("/include", "/lib")
+    for name in ("bin/nvcc", f"{include}/cuda_runtime.h", f"{lib}/libcudart_static.a"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    monkeypatch.setenv("CUDA_HOME", str(tmp_path))
+    monkeypatch.delenv("REPLKNET_EXT_SKIP_CUDA", raising=False)
+    assert setup_functions["find_cuda_home"]() == tmp_path
+    found = setup_functions["cuda_folder"](tmp_path, "libcudart_static.a", "lib64", "lib", "targets/*/lib")
+    assert found == tmp_path / lib
