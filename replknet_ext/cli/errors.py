@@ -21,8 +21,15 @@ from ..tools.show import console, plain
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
-#: Set by ``--traceback``.
-show_traceback = False
+#: Set by ``--quiet`` and ``--traceback``.
+quiet = show_traceback = False
+
+
+class Interrupted(KeyboardInterrupt):
+    """Ctrl-C, after which what was done so far is on stdout."""
+
+    def __init__(self, done: int, total: int) -> None:
+        super().__init__(f"interrupted: {done} of {total} images done")
 
 
 def reporting(command: Command) -> Command:
@@ -36,8 +43,8 @@ def reporting(command: Command) -> Command:
                 return command(*args, **kwargs)
             except (typer.Exit, typer.Abort, typer.BadParameter, BrokenPipeError):
                 raise  # typer ends quietly where nobody reads on
-            except KeyboardInterrupt:
-                say("", "", "interrupted")
+            except KeyboardInterrupt as error:
+                say("", "", str(error) or "interrupted")
                 raise typer.Exit(130) from None
             except Exception as error:
                 if show_traceback:
@@ -52,7 +59,9 @@ def reporting(command: Command) -> Command:
 
 
 def say(label: str, style: str, message: str) -> None:
-    """A line on stderr; nothing in the message is interpreted."""
+    """A line on stderr, unless it is no error and --quiet was given; nothing in the message is interpreted."""
+    if quiet and label != "error: ":
+        return
     console(stderr=True, soft_wrap=True).print(Text.assemble((label, style), plain(" ".join(message.splitlines()))))
 
 

@@ -1,7 +1,7 @@
 """Options that several commands share."""
 
 from enum import Enum
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -124,6 +124,10 @@ To = Annotated[
     Style,
     typer.Option("--to", help="Key style of the output. backbone: official keys without the classifier."),
 ]
+Strict = Annotated[
+    bool,
+    typer.Option("--strict/--no-strict", help="Fail on entries that are no part of the network, or leave them out."),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
@@ -135,3 +139,8 @@ def floats(option: str, text: str | None) -> list[float] | None:
         return [float(part) for part in text.split(",")]
     except ValueError:
         raise typer.BadParameter(f"{text!r} is not a list of numbers such as 0.5,0.5,0.5", param_hint=option) from None
+
+
+def value(level: Level | None) -> Any:
+    """What functions take for `--deploy`."""
+    return level.value if level is not None else None

@@ -25,6 +25,7 @@ from ..models import (
     read_checkpoint,
 )
 from ..models.checkpoint import load_plain
+from ..models.keys import backbone_kwargs
 from ..models.registry import builders
 
 __all__ = ["Loaded", "device_of", "dtype_of", "load"]
@@ -38,7 +39,7 @@ DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 @dataclass(frozen=True)
 class Loaded:
-    """A classifier in eval mode on its device, and what its pictures and classes are.
+    """A network in eval mode on its device, and what its pictures and classes are.
 
     Attributes:
         name: what to call it.
@@ -62,6 +63,7 @@ def load(
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
     classes: str | Path | None = None,
+    classifier: bool = True,
 ) -> Loaded:
     """Builds the model and brings it into the form that is asked for.
 
@@ -72,20 +74,22 @@ def load(
         device: "auto" is the first GPU, else the CPU.
         input_size, mean, std: what to change in the preprocessing of `name`.
         classes: a file with class names, see `labels.read_classes`.
+        classifier: False takes backbones, too.
 
     Raises:
         UsageError: an unknown name, no weights to be had for it, values that do not fit together.
         CheckpointError: the weights cannot be had, read, or do not fit.
-        ToolError: no such device, or a backbone's checkpoint.
+        ToolError: no such device, or a backbone's checkpoint where a classifier is needed.
     """
     where = device_of(device)
     if input_size is not None and input_size < 1:
         raise UsageError(f"input size must be at least 1; got {input_size}")
     model = _build(name, checkpoint, input_size)
-    if not getattr(model, "num_classes", 0):
-        raise ToolError(f"{checkpoint or name} has no classifier")
+    num_classes = getattr(model, "num_classes", 0) or 0  # None of backbones
+    if classifier and not num_classes:
+        raise ToolError(f"{checkpoint or name} has no classifier: it is a backbone's")
     given = read_classes(classes) if classes is not None else None
-    names = class_names(model.num_classes, given)
+    names = class_names(num_classes, given)
     preprocessing = _adjusted(Preprocessing.of(model, input_size), mean, std)
     if deploy is not None:
         if not hasattr(model, "switch_to_deploy"):
@@ -114,16 +118,9 @@ def _build(name: str | None, checkpoint: str | None, input_size: int | None) -> 
         load_plain(model, checkpoint)
         return model
     content = read_checkpoint(checkpoint)
-    if not content.head:
-        raise ToolError(f"{checkpoint} has no classifier: it is a backbone's checkpoint")
     if name is None:
         return _like_published(model_from_checkpoint(content), input_size)
-    model = get_model(
-        name,
-        num_classes=content.state["head.weight"].shape[0],
-        in_chans=content.state["stem.0.conv.weight"].shape[1],
-        small_kernel_merged=content.form != "train",
-    )
+    model = get_model(name, **backbone_kwargs(content.state), small_kernel_merged=content.form != "train")
     if content.form == "full":
         model.switch_to_deploy(level="full")
     load_checkpoint(model, content)
