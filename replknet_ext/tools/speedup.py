@@ -201,6 +201,11 @@ def _shared(model: nn.Module) -> nn.Module:
     return copy.deepcopy(model, {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())})
 
 
+def _is_ours(module: nn.Module) -> bool:
+    """Whether these kernels run it."""
+    return isinstance(module, DepthwiseConv2dLarge) and module.stride == module.dilation == (1, 1)
+
+
 def _on_torch(model: nn.Module) -> nn.Module:
     result = _shared(model)
     for module in result.modules():
@@ -240,7 +245,10 @@ def measure(
     model = model.to(device)
     shape = _input_shape(model, batch_size, input_size)
     report = replace_depthwise(_shared(model), min_kernel)
-    kept = tuple(entry for entry in report.kept if entry.shape[0] > 1 == entry.shape[1])
+    kept = tuple(
+        entry for entry in report.kept
+        if entry.shape[0] > 1 == entry.shape[1] and not _is_ours(report.model.get_submodule(entry.name))
+    )  # fmt: skip
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(0)
         x = torch.randn(shape, device=device)
@@ -264,7 +272,7 @@ def _layers(model: nn.Module, x: Tensor, amp: torch.dtype | None) -> list[_Job]:
     found: dict[tuple[Any, ...], tuple[list[str], nn.Module, Tensor]] = {}
     hooks = []
     for path, module in model.named_modules():
-        if isinstance(module, DepthwiseConv2dLarge) and module.stride == module.dilation == (1, 1):
+        if _is_ours(module):
 
             def note(layer: DepthwiseConv2dLarge, given: tuple[Tensor, ...], path: str = path) -> None:
                 key = (tuple(given[0].shape), given[0].dtype, layer.extra_repr(), layer.activation)
@@ -362,7 +370,7 @@ def render(report: Report, console: Console) -> None:
     """Print a report; made for 80 columns and more."""
     if not report.rows:
         console.print(f"{report.model}: no layer for these kernels; nothing was measured.")
-    for pass_ in (FORWARD, TRAINING) if report.rows else ():
+    for pass_ in dict.fromkeys(row.pass_ for row in report.rows):
         rows = [row for row in report.rows if row.pass_ == pass_]
         _table(f"{report.model}, {pass_}, milliseconds", rows, console)
     for line in _notes(report):
