@@ -271,6 +271,30 @@ def test_convert_there_and_back(weights: Path, tmp_path: Path) -> None:
     assert "'model_ema'" in cli("convert", weights, back, "--key", "model_ema", code=1).stderr
 
 
+@pytest.mark.parametrize("command", ["convert", "reparam"])
+def test_other_entries_are_left_out_on_request(command: str, weights: Path, tmp_path: Path) -> None:
+    content = torch.load(weights, weights_only=True)
+    content["model"]["auxiliary_head.weight"] = torch.zeros(3)
+    torch.save(content, source := tmp_path / "more.pth")
+    assert "auxiliary_head.weight" in cli(command, source, tmp_path / "out.pth", code=1).stderr
+    assert "left out: auxiliary_head.weight" in cli(command, source, tmp_path / "out.pth", "--no-strict").stderr
+    cli(command, weights, tmp_path / "wanted.pth")
+    found, wanted = read_checkpoint(tmp_path / "out.pth").state, read_checkpoint(tmp_path / "wanted.pth").state
+    assert found.keys() == wanted.keys() and all(torch.equal(found[key], wanted[key]) for key in found)
+
+
+def test_erf_of_a_backbone(weights: Path, photos: Path, tmp_path: Path) -> None:
+    """It has the receptive field of its network before the last BatchNorm, and no classifier is needed."""
+    from replknet_ext.tools import erf, loading
+
+    cli("convert", weights, tmp_path / "body.pth", "--to", "backbone")
+    given = ("--data", photos, "--input-size", 64, "-n", 1, "-o", tmp_path / "erf.png")
+    found = cli.json("erf", "-c", tmp_path / "body.pth", *given)
+    whole = loading.load(None, str(weights), device="cpu", input_size=64)
+    whole.model.norm = torch.nn.Identity()
+    assert found["areas"] == erf.of(whole, [str(photos)], 1).as_dict()["areas"]
+
+
 def test_export_a_program(weights: Path, tmp_path: Path) -> None:
     target = tmp_path / "small.pt2"
     report = cli.json("export", target, "-c", weights, "--deploy", "merge", "--input-size", 64, "--batch-size", 2)

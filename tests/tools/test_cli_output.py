@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import json
 import os
+import pty
 import subprocess
 import sys
-from itertools import pairwise
+from contextlib import suppress
+from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from PIL import Image
+from torch.utils.data import DataLoader
 
 pytest.importorskip("typer")
 pytest.importorskip("rich")
@@ -207,6 +210,66 @@ def test_a_reader_that_stops_is_no_error() -> None:
     command = f"{sys.executable} -m replknet_ext models --json | head -c 1"
     done = subprocess.run(command, shell=True, capture_output=True, text=True, timeout=60)
     assert (done.stdout, done.stderr) == ("[", "")
+
+
+# ---- while it runs ----
+
+
+def on_a_terminal(*arguments: object) -> tuple[str, str]:
+    """stdout, through a pipe, and what a terminal gets as stderr."""
+    ours, theirs = pty.openpty()
+    command = [sys.executable, "-m", "replknet_ext", *map(str, arguments)]
+    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=theirs, text=True, timeout=120, check=True)
+    os.close(theirs)
+    shown = b""
+    with suppress(OSError):  # the end, on Linux
+        while part := os.read(ours, 4096):
+            shown += part
+    os.close(ours)
+    return done.stdout, shown.decode()
+
+
+def test_progress_of_predict_as_json(weights: Path, tmp_path: Path) -> None:
+    save_photos(tmp_path)
+    given = ("predict", tmp_path, "-c", weights, "--input-size", 32, "--json")
+    out, shown = on_a_terminal(*given)
+    assert len(json.loads(out)["images"]) == 3 and "predicting" in shown and "3/3" in shown
+    out, shown = on_a_terminal("--quiet", *given)
+    assert len(json.loads(out)["images"]) == 3 and shown == ""
+
+
+def test_quiet_leaves_notes_out_and_no_errors(weights: Path, tmp_path: Path) -> None:
+    assert "x.pth: merged" in cli("reparam", weights, tmp_path / "x.pth").stderr
+    assert cli("--quiet", "reparam", weights, tmp_path / "x.pth").stderr == ""
+    assert cli("--quiet", "reparam", tmp_path / "none", tmp_path / "x.pth", code=1).stderr.startswith("error: ")
+
+
+def test_what_is_done_at_ctrl_c(weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from replknet_ext.tools import evaluate, predict
+
+    for name in "abc":
+        save_photos(tmp_path / "val" / name)
+    given = ("-c", weights, "--input-size", 32, "--batch-size", 1)
+    monkeypatch.setattr(predict, "predict_files", stopping_after(predict.predict_files, 4))
+    found = cli("predict", tmp_path, *given, "--json", code=130)
+    content = json.loads(found.stdout)
+    assert (len(content["images"]), content["interrupted"]) == (4, True)
+    assert found.stderr == "interrupted: 4 of 9 images done\n"
+    monkeypatch.setattr(evaluate, "DataLoader", stopping_after(DataLoader, 5))
+    found = cli("evaluate", tmp_path, *given, "-j", 0, code=130)
+    assert found.stderr == "interrupted: 5 of 9 images done\n" and "top-1" in found.stdout
+    content = json.loads(cli("evaluate", tmp_path, *given, "-j", 0, "--json", code=130).stdout)
+    assert (content["images"], content["interrupted"]) == (5, True)
+
+
+def stopping_after(make: Any, count: int) -> Any:
+    """What `make` makes, until Ctrl-C comes after `count` of it."""
+
+    def made(*arguments: Any, **options: Any) -> Any:
+        yield from islice(make(*arguments, **options), count)
+        raise KeyboardInterrupt
+
+    return made
 
 
 # ---- the other end of errors ----
