@@ -13,14 +13,13 @@ import json
 import os
 import platform
 import re
-import statistics
 import subprocess
 import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -29,6 +28,9 @@ import torch
 from torch import Tensor
 
 from replknet_ext.choices.device import cpu_name
+from replknet_ext.tools.timing import Candidate, Timing, interleave
+
+__all__ = ["Candidate", "Timing", "interleave"]  # of the package, which times users' models by them, too
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = Path(__file__).resolve().parent / "results"
@@ -36,98 +38,6 @@ RESULTS = Path(__file__).resolve().parent / "results"
 
 class BenchmarkError(RuntimeError):
     """A measurement that must not be published: a wrong result, or not the operator it claims to be."""
-
-
-@dataclass
-class Candidate:
-    """One thing to time: `run` is called with no arguments, again and again."""
-
-    name: str
-    run: Callable[[], Any]
-
-
-@dataclass
-class Timing:
-    """Samples of one candidate in milliseconds a call; every sample is the mean of `calls` calls in a row."""
-
-    name: str
-    calls: int
-    samples: list[float] = field(default_factory=list)
-
-    @property
-    def median(self) -> float:
-        return statistics.median(self.samples)
-
-    def percentile(self, q: float) -> float:
-        """Linear interpolation between the sorted samples; `q` in [0, 100]."""
-        ordered = sorted(self.samples)
-        position = (len(ordered) - 1) * q / 100
-        low = int(position)
-        high = min(low + 1, len(ordered) - 1)
-        return ordered[low] + (ordered[high] - ordered[low]) * (position - low)
-
-    def as_dict(self) -> dict[str, Any]:
-        """What goes into the JSON file: milliseconds, four significant digits."""
-        values = {"median_ms": self.median, "p10_ms": self.percentile(10), "p90_ms": self.percentile(90)}
-        rounded: dict[str, Any] = {key: float(f"{value:.4g}") for key, value in values.items()}
-        return {**rounded, "samples": len(self.samples), "calls_per_sample": self.calls}
-
-
-def interleave(
-    candidates: Sequence[Candidate],
-    *,
-    rounds: int = 15,
-    min_rounds: int = 3,
-    sample_seconds: float = 0.02,
-    budget_seconds: float = 5.0,
-    warm: Mapping[str, float] | None = None,
-    on_sample: Callable[[], None] | None = None,
-) -> dict[str, Timing]:
-    """Times all candidates in turn, round after round, in one process.
-
-    Args:
-        candidates: what to time; names must differ.
-        rounds: samples of a candidate that fits its budget.
-        min_rounds: samples of a candidate that does not.
-        sample_seconds: short calls are repeated within a sample until about this long.
-        budget_seconds: time for one candidate; a slow one takes part in fewer rounds, spread over all of them.
-        warm: seconds of a call that has been made already (name -> seconds). Where that was long, it was the warm-up:
-            calls of seconds are not wasted.
-        on_sample: called after each sample, for a progress bar.
-
-    Returns:
-        Name -> Timing. Two untimed calls warm up each candidate, and one more its caches before each short sample.
-    """
-    if len({candidate.name for candidate in candidates}) != len(candidates):
-        raise ValueError("candidates need different names")
-    timings: dict[str, Timing] = {}
-    takes: dict[str, set[int]] = {}
-    for candidate in candidates:
-        seconds = (warm or {}).get(candidate.name, 0.0)
-        if seconds < 10 * sample_seconds:
-            candidate.run()
-            start = time.perf_counter()
-            candidate.run()
-            seconds = time.perf_counter() - start
-        calls = max(1, min(1000, int(sample_seconds / max(seconds, 1e-7))))
-        timings[candidate.name] = Timing(candidate.name, calls)
-        affordable = int(budget_seconds / max(seconds, sample_seconds))
-        count = min(rounds, max(min_rounds, affordable))
-        takes[candidate.name] = {index * rounds // count for index in range(count)}
-    for index in range(rounds):
-        for candidate in candidates:
-            if index not in takes[candidate.name]:
-                continue
-            timing = timings[candidate.name]
-            if timing.calls > 1:
-                candidate.run()
-            start = time.perf_counter()
-            for _ in range(timing.calls):
-                candidate.run()
-            timing.samples.append((time.perf_counter() - start) / timing.calls * 1e3)
-            if on_sample is not None:
-                on_sample()
-    return timings
 
 
 @dataclass

@@ -51,7 +51,8 @@ def replacing(path: str | Path) -> Iterator[Path]:
     left beside `path` is removed once it is a day old.
 
     Raises:
-        OSError: the folder cannot be made or written to, or `path` is no regular file; names `path`.
+        OSError: the folder cannot be made or written to, or `path` is no regular file; names `path`, as do errors of
+            writing in the block.
     """
     # The suffix stays: writers choose their format by it.
     target, suffix = Path(os.path.realpath(path)), Path(path).suffix
@@ -67,13 +68,14 @@ def replacing(path: str | Path) -> Iterator[Path]:
                     left.unlink()
         temporary = target.with_name(f".{target.stem}-{secrets.token_hex(4)}{suffix}")
         os.close(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666))
-        mode = stat.S_IMODE((target if target.exists() else temporary).stat().st_mode)
+        try:
+            mode = stat.S_IMODE((target if target.exists() else temporary).stat().st_mode)
+            yield temporary
+            temporary.chmod(mode)  # writers that make the file anew, as safetensors', choose one of their own
+            os.replace(temporary, target)
+        finally:
+            with suppress(FileNotFoundError):
+                temporary.unlink()
     except OSError as error:
-        raise OSError(error.errno, error.strerror, str(path)) from error
-    try:
-        yield temporary
-        temporary.chmod(mode)  # writers that make the file anew, as safetensors', choose one of their own
-        os.replace(temporary, target)
-    finally:
-        with suppress(FileNotFoundError):
-            temporary.unlink()
+        # Writers name the temporary file or none, as when the disk is full.
+        raise OSError(error.errno, error.strerror or str(error), str(path)) from error

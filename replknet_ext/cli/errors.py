@@ -1,21 +1,35 @@
-"""Errors of commands as one line and an exit status: 2 for bad usage, 1 for failure."""
+"""What commands say: results on stdout, errors and notes as one line of stderr each, and the exit status.
+
+0: done. 1: not done, as a file, folder, device or package is missing, cannot be read or written, or holds something
+else, or as outputs are not finite. 2: the command makes no sense: unknown options, names or suffixes, or values that do
+not fit together. 130: interrupted.
+"""
 
 import functools
+import inspect
+import json
 import os
 import warnings
 from collections.abc import Callable
 from typing import Any, TypeVar
 
 import typer
-from rich.console import Console
 from rich.text import Text
 
 from ..errors import ToolError, UsageError
+from ..tools.show import console, plain
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
-#: Set by ``--traceback``.
-show_traceback = False
+#: Set by ``--quiet`` and ``--traceback``.
+quiet = show_traceback = False
+
+
+class Interrupted(KeyboardInterrupt):
+    """Ctrl-C, after which what was done so far is on stdout."""
+
+    def __init__(self, done: int, total: int) -> None:
+        super().__init__(f"interrupted: {done} of {total} images done")
 
 
 def reporting(command: Command) -> Command:
@@ -27,20 +41,33 @@ def reporting(command: Command) -> Command:
             warnings.showwarning = _note
             try:
                 return command(*args, **kwargs)
-            except (typer.Exit, typer.Abort, typer.BadParameter):
-                raise
+            except (typer.Exit, typer.Abort, typer.BadParameter, BrokenPipeError):
+                raise  # typer ends quietly where nobody reads on
+            except KeyboardInterrupt as error:
+                say("", "", str(error) or "interrupted")
+                raise typer.Exit(130) from None
             except Exception as error:
                 if show_traceback:
                     raise
                 say("error: ", "bold red", _words(error))
                 raise typer.Exit(2 if isinstance(error, UsageError) else 1) from None
 
+    # A paragraph is one line, which help texts wrap to the screen.
+    paragraphs = inspect.cleandoc(command.__doc__ or "").split("\n\n")
+    wrapped.__doc__ = "\n\n".join(" ".join(paragraph.split()) for paragraph in paragraphs)
     return wrapped  # type: ignore[return-value]
 
 
 def say(label: str, style: str, message: str) -> None:
-    """A line on stderr; rich does not interpret what is in the message."""
-    Console(stderr=True, highlight=False, soft_wrap=True).print(Text.assemble((label, style), message))
+    """A line on stderr, unless it is no error and --quiet was given; nothing in the message is interpreted."""
+    if quiet and label != "error: ":
+        return
+    console(stderr=True, soft_wrap=True).print(Text.assemble((label, style), plain(" ".join(message.splitlines()))))
+
+
+def print_json(content: Any) -> None:
+    """JSON on stdout; a value that is not finite, which JSON does not know, is a bug."""
+    print(json.dumps(content, indent=1, allow_nan=False))
 
 
 def _words(error: Exception) -> str:

@@ -1,23 +1,15 @@
 """Options that several commands share."""
 
 from enum import Enum
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 
 class Level(str, Enum):
-    """How far to merge."""
+    """How far to merge a model for inference."""
 
     merge = "merge"
-    full = "full"
-
-
-class Form(str, Enum):
-    """Forms that a checkpoint can be brought into."""
-
-    same = "same"
-    merged = "merged"
     full = "full"
 
 
@@ -69,7 +61,7 @@ class Limits(str, Enum):
     l40s = "l40s"
 
 
-_MODEL, _PICTURES = "Model", "Pictures"
+_MODEL, _IMAGES = "Model", "Images"
 
 ModelName = Annotated[
     str | None,
@@ -81,14 +73,16 @@ CheckpointSource = Annotated[
     str | None,
     typer.Option(
         "--checkpoint", "-c", metavar="FILE|URL", show_default=False, rich_help_panel=_MODEL,
-        help="Weights, in any format. Without it the published ones of --model; without --model the file decides.",
+        help="Weights, in any format. Default: the published ones of --model. Without --model the file decides.",
     ),
 ]  # fmt: skip
-Deploy = Annotated[bool, typer.Option("--deploy", help="Merge the large kernels first.", rich_help_panel=_MODEL)]
-Full = Annotated[
-    bool,
-    typer.Option("--full", help="Merge, and fold every BatchNorm that can be.", rich_help_panel=_MODEL),
-]
+Deploy = Annotated[
+    Level | None,
+    typer.Option(
+        "--deploy", show_default=False, rich_help_panel=_MODEL,
+        help="Re-parameterize for inference. merge: the large kernels. full: fold every other BatchNorm, too.",
+    ),
+]  # fmt: skip
 Device = Annotated[
     str, typer.Option("--device", help="auto, cpu, cuda, cuda:1, ...", rich_help_panel=_MODEL, metavar="NAME")
 ]
@@ -96,34 +90,43 @@ Classes = Annotated[
     str | None,
     typer.Option(
         "--classes", metavar="FILE", show_default=False, rich_help_panel=_MODEL,
-        help="Names of the classes: one per line, or JSON. ImageNet's for 1000 classes.",
+        help="Class names, one per line or JSON. Default: ImageNet's for 1000 classes.",
     ),
 ]  # fmt: skip
 InputSize = Annotated[
     int | None,
     typer.Option(
-        "--input-size", metavar="N", min=1, show_default=False, rich_help_panel=_PICTURES,
-        help="Side of the input in pixels, when not the model's own.",
+        "--input-size", metavar="N", min=1, show_default=False, rich_help_panel=_IMAGES,
+        help="Input resolution in pixels. Default: the model's.",
     ),
 ]  # fmt: skip
 Mean = Annotated[
     str | None,
     typer.Option(
-        "--mean", metavar="R,G,B", show_default=False, rich_help_panel=_PICTURES,
-        help="What the pictures, in 0..1, are normalised by, when not the model's own.",
+        "--mean", metavar="R,G,B", show_default=False, rich_help_panel=_IMAGES,
+        help="Per-channel mean for normalisation, of images scaled to 0..1. Default: the model's.",
     ),
 ]  # fmt: skip
 Std = Annotated[
     str | None,
-    typer.Option("--std", metavar="R,G,B", show_default=False, rich_help_panel=_PICTURES, help="See --mean."),
-]
+    typer.Option(
+        "--std", metavar="R,G,B", show_default=False, rich_help_panel=_IMAGES,
+        help="Per-channel standard deviation for normalisation.",
+    ),
+]  # fmt: skip
 Key = Annotated[
     str,
-    typer.Option("--key", metavar="NAME", help="Entry of a trainer's file to take, such as model_ema."),
+    typer.Option(
+        "--key", metavar="NAME", help="Key of the state dict inside a training checkpoint, such as model_ema."
+    ),
 ]
 To = Annotated[
     Style,
-    typer.Option("--to", help="Style of the keys; backbone: the official ones without the classifier."),
+    typer.Option("--to", help="Key style of the output. backbone: official keys without the classifier."),
+]
+Strict = Annotated[
+    bool,
+    typer.Option("--strict/--no-strict", help="Fail on entries that are no part of the network, or leave them out."),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
@@ -136,3 +139,8 @@ def floats(option: str, text: str | None) -> list[float] | None:
         return [float(part) for part in text.split(",")]
     except ValueError:
         raise typer.BadParameter(f"{text!r} is not a list of numbers such as 0.5,0.5,0.5", param_hint=option) from None
+
+
+def value(level: Level | None) -> Any:
+    """What functions take for `--deploy`."""
+    return level.value if level is not None else None

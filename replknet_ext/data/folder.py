@@ -25,23 +25,28 @@ def find_images(
     pictures straight in the folder with the names that the validation set has, such as ILSVRC2012_val_00000293.JPEG.
 
     Raises:
-        UsageError: no such folder, no pictures, or folders that cannot be matched to classes.
+        ToolError: no such folder, or no pictures.
+        UsageError: folders that cannot be matched to classes.
     """
     root = Path(root)
     if not root.is_dir():
-        raise UsageError(f"{root}: {'not a folder' if root.exists() else 'no such folder'}")
+        raise ToolError(f"{root}: {'not a folder' if root.exists() else 'no such folder'}")
     base = root / "val" if (root / "val").is_dir() else root
     inside = pictures_below(base)
     flat = [path for path in inside if path.parent == base]
     folders = sorted({path.relative_to(base).parts[0] for path in inside if path.parent != base})
     if not inside:
-        raise UsageError(f"{base}: no pictures ({', '.join(SUFFIXES)}) in it")
+        raise ToolError(f"{base}: no pictures ({', '.join(SUFFIXES)}) in it")
     if flat and not folders:
         return _flat(base, flat, num_classes)
     if flat:
         raise UsageError(f"{base}: {flat[0].name} lies outside of the class folders")
     # Empty folders are classes, too: leaving them out would shift the labels after them.
-    folders = sorted(path.name for path in base.iterdir() if path.is_dir() and not path.name.startswith("."))
+    above = {base.resolve(), *base.resolve().parents}  # a link to them is no class
+    folders = sorted(
+        path.name for path in base.iterdir()
+        if path.is_dir() and not path.name.startswith(".") and path.resolve() not in above
+    )  # fmt: skip
     label = dict(zip(folders, folder_labels(folders, num_classes, known), strict=True))
     inside = [path for path in inside if path.relative_to(base).parts[0] in label]
     return [(path, label[path.relative_to(base).parts[0]]) for path in inside], len(folders)

@@ -6,7 +6,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..errors import UsageError
+from ..errors import ToolError, UsageError
 
 __all__ = ["class_names", "folder_labels", "imagenet_names", "imagenet_synsets", "read_classes"]
 
@@ -17,24 +17,29 @@ def read_classes(path: str | Path) -> list[str]:
     """Names from a file: a name a line, or JSON, a list or a mapping from index to name.
 
     Raises:
-        UsageError: no such file, not text, or a mapping that misses an index; names the file.
+        ToolError: no such file, not text, not names, or a mapping that misses an index; names the file.
     """
     path = Path(path)
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")  # editors of Windows put a mark before the text
     except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"classes file {path}: {getattr(error, 'strerror', None) or 'not a text file'}") from None
+        raise ToolError(f"classes file {path}: {getattr(error, 'strerror', None) or 'not a text file'}") from None
     if path.suffix.lower() != ".json":
         names = [line.strip() for line in text.splitlines() if line.strip()]
     else:
         try:
             content = json.loads(text)
-            names = [content[str(i)] for i in range(len(content))] if isinstance(content, dict) else list(content)
-        except (ValueError, KeyError, TypeError) as error:
-            raise UsageError(f"classes file {path}: not a JSON list or mapping from 0 on ({error})") from None
+            if not isinstance(content, (list, dict)):
+                raise TypeError(f"it is a {type(content).__name__}")
+            names = [content[str(i)] for i in range(len(content))] if isinstance(content, dict) else content
+            wrong = next((i for i, name in enumerate(names) if type(name) not in (str, int)), None)
+            if wrong is not None:
+                raise TypeError(f"entry {wrong} is a {type(names[wrong]).__name__}, not a name")
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
+            raise ToolError(f"classes file {path}: not a JSON list or mapping from 0 on ({error})") from None
         names = [str(name) for name in names]
     if not names:
-        raise UsageError(f"classes file {path}: empty")
+        raise ToolError(f"classes file {path}: empty")
     return names
 
 

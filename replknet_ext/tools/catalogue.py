@@ -48,25 +48,30 @@ def _row(name: str) -> dict[str, Any]:
 
 
 def render(rows: list[dict[str, Any]], console: Console) -> None:
-    """Print the rows; made for 60 columns and more."""
+    """Print the rows: a table, or where that is too wide, three lines for each; made for 60 columns and more."""
     full = [row for row in rows if row["name"] == row.get("weights")]
     other = [row for row in rows if row["name"] != row.get("weights")]
-    if full:
-        wide, narrow = console.width >= 110, console.width < 70
-        extra = ("pretrained on", "params", "FLOPs") if wide else ()
-        last = () if narrow else ("top-5",)
-        sides = "llrrrrr" if wide else "lrrr"
-        table = show.table("Published weights", "name", *extra, "input", "top-1", *last, numbers=sides)
+    columns = ("name", "pretrained on", "params", "FLOPs", "input", "top-1", "top-5")
+    if full and console.width >= 110:
+        table = show.table("Published weights", *columns, numbers="llrrrrr")
         for row in full:
-            cells = [row["name"]]
-            if wide:
-                cells += [row["pretrain"] or "-", show.number(row["params"], "M", True)]
-                cells += [show.number(row["flops"], "G", True)]
-            cells += [str(row["input_size"][-1]), f"{row['top1']:.2f}", f"{row['top5']:.2f}"]
-            table.add_row(*cells[:-1], *([] if narrow else cells[-1:]))
+            table.add_row(*_cells(row))
         console.print(table)
+    elif full:
+        console.print("Published weights", style="bold cyan")
+        for row in full:
+            name, *cells = _cells(row)
+            words = [f"{column} {cell}" for column, cell in zip(columns[1:], cells, strict=True)]
+            console.print(f"{name}\n  {', '.join(words[:3])}\n  {', '.join(words[3:])}")
+        console.print()
     if other:
         table = show.table("Short names", "name", "weights with pretrained=True")
         for row in other:
             table.add_row(row["name"], row.get("weights") or "none published")
         console.print(table)
+
+
+def _cells(row: dict[str, Any]) -> list[str]:
+    params, flops = show.number(row["params"], "M", True), show.number(row["flops"], "G", True)
+    size, top1, top5 = str(row["input_size"][-1]), f"{row['top1']:.2f}", f"{row['top5']:.2f}"
+    return [row["name"], row["pretrain"] or "-", params, flops, size, top1, top5]

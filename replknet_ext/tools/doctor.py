@@ -228,13 +228,13 @@ def render(report: dict[str, Any], console: Console) -> None:
             for i, g in enumerate(report["gpus"])]  # fmt: skip
     pairs("GPUs", gpus or [("none", "torch sees no CUDA device" if torch.version.cuda else "this torch has no CUDA")])
 
-    result = table('Who runs what (backend="auto")', "problem", *PASSES)
+    result = table('Selected backend (backend="auto")', "problem", *PASSES)
     for row in report["backends"]:
         styled = [Text(name, style="yellow" if name == "torch" else "green") for name in row["runs"].values()]
         result.add_row(row["problem"], *styled)
     console.print(result)
 
-    result = table("Why the others do not", "backend", "reason", "for")
+    result = table("Unavailable backends", "backend", "reason", "for")
     for (backend, reason), problems in _grouped(report["backends"]).items():
         result.add_row(Text(backend, style="bold"), reason, ", ".join(problems))
     console.print(result)

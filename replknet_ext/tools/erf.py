@@ -17,9 +17,10 @@ import torch
 from torch import Tensor, nn
 
 from ..data.transforms import open_image, pictures
-from ..errors import ToolError, UsageError, needs
+from ..errors import ToolError, needs
 from . import show
-from .files import replacing
+from .files import check_destination, check_suffix, refuse_inputs, replacing
+from .show import plain
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -83,8 +84,7 @@ def of(
         on_picture: called with the numbers of pictures that are done and that there are.
 
     Raises:
-        UsageError: there is no picture.
-        ToolError: no picture can be read, or none left a finite gradient.
+        ToolError: there is no picture, none can be read, or none left a finite gradient.
     """
     prepare = replace(loaded.preprocessing, crop=False)
     unreadable: list[str] = []
@@ -99,7 +99,13 @@ def of(
 
     def inputs() -> Iterator[tuple[str, Tensor]]:
         found = photos(num_images) if paths is None else ((str(path), read(path)) for path in paths)
-        yield from ((name, prepare(photo)) for name, photo in found if photo is not None)
+        for name, photo in found:
+            if photo is None:
+                continue
+            try:
+                yield name, prepare(photo)
+            except ToolError as error:
+                unreadable.append(f"{name}: {error}")
 
     def count(name: str) -> None:
         nonlocal done
@@ -108,7 +114,7 @@ def of(
 
     paths = pictures(data)[:num_images] if data is not None else None
     if paths is not None and not paths:
-        raise UsageError(f"no pictures in {', '.join(map(str, data or ()))}")
+        raise ToolError(f"no pictures in {', '.join(map(str, data or ()))}")
     total = min(num_images, len(PHOTOS)) if paths is None else len(paths)
     try:
         field = measure(loaded.model, inputs(), on_picture=count)
@@ -264,7 +270,7 @@ def draw(axes: Axes, field: EffectiveReceptiveField, title: str = "", legend: bo
     axes.set_xticks([])
     axes.set_yticks([])
     if title:
-        axes.set_title(title)
+        axes.set_title(plain(title), parse_math=False)  # names may hold dollars
     if legend:
         axes.legend(
             loc="upper center", bbox_to_anchor=(0.5, -0.005), ncols=2, frameon=False, labelcolor="#222222", fontsize=9,
@@ -277,8 +283,7 @@ def save_scores(field: EffectiveReceptiveField, path: str | Path) -> None:
     """Writes the scores (H, W) as float64 .npy, as the official script does."""
     import numpy as np
 
-    if Path(path).suffix != ".npy":
-        raise UsageError(f"scores go into an .npy file; got {path}")
+    check_suffix(path, (".npy",))
     with replacing(path) as temporary:
         np.save(temporary, field.scores.numpy())
 
@@ -301,12 +306,33 @@ def progress(hidden: bool = False) -> Iterator[Callable[[int, int], object]]:
         yield lambda done, total: shown.update(task, completed=done, total=total)
 
 
+def check(heat_map: Path, scores: Path | None, data: Sequence[str | Path] | None) -> None:
+    """What can be known of the destinations before anything is measured.
+
+    Raises:
+        UsageError: another suffix, or a picture would be replaced.
+        ToolError: a destination cannot be written.
+    """
+    check_suffix(heat_map, figure_suffixes())
+    targets = [heat_map]
+    if scores is not None:
+        check_suffix(scores, (".npy",))
+        targets.append(scores)
+    refuse_inputs(targets, pictures(data or ()))
+    for target in targets:
+        check_destination(target)
+
+
+def figure_suffixes() -> list[str]:
+    """The suffixes of the formats that matplotlib writes."""
+    with needs("matplotlib"):
+        from matplotlib.figure import Figure
+    return [f".{name}" for name in sorted(Figure().canvas.get_supported_filetypes())]
+
+
 def save(figure: Any, path: str | Path) -> None:
     """Writes a matplotlib figure, completely or not at all."""
-    suffix = Path(path).suffix.lower().lstrip(".")
-    known = figure.canvas.get_supported_filetypes()
-    if suffix not in known:
-        raise ToolError(f"cannot draw {path}: its suffix must be one of {', '.join(sorted(known))}")
+    check_suffix(path, figure_suffixes())
     with replacing(path) as temporary:
         figure.savefig(temporary)
 

@@ -42,8 +42,10 @@ class Result:
         topk: 5, or the number of classes if that is less.
         classes: classes that the folder has.
         unreadable: paths of pictures that could not be read.
+        not_finite: pictures for which the network's outputs are not finite; they count, as wrong.
         seconds: wall-clock time, data included.
         processes: how many shared the work.
+        interrupted: Ctrl-C came before the end: the counts are of the pictures until then.
     """
 
     images: int
@@ -54,6 +56,8 @@ class Result:
     unreadable: tuple[str, ...]
     seconds: float
     processes: int
+    not_finite: int = 0
+    interrupted: bool = False
 
     @property
     def top1(self) -> float:
@@ -135,6 +139,9 @@ def evaluate(
         here: this process among others, see `team`.
         on_batch: called with this process's counts so far, for a progress bar.
 
+    After Ctrl-C the result is of what was done so far; of several processes no one knows what the others did, so there
+    KeyboardInterrupt is raised.
+
     Raises:
         ToolError: no picture could be read.
     """
@@ -152,26 +159,36 @@ def evaluate(
     )  # fmt: skip
     autocast = torch.autocast(device.type, amp) if amp is not None else nullcontext()
     layout = torch.channels_last if channels_last else torch.contiguous_format
-    counts, topk = torch.zeros(3, dtype=torch.int64), 1
+    counts, topk = torch.zeros(4, dtype=torch.int64), 1
     bad: list[str] = []
     start = time.perf_counter()
-    with torch.inference_mode(), autocast:
-        for pixels, labels, unreadable in loader:
-            bad += [str(mine[index][0]) for index in unreadable]
-            if len(labels):
-                logits = model(pixels.to(device, dtype, non_blocking=True, memory_format=layout))
-                topk = min(5, logits.shape[1])
-                best = logits.float().topk(topk, dim=1).indices.cpu()
-                hits = best == labels.unsqueeze(1)
-                counts += torch.stack([torch.tensor(len(labels)), hits[:, 0].sum(), hits.sum()])
-            on_batch(int(counts[0]) + len(bad), int(counts[1]), int(counts[2]))
+    interrupted = False
+    try:
+        with torch.inference_mode(), autocast:
+            for pixels, labels, unreadable in loader:
+                bad += [str(mine[index][0]) for index in unreadable]
+                if len(labels):
+                    logits = model(pixels.to(device, dtype, non_blocking=True, memory_format=layout))
+                    topk = min(5, logits.shape[1])
+                    scores = logits.float().softmax(1)
+                    finite = scores.isfinite().all(1).cpu()
+                    best = logits.float().topk(topk, dim=1).indices.cpu()
+                    hits = (best == labels.unsqueeze(1)) & finite.unsqueeze(1)
+                    counts += torch.stack([torch.tensor(len(labels)), hits[:, 0].sum(), hits.sum(), (~finite).sum()])
+                on_batch(int(counts[0]) + len(bad), int(counts[1]), int(counts[2]))
+    except KeyboardInterrupt:
+        if here.size > 1 or not counts[0]:
+            raise
+        interrupted = True
     if here.size > 1:
         counts, topk, bad = _together(counts, topk, bad, device)
-    images, correct1, correct5 = counts.tolist()
+    images, correct1, correct5, not_finite = counts.tolist()
     if images == 0:
         raise ToolError(f"none of {len(items)} pictures could be read")
     seconds = time.perf_counter() - start
-    return Result(images, correct1, correct5, topk, classes, tuple(sorted(bad)), seconds, here.size)
+    return Result(
+        images, correct1, correct5, topk, classes, tuple(sorted(bad)), seconds, here.size, not_finite, interrupted
+    )
 
 
 def _together(counts: Tensor, topk: int, bad: list[str], device: torch.device) -> tuple[Tensor, int, list[str]]:
@@ -208,8 +225,8 @@ def render(name: str, result: Result, console: Console) -> None:
     rate = result.images / max(result.seconds, 1e-9)
     team = f", {result.processes} processes" if result.processes > 1 else ""
     console.print(
-        f"{result.classes} classes, {result.seconds:.1f} s, {rate:,.1f} pictures a second{team}", highlight=False
+        f"{result.classes} classes, {result.seconds:.1f} s, {rate:,.1f} images per second{team}", highlight=False
     )
     if result.unreadable:
         count = len(result.unreadable)
-        console.print(f"[yellow]{count} {'picture' if count == 1 else 'pictures'} could not be read[/]")
+        console.print(f"{count} {'picture' if count == 1 else 'pictures'} could not be read", style="yellow")

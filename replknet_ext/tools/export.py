@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from torch import nn
 
 from ..errors import ToolError, UsageError
+from .files import check_destination
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -71,12 +72,7 @@ def export(
     from ..integrations import export as torch_export
 
     path = Path(output)
-    if kind is None:
-        kind = "onnx" if path.suffix == ".onnx" else "program"
-    if kind not in _SUFFIXES:
-        raise UsageError(f"unknown kind {kind!r}: {', '.join(_SUFFIXES)}")
-    if path.suffix != _SUFFIXES[kind]:
-        raise UsageError(f"{path}: the suffix must be .onnx, or .pt2 for a program or an AOTInductor package")
+    kind = check(path, kind)
     arguments: dict[str, Any] = {"dynamic_batch": batch_size is None, "dynamic_size": any_size}
     if batch_size is not None:
         arguments["batch_size"] = batch_size
@@ -99,10 +95,22 @@ def export(
     return Exported(path, kind, path.stat().st_size, shape)
 
 
+def check(path: Path, kind: Kind | None) -> Kind:
+    """The kind that will be written to `path`; see `export` for the errors."""
+    if kind is None:
+        kind = "onnx" if path.suffix == ".onnx" else "program"
+    if kind not in _SUFFIXES:
+        raise UsageError(f"unknown kind {kind!r}: {', '.join(_SUFFIXES)}")
+    if path.suffix != _SUFFIXES[kind]:
+        raise UsageError(f"{path}: the suffix must be .onnx, or .pt2 for a program or an AOTInductor package")
+    check_destination(path)
+    return kind
+
+
 def render(name: str, result: Exported, console: Console) -> None:
     """Prints what was written, and how to run it."""
     shape = " x ".join("any" if side is None else str(side) for side in result.shape)
-    console.print(f"{name} -> [bold]{result.path}[/bold]: {result.size / 1e6:,.1f} MB, input {shape}", highlight=False)
+    console.print(f"{name} -> {result.path}: {result.size / 1e6:,.1f} MB, input {shape}", highlight=False)
     if result.kind == "onnx":
         nodes = ", ".join(f"{count} {kind}" for kind, count in list((result.nodes or {}).items())[:4])
         checked = "not run: onnxruntime is missing" if result.error is None else f"differs by {result.error:.1e}"
@@ -112,5 +120,4 @@ def render(name: str, result: Exported, console: Console) -> None:
         console.print(
             f"run it after `import replknet_ext`: {how[result.kind].format(str(result.path))}",
             highlight=False,
-            markup=False,
         )

@@ -16,6 +16,7 @@ from ..errors import ToolError, UsageError
 from ..models import (
     ARCHS,
     MODELS,
+    CheckpointError,
     RepLKNet,
     get_model,
     list_models,
@@ -24,9 +25,13 @@ from ..models import (
     read_checkpoint,
 )
 from ..models.checkpoint import load_plain
+from ..models.keys import backbone_kwargs
 from ..models.registry import builders
 
 __all__ = ["Loaded", "device_of", "dtype_of", "load"]
+
+#: What names of checkpoints end in.
+CHECKPOINT_SUFFIXES = (".pth", ".pt", ".bin", ".safetensors")
 
 #: Short names of the dtypes that models compute in.
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
@@ -34,7 +39,7 @@ DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 @dataclass(frozen=True)
 class Loaded:
-    """A classifier in eval mode on its device, and what its pictures and classes are.
+    """A network in eval mode on its device, and what its pictures and classes are.
 
     Attributes:
         name: what to call it.
@@ -58,6 +63,7 @@ def load(
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
     classes: str | Path | None = None,
+    classifier: bool = True,
 ) -> Loaded:
     """Builds the model and brings it into the form that is asked for.
 
@@ -68,20 +74,22 @@ def load(
         device: "auto" is the first GPU, else the CPU.
         input_size, mean, std: what to change in the preprocessing of `name`.
         classes: a file with class names, see `labels.read_classes`.
+        classifier: False takes backbones, too.
 
     Raises:
         UsageError: an unknown name, no weights to be had for it, values that do not fit together.
         CheckpointError: the weights cannot be had, read, or do not fit.
-        ToolError: no such device, or a backbone's checkpoint.
+        ToolError: no such device, or a backbone's checkpoint where a classifier is needed.
     """
     where = device_of(device)
     if input_size is not None and input_size < 1:
         raise UsageError(f"input size must be at least 1; got {input_size}")
-    model = _build(name, checkpoint)
-    if not getattr(model, "num_classes", 0):
-        raise ToolError(f"{checkpoint or name} has no classifier")
+    model = _build(name, checkpoint, input_size)
+    num_classes = getattr(model, "num_classes", 0) or 0  # None of backbones
+    if classifier and not num_classes:
+        raise ToolError(f"{checkpoint or name} has no classifier: it is a backbone's")
     given = read_classes(classes) if classes is not None else None
-    names = class_names(model.num_classes, given)
+    names = class_names(num_classes, given)
     preprocessing = _adjusted(Preprocessing.of(model, input_size), mean, std)
     if deploy is not None:
         if not hasattr(model, "switch_to_deploy"):
@@ -91,7 +99,7 @@ def load(
     return Loaded(name or Path(str(checkpoint)).name, model, preprocessing, names, given)
 
 
-def _build(name: str | None, checkpoint: str | None) -> Any:
+def _build(name: str | None, checkpoint: str | None, input_size: int | None) -> Any:
     if name is not None and name not in list_models():
         try:
             get_model(name)  # raises, and says which names are near
@@ -99,37 +107,33 @@ def _build(name: str | None, checkpoint: str | None) -> Any:
             raise UsageError(str(error)) from None
     if checkpoint is None:
         if name is None:
-            raise UsageError("which model? Give --model NAME, --checkpoint FILE, or both")
+            raise UsageError("no model given: pass --model or --checkpoint, or both")
         if name not in list_models(pretrained=True):
             raise UsageError(f"no weights are published for {name}: give --checkpoint FILE")
-        return get_model(name, pretrained=True)
+        try:
+            return get_model(name, pretrained=True)
+        except CheckpointError as error:
+            raise ToolError(f"no weights for {name}: {error}. If you have the file, give --checkpoint FILE") from None
     if name is not None and name in builders() and not isinstance(model := get_model(name), RepLKNet):
         load_plain(model, checkpoint)
         return model
     content = read_checkpoint(checkpoint)
-    if not content.head:
-        raise ToolError(f"{checkpoint} has no classifier: it is a backbone's checkpoint")
     if name is None:
-        return _like_published(model_from_checkpoint(content))
-    model = get_model(
-        name,
-        num_classes=content.state["head.weight"].shape[0],
-        in_chans=content.state["stem.0.conv.weight"].shape[1],
-        small_kernel_merged=content.form != "train",
-    )
+        return _like_published(model_from_checkpoint(content), input_size)
+    model = get_model(name, **backbone_kwargs(content.state), small_kernel_merged=content.form != "train")
     if content.form == "full":
         model.switch_to_deploy(level="full")
     load_checkpoint(model, content)
     return model
 
 
-def _like_published(model: RepLKNet) -> RepLKNet:
+def _like_published(model: RepLKNet, input_size: int | None = None) -> RepLKNet:
     """The model with the preprocessing of the published weights for its architecture, if it has one."""
     short = next((f"replknet_{arch.lower()}" for arch, config in ARCHS.items() if config == model.config), None)
     if short is not None and model.in_chans == 3:
         model.pretrained_cfg = cfg = MODELS[short]
-        side = cfg.input_size[-1]
-        warnings.warn(f"pictures are prepared as for {cfg.name}: {side} pixels; --model NAME changes it", stacklevel=2)
+        side = input_size or cfg.input_size[-1]
+        warnings.warn(f"images are prepared as for {cfg.name}: {side} pixels; --model NAME changes it", stacklevel=2)
     return model
 
 

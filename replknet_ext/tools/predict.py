@@ -12,11 +12,11 @@ import torch
 from torch import Tensor, nn
 
 from ..data.labels import class_names, short_name
-from ..data.transforms import Preprocessing, open_image, to_image
+from ..data.transforms import Preprocessing, open_image, to_image, with_channels
 from ..errors import ToolError, needs
 from ..models import get_model
-from .files import replacing
-from .show import bar
+from .files import check_destination, refuse_inputs, replacing
+from .show import bar, plain
 
 if TYPE_CHECKING:
     import numpy as np
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 __all__ = [
+    "NOT_FINITE",
     "Prediction",
     "ToolError",
     "Unreadable",
@@ -33,6 +34,8 @@ __all__ = [
     "predict_files",
     "render",
 ]
+
+NOT_FINITE = "the network's outputs for it are not finite"
 
 
 def inference_model(
@@ -58,7 +61,7 @@ def inference_model(
         `pred_class`, its name.
 
     Raises:
-        ToolError: the picture cannot be read.
+        ToolError: the picture cannot be read, or the network's outputs are not finite.
         TypeError, ValueError: arguments that make no sense; says which.
     """
     if isinstance(model, str):
@@ -67,6 +70,8 @@ def inference_model(
         raise TypeError(f"model must be an nn.Module or a name; got {type(model).__name__}")
     pixels = Preprocessing.of(model, input_size)(to_image(image, channel_order=channel_order))
     scores = _scores(model, pixels.unsqueeze(0))[0]
+    if not scores.isfinite().all():
+        raise ToolError(NOT_FINITE)
     names = class_names(len(scores), classes)
     label = int(scores.argmax())
     return {
@@ -93,7 +98,7 @@ class Prediction:
 
 @dataclass(frozen=True)
 class Unreadable:
-    """A file that is no picture, and why."""
+    """A file without a prediction, and why: it is no picture, or `NOT_FINITE`."""
 
     path: Path
     error: str
@@ -117,10 +122,12 @@ def predict_files(
         pixels = [content for _, content in batch if isinstance(content, Tensor)]
         scores = iter(_scores(model, torch.stack(pixels)) if pixels else ())
         for path, content in batch:
-            if isinstance(content, Tensor):
-                yield Prediction(path, _best(next(scores), names, topk))
-            else:
+            if isinstance(content, Unreadable):
                 yield content
+                continue
+            of_path = next(scores)
+            good = bool(of_path.isfinite().all())
+            yield Prediction(path, _best(of_path, names, topk)) if good else Unreadable(path, NOT_FINITE)
 
 
 def _read(path: Path, preprocessing: Preprocessing) -> Tensor | Unreadable:
@@ -161,6 +168,7 @@ def _evaluating(model: nn.Module) -> Iterator[None]:
 
 _BAR, _TEXT, _DIM, _PAPER = "#3b82c4", "#1b1f24", "#6b7480", "#ffffff"
 _WIDTH, _ROW, _MARGIN = 640, 34, 16
+_HIGHEST = 2 * _WIDTH
 
 
 def annotate(prediction: Prediction, path: str | Path) -> None:
@@ -168,22 +176,27 @@ def annotate(prediction: Prediction, path: str | Path) -> None:
 
     Raises:
         ToolError: the picture has gone, or the file cannot be written.
+
+    A picture that is more than twice as high as wide is fitted into that height.
     """
     with needs("Pillow"):
         from PIL import Image, ImageDraw, ImageFont
-    photo = open_image(prediction.path).convert("RGB")
-    height = max(1, round(photo.height * _WIDTH / photo.width))
-    photo = photo.resize((_WIDTH, height), Image.Resampling.LANCZOS)
+    photo = with_channels(open_image(prediction.path), 3)
+    height = min(max(1, round(photo.height * _WIDTH / photo.width)), _HIGHEST)
+    width = min(_WIDTH, max(1, round(photo.width * height / photo.height)))
+    photo = photo.resize((width, height), Image.Resampling.LANCZOS)
     panel = 2 * _MARGIN + _ROW * len(prediction.top)
     sheet = Image.new("RGB", (_WIDTH, height + panel), _PAPER)
-    sheet.paste(photo)
+    sheet.paste(photo, ((_WIDTH - width) // 2, 0))
     draw = ImageDraw.Draw(sheet)
     font = ImageFont.load_default(size=18)
     names_to, bar_from, bar_to = 270, 286, _WIDTH - 90
     for row, (_, score, name) in enumerate(prediction.top):
         middle = height + _MARGIN + _ROW * row + _ROW // 2
         colour = _TEXT if row == 0 else _DIM
-        draw.text((names_to, middle), _fitted(short_name(name), font, names_to - _MARGIN), colour, font, anchor="rm")
+        draw.text(
+            (names_to, middle), _fitted(plain(short_name(name)), font, names_to - _MARGIN), colour, font, anchor="rm"
+        )
         draw.rounded_rectangle((bar_from, middle - 8, bar_to, middle + 8), 4, "#e9edf1")
         length = round((bar_to - bar_from) * score)
         if length > 1:
@@ -203,12 +216,30 @@ def render(prediction: Prediction, console: Console) -> None:
     """Print a prediction: the file, then a line for each class; made for 60 columns and more."""
     from rich.text import Text
 
-    console.print(Text(str(prediction.path), style="bold cyan"), soft_wrap=True)
+    console.print(Text(plain(prediction.path), style="bold cyan"), soft_wrap=True)
     room = max(16, console.width - 34)
     for row, (_, score, name) in enumerate(prediction.top):
-        line = Text.assemble(f" {score:7.2%}  ", (bar(score), "blue"), "  ", short_name(name, room))
+        line = Text.assemble(f" {score:7.2%}  ", (bar(score), "blue"), "  ", plain(short_name(name, room)))
         line.stylize("bold" if row == 0 else "dim", 0)
         console.print(line, no_wrap=True)
+
+
+def destinations(paths: Sequence[Path], folder: Path) -> dict[Path, Path]:
+    """`picture_names` in a folder, which is made if need be; asked before the work.
+
+    Raises:
+        UsageError: a file that is read would be replaced.
+        ToolError: the folder cannot be made or written to.
+    """
+    targets = picture_names(paths, folder)
+    refuse_inputs(targets.values(), paths)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ToolError(f"cannot make the folder {folder}: {error.strerror}") from None
+    for target in targets.values():
+        check_destination(target)
+    return targets
 
 
 def picture_names(paths: Sequence[Path], folder: Path) -> dict[Path, Path]:

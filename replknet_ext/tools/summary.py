@@ -101,7 +101,7 @@ def of(model: str, input_size: int | None = None, num_classes: int | None = None
         names = [*list_models(), *ARCHS]
         near = difflib.get_close_matches(model, names, n=3, cutoff=0.5)
         hint = f"did you mean {' or '.join(near)}?" if near else f"names are {', '.join(names)}"
-        raise UsageError(f"{model!r} is no model and no file; {hint}")
+        raise UsageError(f"{model!r} is neither a known model nor a file; {hint}")
     return summarise(model, config, (channels, input_size or size, input_size or size), num_classes or classes)
 
 
@@ -223,8 +223,8 @@ def render(summary: Summary, console: Console) -> None:
         table.add_row(part.name, f"{part.channels} {part.height}x{part.width}", blocks, params, macs)
     console.print(table)
     console.print(
-        "[bold]MACs[/]: multiply-adds of convolutions and linear layers. The paper gives those of the merged model.\n"
-        "[bold]FLOPs[/]: as on mmpretrain's page, which gives those of the train-time model: convolutions, 5 for each "
+        "MACs: multiply-adds of convolutions and linear layers. The paper gives those of the merged model.\n"
+        "FLOPs: as on mmpretrain's page, which gives those of the train-time model: convolutions, 5 for each "
         "value of a BatchNorm, 1 for each pooled value, no head; 1 for a multiply-add.",
         highlight=False,
     )

@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
@@ -60,7 +60,7 @@ def passes_of(text: str | None) -> tuple[str, ...]:
 
 def layers(
     name: str, device_type: str, *, input_size: int | None = None, batch: int = 1, dtype: torch.dtype = torch.float32,
-    channels_last: bool = False, precision: str = "ieee", deploy: bool = False,
+    channels_last: bool = False, precision: str = "ieee", deploy: Literal["merge", "full"] | None = None,
 ) -> Counter[Problem]:  # fmt: skip
     """The depthwise problems of a named network, and how many layers have each. Computes and allocates nothing.
 
@@ -74,8 +74,8 @@ def layers(
     except ValueError as error:
         raise UsageError(str(error)) from None
     model.to(dtype)
-    if deploy:
-        model.switch_to_deploy()
+    if deploy is not None:
+        model.switch_to_deploy(level=deploy)
     try:
         found = problems.of_model(model, (batch, 3, size, size), channels_last)
     except (RuntimeError, ValueError) as error:
@@ -166,8 +166,8 @@ def render_predictions(device: str, rows: Sequence[Prediction], most: int, conso
         console.print(table)
     console.print(_totals(rows), highlight=False)
     console.print(
-        f"PREDICTIONS of the cost models for: {device}. Nothing was measured. The first of a pass is what runs "
-        "untuned; CPU times are for one thread.",
+        f"Cost-model PREDICTIONS for {device}; nothing was measured. The first of a pass is what runs untuned; "
+        "CPU times are for one thread.",
         style="dim",
     )
 
@@ -189,11 +189,12 @@ def _takes(candidate: Candidate) -> str:
     if "warps" in takes:
         parts.append(f"{takes['warps']} warp{'s' if takes['warps'] > 1 else ''}")
     if takes.get("shared_bytes"):
-        parts.append(f"{_bytes(takes['shared_bytes'])} x {takes['blocks_per_sm']} an SM")
+        parts.append(f"{_bytes(takes['shared_bytes'])} shared memory each")
+        parts.insert(0, f"{takes['blocks_per_sm']} blocks/SM")
     if takes.get("workspace_bytes"):
         parts.append(f"workspace {_bytes(takes['workspace_bytes'])}")
     if takes.get("scratch_bytes"):
-        parts.append(f"scratch {_bytes(takes['scratch_bytes'])} a thread")
+        parts.append(f"scratch {_bytes(takes['scratch_bytes'])} per thread")
     return ", ".join(parts)
 
 

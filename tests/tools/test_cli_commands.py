@@ -66,27 +66,27 @@ def test_version() -> None:
     ("arguments", "words"),
     [
         (["predict"], "Missing argument"),
-        (["predict", "x.png"], "which model?"),
+        (["predict", "x.png"], "no model given: pass --model or --checkpoint"),
         (["predict", "x.png", "--model", "replknet_31c"], "unknown model 'replknet_31c'; did you mean"),
         (["predict", "x.png", "--model", "replknet_13"], "no weights are published for replknet_13"),
         (["predict", "x.png", "-c", "WEIGHTS", "--device", "abacus"], "unknown device 'abacus'"),
         (["predict", "x.png", "-c", "WEIGHTS", "--mean", "half"], "not a list of numbers"),
         (["predict", "x.png", "-c", "WEIGHTS", "--mean", "1,2"], "mean must have 1 or 3 values; got 2"),
         (["predict", "x.png", "-c", "WEIGHTS", "--std", "0"], "std must be positive"),
-        (["predict", "x.png", "-c", "WEIGHTS", "--classes", "none.txt"], "classes file none.txt: No such file"),
         (["predict", "x.png", "--topk", "0"], "or equal to 1 | x>=1"),  # newer and older typer
-        (["evaluate", "nowhere", "-c", "WEIGHTS"], "nowhere: no such folder"),
         (["evaluate", ".", "-c", "WEIGHTS", "--amp", "fp8"], "fp8"),
         (["reparam", "WEIGHTS", "WEIGHTS"], "are the same file"),
-        (["reparam", "WEIGHTS", "x.pth", "--level", "half"], "half"),
-        (["summary", "replknet_31c"], "is no model and no file; did you mean"),
-        (["erf", "-c", "WEIGHTS", "--data", "nowhere"], "nowhere"),
+        (["reparam", "WEIGHTS", "x.pth", "--deploy", "half"], "half"),
+        (["summary", "replknet_31c"], "is neither a known model nor a file; did you mean"),
+        (["erf", "-c", "WEIGHTS", "-o", "x.docx"], "cannot write x.docx: its suffix must be one of"),
+        (["erf", "-c", "WEIGHTS", "--scores", "x.txt"], "its suffix must be one of .npy"),
+        (["convert", "WEIGHTS", "x.zip"], "its suffix must be one of .pth"),
+        (["predict", "x.png", "-c", "WEIGHTS", "--mean", "nan,0,0"], "mean must be finite"),
         (["frobnicate"], "No such command"),
     ],
 )
 def test_bad_usage(arguments: list[str], words: str, weights: Path) -> None:
-    status = 1 if arguments[-1] == "nowhere" and arguments[0] == "erf" else 2
-    result = cli(*(str(weights) if part == "WEIGHTS" else part for part in arguments), code=status)
+    result = cli(*(str(weights) if part == "WEIGHTS" else part for part in arguments), code=2)
     told = " ".join(result.stderr.replace("│", " ").split())
     assert any(word in told for word in words.split(" | ")), told
     assert not result.stdout
@@ -96,14 +96,15 @@ def test_failures_are_one_line(weights: Path, tmp_path: Path) -> None:
     damaged = tmp_path / "damaged.pth"
     damaged.write_bytes(weights.read_bytes()[:20000])
     for arguments, words in [
-        (["predict", "missing.png", "-c", weights], "missing.png: no such file"),
+        (["predict", "missing.png", "-c", weights], "missing.png: no such file or folder"),
         (["predict", tmp_path / "none.png", "-c", tmp_path / "none.pth"], "none.pth: no such file"),
         (["predict", tmp_path / "none.png", "-c", damaged], "damaged"),
         (["predict", tmp_path / "none.png", "-c", weights, "-m", "replknet_31b"], "does not fit"),
         (["reparam", damaged, tmp_path / "out.pth"], "damaged"),
-        (["convert", weights, tmp_path / "out.zip"], "out.zip"),
+        (["predict", "x.png", "-c", weights, "--classes", "none.txt"], "classes file none.txt: No such file"),
+        (["evaluate", "nowhere", "-c", weights], "nowhere: no such folder"),
+        (["erf", "-c", weights, "--data", "nowhere"], "nowhere: no such file or folder"),
         (["models", "vgg*"], "no model's name matches 'vgg*'"),
-        (["erf", "-c", weights, "--input-size", "32", "-n", "1", "-o", tmp_path / "x.docx"], "suffix must be one of"),
     ]:
         result = cli(*arguments, code=1)
         lines = [line for line in result.stderr.splitlines() if not line.startswith("note: ")]
@@ -154,10 +155,10 @@ def test_predict_photos(weights: Path, photos: Path) -> None:
     assert f"{report['images'][1]['pred_score']:.2%}" in lines[1]
 
 
-@pytest.mark.parametrize("form", ["--deploy", "--full"])
-def test_predict_merged(weights: Path, photos: Path, form: str) -> None:
+@pytest.mark.parametrize("level", ["merge", "full"])
+def test_predict_merged(weights: Path, photos: Path, level: str) -> None:
     plain = cli.json("predict", photos, "-c", weights)
-    merged = cli.json("predict", photos, "-c", weights, form, "--batch-size", 1)
+    merged = cli.json("predict", photos, "-c", weights, "--deploy", level, "--batch-size", 1)
     for before, after in zip(plain["images"], merged["images"], strict=True):
         assert before["pred_label"] == after["pred_label"]
         assert before["pred_score"] == pytest.approx(after["pred_score"], rel=1e-3)
@@ -169,8 +170,8 @@ def test_predict_tells_of_bad_files_and_goes_on(weights: Path, photos: Path, tmp
     result = cli("predict", broken, photos / "coffee.png", "missing.png", "-c", weights, "-o", tmp_path / "out")
     assert result.stderr.splitlines() == [
         f"error: {broken}: not a picture that Pillow can read",
-        "error: missing.png: no such file",
-        f"1 picture with labels in {tmp_path / 'out'}",
+        "error: missing.png: no such file or folder",
+        f"1 annotated image in {tmp_path / 'out'}",
     ]
     assert str(photos / "coffee.png") in result.stdout
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["coffee.png"]
@@ -191,7 +192,7 @@ def test_predict_by_name_and_with_other_classes(photos: Path, tmp_path: Path) ->
     assert all(len(entry["top"]) == 2 for entry in report["images"])
     half = cli.json("predict", photos, "-c", weights, "--input-size", 64, "--mean", "0.5", "--std", "0.5,0.5,0.5")
     assert half["images"][0]["top"] != report["images"][0]["top"]
-    message = cli("predict", photos, "-c", weights, "--classes", tmp_path / "none", code=2).stderr
+    message = cli("predict", photos, "-c", weights, "--classes", tmp_path / "none", code=1).stderr
     assert "No such file" in message
     (tmp_path / "names.txt").write_text("cat\n")
     wrong = cli("predict", photos, "-c", weights, "--classes", tmp_path / "names.txt", code=2).stderr
@@ -213,7 +214,7 @@ def test_evaluate_a_folder_laid_out_as_imagenet(weights: Path, imagenet: Path) -
     assert report["correct1"] == sum(hit[0] for hit in hits)
     assert report["correct5"] == sum(map(any, hits))
 
-    shown = cli("evaluate", imagenet, "-c", weights, "--workers", 0, "--amp", "bf16", "--deploy", columns=60)
+    shown = cli("evaluate", imagenet, "-c", weights, "--workers", 0, "--amp", "bf16", "--deploy", "merge", columns=60)
     assert max(map(len, shown.stdout.splitlines())) <= 60
     assert "top-1" in shown.stdout and "3 classes" in shown.stdout
 
@@ -245,7 +246,7 @@ def test_evaluate_tells_what_it_could_not_read(weights: Path, imagenet: Path, tm
 @pytest.mark.parametrize("level", ["merge", "full"])
 def test_reparam(weights: Path, photos: Path, tmp_path: Path, level: str, name: str) -> None:
     target = tmp_path / name
-    shown = cli("reparam", weights, target, "--level", level).stderr
+    shown = cli("reparam", weights, target, "--deploy", level).stderr
     form = {"merge": "merged", "full": "full"}[level]
     assert shown.startswith(f"{target}: {form} form, official keys, ")
     assert read_checkpoint(target).form == form
@@ -261,7 +262,7 @@ def test_convert_there_and_back(weights: Path, tmp_path: Path) -> None:
     cli("convert", there, back)
     first, second = read_checkpoint(weights).state, read_checkpoint(back).state
     assert first.keys() == second.keys() and all(torch.equal(first[key], second[key]) for key in first)
-    cli("convert", weights, half, "--form", "merged", "--dtype", "bf16")
+    cli("convert", weights, half, "--deploy", "merge", "--dtype", "bf16")
     written = read_checkpoint(half)
     assert written.form == "merged" and written.state["head.weight"].dtype == torch.bfloat16
     cli("convert", weights, tmp_path / "body.pth", "--to", "backbone")
@@ -271,9 +272,33 @@ def test_convert_there_and_back(weights: Path, tmp_path: Path) -> None:
     assert "'model_ema'" in cli("convert", weights, back, "--key", "model_ema", code=1).stderr
 
 
+@pytest.mark.parametrize("command", ["convert", "reparam"])
+def test_other_entries_are_left_out_on_request(command: str, weights: Path, tmp_path: Path) -> None:
+    content = torch.load(weights, weights_only=True)
+    content["model"]["auxiliary_head.weight"] = torch.zeros(3)
+    torch.save(content, source := tmp_path / "more.pth")
+    assert "auxiliary_head.weight" in cli(command, source, tmp_path / "out.pth", code=1).stderr
+    assert "left out: auxiliary_head.weight" in cli(command, source, tmp_path / "out.pth", "--no-strict").stderr
+    cli(command, weights, tmp_path / "wanted.pth")
+    found, wanted = read_checkpoint(tmp_path / "out.pth").state, read_checkpoint(tmp_path / "wanted.pth").state
+    assert found.keys() == wanted.keys() and all(torch.equal(found[key], wanted[key]) for key in found)
+
+
+def test_erf_of_a_backbone(weights: Path, photos: Path, tmp_path: Path) -> None:
+    """It has the receptive field of its network before the last BatchNorm, and no classifier is needed."""
+    from replknet_ext.tools import erf, loading
+
+    cli("convert", weights, tmp_path / "body.pth", "--to", "backbone")
+    given = ("--data", photos, "--input-size", 64, "-n", 1, "-o", tmp_path / "erf.png")
+    found = cli.json("erf", "-c", tmp_path / "body.pth", *given)
+    whole = loading.load(None, str(weights), device="cpu", input_size=64)
+    whole.model.norm = torch.nn.Identity()
+    assert found["areas"] == erf.of(whole, [str(photos)], 1).as_dict()["areas"]
+
+
 def test_export_a_program(weights: Path, tmp_path: Path) -> None:
     target = tmp_path / "small.pt2"
-    report = cli.json("export", target, "-c", weights, "--deploy", "--input-size", 64, "--batch-size", 2)
+    report = cli.json("export", target, "-c", weights, "--deploy", "merge", "--input-size", 64, "--batch-size", 2)
     assert (report["kind"], report["shape"], report["size"]) == ("program", [2, 3, 64, 64], target.stat().st_size)
     assert torch.export.load(target).module()(torch.rand(2, 3, 64, 64)).shape == (2, 1000)
     assert "suffix" in cli("export", tmp_path / "small.xyz", "-c", weights, code=2).stderr
@@ -307,7 +332,9 @@ def test_erf_of_photos(weights: Path, photos: Path, tmp_path: Path) -> None:
     assert min(Image.open(picture).size) > 700
     assert np.load(scores).shape == (96, 96)
 
-    merged = cli.json("erf", "-c", weights, "-d", photos, "--input-size", 96, "-n", 2, "-o", picture, "--deploy")
+    merged = cli.json(
+        "erf", "-c", weights, "-d", photos, "--input-size", 96, "-n", 2, "-o", picture, "--deploy", "merge"
+    )
     assert [area["side"] for area in merged["areas"]] == [area["side"] for area in report["areas"]]
     shown = cli("erf", "-c", weights, "--input-size", 64, "-n", 1, "-o", picture, columns=60)
     assert "mean of 1 picture" in shown.stdout and f"heat map in {picture}" in shown.stderr
@@ -333,4 +360,4 @@ def test_json_goes_alone_to_stdout(weights: Path, photos: Path) -> None:
     )  # fmt: skip
     assert done.returncode == 0
     assert len(json.loads(done.stdout)["images"]) == 4
-    assert done.stderr == "error: missing.png: no such file\n"
+    assert done.stderr == "error: missing.png: no such file or folder\n"

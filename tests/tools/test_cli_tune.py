@@ -40,12 +40,14 @@ def test_every_layer_is_predicted_without_a_gpu() -> None:
     words = " ".join(shown.split())
     total = float(re.search(r"all 49 layers, predicted: fwd ([\d.]+) ms, bwd_input", words)[1])  # type: ignore[index]
     assert 0.5 < total < 3
-    assert "PREDICTIONS of the cost models for: limits of h200. Nothing was measured." in words
+    assert "Cost-model PREDICTIONS for limits of h200; nothing was measured." in words
     assert not table._files.cache_dir().exists(), "and nothing is written"
 
 
 def test_predictions_as_json() -> None:
-    found = cli.json("tune", "--device-limits", "h200", "--passes", "fwd,bwd_weight", "--backend", "cuda", "--deploy")
+    found = cli.json(
+        "tune", "--device-limits", "h200", "--passes", "fwd,bwd_weight", "--backend", "cuda", "--deploy", "merge"
+    )
     assert found["predictions for"] == "limits of h200"
     assert {row["problem"].split()[0] for row in found["rows"]} == {"fwd", "bwd_weight"}
     large = next(row for row in found["rows"] if row["problem"].startswith("fwd bfloat16 64x128x56x56 k31x31"))
@@ -58,7 +60,7 @@ def test_predictions_as_json() -> None:
 
 
 def test_the_cpu_is_measured_and_the_doctor_tells(tmp_path: Path) -> None:
-    arguments = ("tune", "replknet_13", "--batch", "1", "--size", "32", "--device", "cpu", "--passes", "fwd")
+    arguments = ("tune", "replknet_13", "--batch-size", "1", "--input-size", "32", "--device", "cpu", "--passes", "fwd")
     shown = cli(*arguments, columns=100).stdout
     assert max(len(line) for line in shown.splitlines() if not line.startswith("kept in ")) <= 100
     assert "all layers" in shown and "kept in" in shown and "untuned us" in shown
@@ -93,11 +95,11 @@ def test_help_fits_one_screen() -> None:
         (["--device", "abacus"], "unknown device 'abacus'", 2),
         (["--device-limits", "h20"], "h20", 2),
         (["--dtype", "fp8"], "fp8", 2),
-        (["--batch", "0"], "or equal to 1", 2),
+        (["--batch-size", "0"], "or equal to 1", 2),
         (["--device", "cpu", "--save-config", "/nowhere/x.json"], "cannot write /nowhere/x.json", 2),
         (["--device", "cpu", "--save-config", __file__], "test_cli_tune.py cannot be read", 2),
         (["--dry-run", "--device", "cpu", "--save-config", "x"], "--save-config writes what was measured", 2),
-        (["--size", "31", "--dry-run", "--device", "cpu", "--backend", "cuda"], "no kernel of backend 'cuda'", 1),
+        (["--input-size", "31", "--dry-run", "--device", "cpu", "--backend", "cuda"], "no kernel of backend 'cuda'", 1),
     ],
 )
 def test_bad_usage(arguments: list[str], words: str, status: int) -> None:

@@ -49,11 +49,11 @@ def test_the_same_accuracy_in_every_form(trained: tuple[Path, Path, float], tmp_
     assert report["top1"] == pytest.approx(accuracy)
     counts = {(report["correct1"], report["correct5"])}
     for level, target in [("merge", tmp_path / "merged.pth"), ("full", tmp_path / "full.safetensors")]:
-        cli("reparam", weights, target, "--level", level)
+        cli("reparam", weights, target, "--deploy", level)
         again = cli.json("evaluate", data, "-c", target, *common)
         counts.add((again["correct1"], again["correct5"]))
-    for form in ("--deploy", "--full"):
-        again = cli.json("evaluate", data, "-c", weights, form, *common)
+    for level in ("merge", "full"):
+        again = cli.json("evaluate", data, "-c", weights, "--deploy", level, *common)
         counts.add((again["correct1"], again["correct5"]))
     assert len(counts) == 1, counts
     low = cli.json("evaluate", data, "-c", weights, "--amp", "bf16", *common)

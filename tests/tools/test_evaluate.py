@@ -84,6 +84,25 @@ def test_counts(planted: Path, batch_size: int, workers: int) -> None:
     assert (result.top1, result.top5) == (100 * 5 / 11, 100 * 9 / 11)
 
 
+def test_an_interrupted_run_has_the_figures_so_far(planted: Path) -> None:
+    items, classes = find_images(planted, CLASSES)
+
+    def interrupt(images: int, correct1: int, correct5: int) -> None:
+        if images == 4:
+            raise KeyboardInterrupt
+
+    def run(here: tool.Team | None) -> tool.Result:
+        return tool.evaluate(
+            Reader().eval(), items, GREY, classes=classes, batch_size=2, workers=0, here=here, on_batch=interrupt
+        )
+
+    result = run(None)
+    values = [(int(Image.open(path).getpixel((0, 0))), label) for path, label in items[:4]]  # type: ignore[arg-type]
+    assert result.interrupted and result.images == 4 and (result.correct1, result.correct5) == expected(values)
+    with pytest.raises(KeyboardInterrupt):  # the others' counts are not known
+        run(tool.Team(0, 2))
+
+
 def test_unreadable_pictures_do_not_count(planted: Path) -> None:
     broken = planted / "val" / "0" / "00.png"
     broken.write_text("broken")
@@ -151,12 +170,12 @@ def test_the_validation_set_as_it_comes(tmp_path: Path) -> None:
 
 
 def test_layouts_that_are_none(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="no such folder"):
+    with pytest.raises(ToolError, match="no such folder"):
         find_images(tmp_path / "none", 3)
     (tmp_path / "file").touch()
-    with pytest.raises(UsageError, match="not a folder"):
+    with pytest.raises(ToolError, match="not a folder"):
         find_images(tmp_path / "file", 3)
-    with pytest.raises(UsageError, match="no pictures"):
+    with pytest.raises(ToolError, match="no pictures"):
         find_images(tmp_path, 3)
     write(tmp_path / "a", [0])
     with pytest.raises(UsageError, match="3 classes and there are 1 class folders"):

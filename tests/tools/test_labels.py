@@ -16,7 +16,7 @@ from replknet_ext.data.labels import (
     read_classes,
     short_name,
 )
-from replknet_ext.errors import UsageError
+from replknet_ext.errors import ToolError, UsageError
 
 
 def test_imagenet_names() -> None:
@@ -60,7 +60,7 @@ def test_files_of_names(tmp_path: Path) -> None:
 def test_bad_files_of_names(tmp_path: Path, name: str, content: bytes | None, words: str) -> None:
     if content is not None:
         (tmp_path / name).write_bytes(content)
-    with pytest.raises(UsageError, match=f"{name}: {words}"):
+    with pytest.raises(ToolError, match=f"{name}: {words}"):
         read_classes(tmp_path / name)
 
 

@@ -46,6 +46,8 @@ def test_an_architecture_without_a_name_is_prepared_as_published() -> None:
     with torch.device("meta"):
         models = {arch: RepLKNet(arch) for arch in ("31B", "XL")}
     for arch, size, mean in [("31B", 224, IMAGENET_MEAN), ("XL", 320, (0.5, 0.5, 0.5))]:
+        with pytest.warns(UserWarning, match=": 64 pixels; --model"):
+            loading._like_published(models[arch], 64)
         with pytest.warns(UserWarning, match=f"{size} pixels; --model NAME changes it"):
             found = Preprocessing.of(loading._like_published(models[arch]))
         assert (found.size, found.mean) == ((size, size), mean)

@@ -84,7 +84,7 @@ def test_other_classes_and_dtypes() -> None:
 
 
 def test_what_cannot_be_predicted(model: RepLKNet) -> None:
-    with pytest.raises(ToolError, match=r"^missing\.png: no such file$"):
+    with pytest.raises(ToolError, match=r"^missing\.png: no such file or folder$"):
         tool.inference_model(model, "missing.png")
     with pytest.raises(TypeError, match=r"must be an nn\.Module or a name; got int"):
         tool.inference_model(3, "missing.png")  # type: ignore[arg-type]
@@ -205,7 +205,7 @@ def test_another_registered_network_is_taken(grey_checkpoint: Path, tmp_path: Pa
     found = cli.json("predict", *(tmp_path / "val" / label / "x.png" for label in "012"), *given)
     assert [entry["pred_label"] for entry in found["images"]] == [0, 1, 2]
     assert cli.json("evaluate", tmp_path / "val", *given)["top1"] == 100
-    assert "nothing to merge" in cli("predict", tmp_path / "val", *given, "--deploy", code=2).stderr
+    assert "nothing to merge" in cli("predict", tmp_path / "val", *given, "--deploy", "merge", code=2).stderr
     torch.save({"weight": torch.ones(1)}, tmp_path / "other.pth")
     with pytest.raises(CheckpointError, match="does not fit Grey"):
         get_model("grey_net", pretrained=tmp_path / "other.pth")

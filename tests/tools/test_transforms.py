@@ -125,7 +125,7 @@ def test_files_that_are_no_pictures(tmp_path: Path) -> None:
         (text, "not a picture"),
         (empty, "not a picture"),
         (tmp_path, "not a file"),
-        (tmp_path / "none.png", "no such file"),
+        (tmp_path / "none.png", "no such file or folder"),
     ]:
         with pytest.raises(ToolError, match=words):
             open_image(path)
