@@ -204,14 +204,14 @@ def test_a_command_that_hangs_returns_its_output() -> None:
 
 
 def test_the_arch_that_is_built() -> None:
-    assert [gpu_steps.arch_of(c) for c in ((8, 0), (9, 0), (12, 0))] == ["8.0", "9.0a", "12.0"]
+    assert [gpu_steps.arch_of(c) for c in ((8, 0), (9, 0), (12, 0))] == ["8.0", "9.0", "12.0"]
 
 
 def test_an_extension_for_another_gpu_is_not_usable() -> None:
-    found = {"extension": True, "cuda_ops": ["dwconv2d"], "info": {"cuda_archs": "8.0;9.0a+PTX"}}
+    found = {"extension": True, "cuda_ops": ["dwconv2d"], "info": {"cuda_archs": "8.0;9.0+PTX"}}
     assert not gpu_steps.usable(found, "10.0")
-    assert not gpu_steps.usable({**found, "cuda_ops": []}, "9.0a")
-    assert not gpu_steps.usable({"extension": False}, "9.0a")
+    assert not gpu_steps.usable({**found, "cuda_ops": []}, "9.0")
+    assert not gpu_steps.usable({"extension": False}, "9.0")
 
 
 # ---- steps that start other programs ----

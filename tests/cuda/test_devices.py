@@ -31,7 +31,7 @@ pytestmark = pytest.mark.skipif(not _ext.HAS_EXT, reason="the compiled extension
 
 @pytest.fixture
 def machine(monkeypatch: pytest.MonkeyPatch) -> Iterator[SimpleNamespace]:
-    """What the runtime in the extension sees, and the architectures that it is built for; `current` is the current GPU."""
+    """What the runtime in the extension sees, the architectures that it is built for, and the current GPU."""
     played = SimpleNamespace(devices=(TURING, DEVICES["h200"]), archs="8.0;8.6;9.0;12.0+PTX", current=0)
     info = _ext.build_info()
     monkeypatch.setattr(_ext, "build_info", lambda: {**info, "cuda_archs": played.archs, "cuda_toolkit": "13.0"})

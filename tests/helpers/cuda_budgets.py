@@ -24,7 +24,7 @@ from pathlib import Path
 TESTS = Path(__file__).resolve().parents[1]
 CUDA = TESTS.parent / "csrc" / "cuda"
 CACHE = TESTS / "emulator" / "_build" / "budgets"  # ignored by git
-ARCHS = ("80", "86", "89", "90a", "100", "120")
+ARCHS = ("80", "86", "89", "90", "100", "120")
 NVCC = "13.0"  # the compiler that the registers of the tables are of
 
 
