@@ -305,10 +305,13 @@ class FakeStream:
 
 
 class FakeGraph:
-    def capture_begin(self) -> None:
+    def capture_begin(self, pool: object = None, capture_error_mode: str = "global") -> None:
+        assert capture_error_mode == "thread_local", "another thread's allocation would be an error, there and here"
+
+    def capture_end(self) -> None:
         pass
 
-    capture_end = replay = capture_begin
+    replay = capture_end
 
 
 @pytest.fixture
@@ -407,7 +410,7 @@ def test_table_refuses_a_wrong_result(tmp_path: Path, monkeypatch: pytest.Monkey
 
 @pytest.mark.usefixtures("fake_cuda")
 def test_table_falls_back_to_launches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(self: FakeGraph) -> None:
+    def refuse(self: FakeGraph, **how: str) -> None:
         raise RuntimeError("operation not permitted when stream is capturing")
 
     monkeypatch.setattr(FakeGraph, "capture_begin", refuse)
