@@ -19,7 +19,8 @@ from setuptools import setup
 ROOT = Path(__file__).parent
 TORCH_TARGET_VERSION = "0x020b000000000000"  # 2.11
 LIMITED_API = "0x030A0000"  # CPython 3.10
-DEFAULT_CUDA_ARCHS = "8.0;8.6;8.9;9.0a;10.0;12.0+PTX"
+#: No kernel needs an instruction of 9.0a; its PTX would serve no later GPU.
+DEFAULT_CUDA_ARCHS = "8.0;8.6;8.9;9.0;10.0;12.0+PTX"
 #: The names of GPU generations in TORCH_CUDA_ARCH_LIST, with torch's meaning (torch.utils.cpp_extension).
 NAMED_CUDA_ARCHS = {
     "ampere+tegra": "8.7",
@@ -68,7 +69,7 @@ def native_cuda_archs() -> str:
 
     found = {torch.cuda.get_device_capability(i) for i in range(torch.cuda.device_count())}
     if not found:
-        raise SystemExit("TORCH_CUDA_ARCH_LIST=native, but torch sees no GPU: name the architectures, such as 8.0;9.0a")
+        raise SystemExit("TORCH_CUDA_ARCH_LIST=native, but torch sees no GPU: name the architectures, such as 8.0;9.0")
     return ";".join(f"{major}.{minor}" for major, minor in sorted(found)) + "+PTX"
 
 
@@ -89,7 +90,7 @@ def cuda_archs(nvcc: Path) -> list[str]:
         if not re.fullmatch(r"\d+\.\d+[af]?(\+PTX)?", arch):
             names = ", ".join(name.capitalize() for name in NAMED_CUDA_ARCHS if "+" not in name)
             raise SystemExit(
-                f"TORCH_CUDA_ARCH_LIST: '{arch}' is not of the form 8.0, 9.0a or 12.0+PTX, nor "
+                f"TORCH_CUDA_ARCH_LIST: '{arch}' is not of the form 8.0, 9.0 or 12.0+PTX, nor "
                 f"one of {names}, native, All"
             )
         if float(arch.split("+")[0].rstrip("af")) < 8:

@@ -101,8 +101,8 @@ def smi(fields: str) -> dict[str, str]:
 
 
 def arch_of(capability: tuple[int, int]) -> str:
-    """TORCH_CUDA_ARCH_LIST for one GPU; Hopper's own instructions need the "a"."""
-    return f"{capability[0]}.{capability[1]}" + ("a" if capability == (9, 0) else "")
+    """TORCH_CUDA_ARCH_LIST for one GPU."""
+    return f"{capability[0]}.{capability[1]}"
 
 
 # ---- steps ----

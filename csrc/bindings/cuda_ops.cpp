@@ -31,16 +31,15 @@ void* current_stream(int32_t device) {
   return stream;
 }
 
-// Read once per device: the query costs more than a launch.
-const cuda::DeviceLimits& limits_of(int32_t device) {
+// Read once per device, which is the current one: the query costs more than a launch.
+cuda::DeviceLimits limits_of(int32_t device) {
   static std::mutex mutex;
   static std::map<int32_t, cuda::DeviceLimits> known;
   const std::lock_guard<std::mutex> lock(mutex);
   auto found = known.find(device);
   if (found == known.end()) {
     cuda::DeviceLimits limits{};
-    const int error = cuda::device_limits(device, &limits);
-    STD_TORCH_CHECK(error == 0, "cannot read the limits of CUDA device ", device, ": ", cuda::error_message(error));
+    if (!cuda::usable_limits(device, &limits)) return limits;
     found = known.emplace(device, limits).first;
   }
   return found->second;

@@ -18,6 +18,11 @@ struct DeviceLimits {
 // Reads a device's limits; 0 or a CUDA error code. Costs microseconds: keep the result.
 int device_limits(int device, DeviceLimits* limits);
 
+// The same of the current device for plan(). Where no kernel of this build runs on it, as the driver is older than the
+// build's CUDA runtime or the build has no code for the GPU, `capability` is 0, and plan() says so. False: not to be kept,
+// ask again at the next call; a driver before 12.3 cannot tell while a stream is captured.
+bool usable_limits(int device, DeviceLimits* limits);
+
 // A number of a plan that only its family knows the meaning of, by name; for explain(), tests and benchmarks.
 struct PlanDetail {
   const char* name = nullptr;

@@ -378,21 +378,22 @@ using LaunchError = cudaError_t;
 using LaunchError = int;
 #endif
 
+#ifdef __CUDACC__
+namespace replknet_ext::cuda {
+// Allows a kernel's launches on the current device all the shared memory that a block may have there (launch.cu).
+cudaError_t allow_shared(const void* kernel);
+}  // namespace replknet_ext::cuda
+#endif
+
 // Launches kernel(args) on a stream with opt-in shared memory; returns the CUDA error (emulator: 1, see launch_message).
 template <class Args>
 inline LaunchError launch_kernel(void (*kernel)(Args), dim3 grid, dim3 block, int smem, void* stream, Args args) {
 #ifdef __CUDACC__
   const void* entry = reinterpret_cast<const void*>(kernel);
-  if (smem > 48 << 10) {
-    const cudaError_t e = cudaFuncSetAttribute(entry, cudaFuncAttributeMaxDynamicSharedMemorySize, smem);
-    if (e != cudaSuccess) {
-      cudaGetLastError();  // errors of ours must not surface in the caller's next check
-      return e;
-    }
-  }
   void* params[] = {&args};
-  const cudaError_t e = cudaLaunchKernel(entry, grid, block, params, smem, static_cast<cudaStream_t>(stream));
-  if (e != cudaSuccess) cudaGetLastError();
+  cudaError_t e = smem > 48 << 10 ? replknet_ext::cuda::allow_shared(entry) : cudaSuccess;
+  if (e == cudaSuccess) e = cudaLaunchKernel(entry, grid, block, params, smem, static_cast<cudaStream_t>(stream));
+  if (e != cudaSuccess) cudaGetLastError();  // errors of ours must not surface in the caller's next check
   return e;
 #else
   (void)stream;

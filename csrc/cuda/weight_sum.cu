@@ -26,4 +26,6 @@ int launch_weight_sum(const WeightSumArgs& a, void* stream) {
   return static_cast<int>(launch_kernel(a.dtype == 3 ? &weight_sum<double> : &weight_sum<float>, grid, dim3(256), 0, stream, a));
 }
 
+const void* any_kernel() { return reinterpret_cast<const void*>(&weight_sum<float>); }
+
 }  // namespace replknet_ext::cuda

@@ -85,7 +85,7 @@ class Backend(ABC):
         return None
 
     def candidates(self, problem: Problem, limits: Mapping[str, int] | None = None) -> list[Candidate]:
-        """Every variant that runs ``problem`` on the current device, or on a GPU with ``limits`` (`cuda.DEVICES`).
+        """Every variant that runs ``problem`` on its device, or on a GPU with ``limits`` (`cuda.DEVICES`).
 
         Ordered by the cost model; the first is what runs untuned. Empty if the backend can't run the problem or leaves
         nothing to choose.
@@ -93,7 +93,7 @@ class Backend(ABC):
         return []
 
     def variant(self, problem: Problem, name: str) -> int | None:
-        """Number of the variant of that name, None if it does not run ``problem`` on the current device."""
+        """Number of the variant of that name, None if it does not run ``problem`` on its device."""
         return None
 
     def fwd(

@@ -44,7 +44,7 @@ class CudaBackend(Backend):
         return outside_raw_ops(problem) or _refused_by_planner(problem)
 
     def kernel(self, problem: Problem) -> str | None:
-        """See `Backend.kernel`: variant and family, for the current device."""
+        """See `Backend.kernel`: variant and family."""
         plan = _plan(problem)
         if plan is None or "unsupported" in plan:
             return None
@@ -56,9 +56,9 @@ class CudaBackend(Backend):
         if outside_raw_ops(problem) is not None or not _ext.HAS_EXT or 0 in problem.input_shape:
             return []
         if limits is None:
-            if not torch.cuda.is_available() or self.supports(problem) is not None or _no_code() is not None:
+            if not torch.cuda.is_available() or self.supports(problem) is not None:
                 return []
-            limits = _ext.cuda_devices()[torch.cuda.current_device()]
+            limits = _ext.cuda_devices()[_index(problem)]
         plans = (plan_on(problem, limits, variant) for variant in range(-1, len(variant_names(problem.pass_))))
         return ordered([_candidate(problem, plan) for plan in plans if "unsupported" not in plan])
 
@@ -101,7 +101,7 @@ def architecture_for(capability: int, archs: str) -> str | None:
 
 
 def _refused_by_planner(problem: Problem) -> str | None:
-    """Why no kernel runs this problem on the current device, or None."""
+    """Why no kernel runs this problem on its device, or None."""
     if torch.compiler.is_compiling():  # Dynamo can't trace the query; the op hands to torch what it does not cover
         return None
     plan = _plan(problem)
@@ -109,10 +109,16 @@ def _refused_by_planner(problem: Problem) -> str | None:
     return reason
 
 
-def _no_code() -> str | None:
-    """Why this build has nothing for the current device, or None."""
-    limits = _ext.cuda_devices()[torch.cuda.current_device()]
-    archs = _ext.build_info()["cuda_archs"]
+def _index(problem: Problem) -> int:
+    return torch.cuda.current_device() if problem.device_index is None else problem.device_index
+
+
+def why_not_on(index: int) -> str | None:
+    """Why this build runs nothing on a GPU that torch sees, or None."""
+    devices, info = _ext.cuda_devices(), _ext.build_info()
+    if index >= len(devices):
+        return f"the driver is older than CUDA {info['cuda_toolkit']}, which the extension was built with, needs"
+    limits, archs = devices[index], info["cuda_archs"]
     if architecture_for(limits["capability"], archs) is not None:
         return None
     version = f"{limits['capability'] // 10}.{limits['capability'] % 10}"
@@ -120,13 +126,13 @@ def _no_code() -> str | None:
 
 
 def _plan(problem: Problem, variant: int = -1) -> dict[str, Any] | None:
-    """The planner's answer for the current device (see `plan_on`), or None where there is no GPU to ask about."""
-    devices = _ext.cuda_devices()
-    if not devices:
+    """The planner's answer for the problem's device (see `plan_on`), or None where there is no GPU to ask about."""
+    if not torch.cuda.is_available():
         return None
-    if (why := _no_code()) is not None:
+    index = _index(problem)
+    if (why := why_not_on(index)) is not None:
         return {"unsupported": why}
-    return plan_on(problem, devices[torch.cuda.current_device()], variant)
+    return plan_on(problem, _ext.cuda_devices()[index], variant)
 
 
 def plan_on(problem: Problem, limits: Mapping[str, int], variant: int = -1) -> dict[str, Any]:

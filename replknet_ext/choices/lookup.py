@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import nullcontext
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
@@ -58,8 +58,7 @@ def lookup(problem: Problem, backend: str, device: torch.device) -> Choice | Non
         for name, variant, us in entry.best:
             if backend not in ("auto", name):
                 continue
-            with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
-                number = BACKENDS[name].variant(problem, variant)
+            number = BACKENDS[name].variant(replace(problem, device_index=device.index), variant)
             if number is not None:
                 return Choice(name, variant, number, us, source)
     return None

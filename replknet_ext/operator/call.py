@@ -85,6 +85,7 @@ def describe(
         geometry=geometry,
         dtype=input.dtype,
         device_type=input.device.type,
+        device_index=input.device.index,
         activation=activation,
         algorithm=algorithm,
         precision=precision,

@@ -43,6 +43,7 @@ class Problem:
         activation, algorithm, precision: as in the public function.
         pass_: one of `PASSES`.
         channels_last: memory format of the input; decides which kernel runs, never whether the backend can.
+        device_index: which device of that type; None: the current one.
     """
 
     input_shape: tuple[int, ...]
@@ -56,6 +57,12 @@ class Problem:
     precision: str = "ieee"
     pass_: str = "fwd"
     channels_last: bool = False
+    device_index: int | None = None
+
+    @property
+    def device(self) -> torch.device:
+        """Type and index, as far as it is known."""
+        return torch.device(self.device_type, self.device_index)  # type: ignore[arg-type]  # it takes None
 
     @property
     def dtype_name(self) -> str:
@@ -110,5 +117,5 @@ def problem_of(
     return Problem(
         x_shape, (x_shape[1], 1, *kernel), bias is not None or pass_ == "bwd_weight_bias",
         Geometry((1, 1), (top, bottom, left, right), (1, 1)), first.dtype, first.device.type, activation, algorithm,
-        precision, pass_.removesuffix("_bias"), suggest_memory_format(x) == torch.channels_last,
+        precision, pass_.removesuffix("_bias"), suggest_memory_format(x) == torch.channels_last, first.device.index,
     )  # fmt: skip

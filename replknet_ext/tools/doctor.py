@@ -18,7 +18,7 @@ import torch
 from .. import _env, _ext, settings
 from .._version import __version__
 from ..backends import PASSES, Problem, by_pass
-from ..backends.cuda import DEVICES, architecture_for
+from ..backends.cuda import DEVICES, architecture_for, why_not_on
 from ..choices import table
 from ..choices.device import identity, stem_of
 from ..models import ARCHS
@@ -116,7 +116,8 @@ def _gpus() -> list[dict[str, Any]]:
         p = torch.cuda.get_device_properties(index)
         known = limits[index] if index < len(limits) else None
         capability = f"{p.major}.{p.minor}"
-        gpus.append({"name": p.name, "capability": capability, "kernels": _kernels_for(p), "limits": known})
+        kernels = f"none: {why_not_on(index)}" if _ext.CUDA_OPS and known is None else _kernels_for(p)
+        gpus.append({"name": p.name, "capability": capability, "kernels": kernels, "limits": known})
     return gpus
 
 

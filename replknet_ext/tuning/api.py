@@ -116,7 +116,11 @@ def run(
     """`tune` for problems with their counts; `on_start` is told of each pass that is measured."""
     rows: list[Row] = []
     path: Path | None = table.path_of(identity(device)) if save else None
-    jobs = [(replace(p, pass_=pass_), count) for p, count in found.items() for pass_ in passes]
+    jobs = [
+        (replace(problem, pass_=pass_, device_index=device.index), count)
+        for problem, count in found.items()
+        for pass_ in passes
+    ]
     with steps(len(jobs), hidden=not progress) as begin:
         for problem, count in jobs:
             begin(f"{problem.pass_:<10} {layer_of(problem)}")

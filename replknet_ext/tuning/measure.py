@@ -148,7 +148,8 @@ def capture(run: Callable[[int], Any], calls: int, sets: int) -> Callable[[], No
         for i in range(min(2, sets)):
             run(i)
         torch.cuda.synchronize()
-        graph.capture_begin()
+        # In mode "global" a data loader that pins memory in its own thread would break the capture, and die of it.
+        graph.capture_begin(capture_error_mode="thread_local")
         try:
             for i in range(calls):
                 if len(outputs) == sets:

@@ -149,7 +149,7 @@ DEVICES = {
     "80": gpu_plan.Limits(80, 108, 163 << 10, 164 << 10),
     "86": gpu_plan.Limits(86, 84, 99 << 10, 100 << 10),
     "89": gpu_plan.Limits(89, 128, 99 << 10, 100 << 10),
-    "90a": gpu_plan.H200,
+    "90": gpu_plan.H200,
     "100": gpu_plan.Limits(100, 148, 227 << 10, 228 << 10),
     "120": gpu_plan.Limits(120, 170, 99 << 10, 100 << 10),
 }
@@ -162,7 +162,7 @@ def test_registers_leave_room_for_the_blocks_of_every_plan(arch: str) -> None:
     assert tuple(DEVICES) == cuda_budgets.ARCHS
     budgets = {name: budget for family in cuda_budgets.families().values() for name, budget in family.budgets.items()}
     limits, seen = DEVICES[arch], set()
-    layers = [*gpu_cases.CASES, Layer(3, 2, 9, 9, 3, 3)] + ([*MAIN, LARGE] if arch == "90a" else [])
+    layers = [*gpu_cases.CASES, Layer(3, 2, 9, 9, 3, 3)] + ([*MAIN, LARGE] if arch == "90" else [])
     forms = [(n.dtype, n.precision, last) for n in NUMBERS.values() for last in (False, True)]
     for layer, pass_, (dtype, precision, last) in itertools.product(layers, ("fwd", "bwd_weight"), forms):
         for plan in gpu_plan.supported(layer, pass_, dtype, limits, channels_last=last, precision=precision).values():

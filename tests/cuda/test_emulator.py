@@ -152,6 +152,33 @@ def test_tf32_fragments_are_those_of_the_ptx_manual(plain: ModuleType) -> None:
             assert d[lane * 4 + i] == want[lane // 4 + 8 * (i // 2), lane % 4 * 2 + i % 2] + 1 + i
 
 
+@pytest.mark.parametrize("dtype", ["f16", "tf32"])
+def test_sums_may_be_cut_off_as_on_a_gpu(plain: ModuleType, dtype: str) -> None:
+    """d = 1 + lane element ... + products of 3 * 2^-24: rounded to nearest they count, cut off they do not all."""
+    x = np.zeros(320, np.uint32)
+    small = np.float32(3 * 2**-12)
+    bits = np.uint32(small.astype(np.float16).view(np.uint16)) if dtype == "f16" else small.view(np.uint32)
+    if dtype == "f16":
+        bits = bits | bits << np.uint32(16)
+    x[128:] = bits
+    terms, product = (16, 8)[dtype == "tf32"], float(small) ** 2
+    sums = {}
+    for truncate in (False, True):
+        plain.set_options(truncate=truncate)
+        y = np.zeros(256, np.uint32)
+        plain.fragments(dtype, x.ctypes.data, y.ctypes.data)
+        sums[truncate] = y[128:132].view(np.float32).astype(np.float64)
+    for i, acc in enumerate((1.0, 2.0, 3.0, 4.0)):
+        exact = acc + terms * product
+        unit = 2.0 ** (np.floor(np.log2(acc)) - 25)
+        cut = acc + terms * np.floor(product / unit) * unit
+        ulp = 4 * unit
+        assert sums[True][i] == np.floor(cut / ulp) * ulp
+        assert sums[False][i] == np.float32(exact)
+        assert sums[True][i] <= exact
+    assert (sums[True] < sums[False]).any()
+
+
 def test_static_shared_memory_does_not_compile(tmp_path: Path) -> None:
     if emulator_build.missing():
         pytest.skip("no compiler")

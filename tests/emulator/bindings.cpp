@@ -98,13 +98,14 @@ std::vector<std::string> variants(const std::string& pass) {
   return names;
 }
 
-void set_options(const std::string& schedule, uint64_t seed, bool banks, uint64_t first_block, uint64_t last_block) {
+void set_options(const std::string& schedule, uint64_t seed, bool banks, uint64_t first_block, uint64_t last_block,
+                 bool truncate) {
   using emu::Schedule;
   emu::options = {schedule == "ordered"    ? Schedule::ordered
                   : schedule == "reversed" ? Schedule::reversed
                   : schedule == "lockstep" ? Schedule::lockstep
                                            : Schedule::random,
-                  seed, banks, first_block, last_block};
+                  seed, banks, first_block, last_block, truncate};
 }
 
 std::map<std::string, uint64_t> take_counters() {
@@ -149,7 +150,7 @@ PYBIND11_MODULE(EMULATOR_MODULE, m) {
   });
   m.def("only", [](const std::string& family) { only_family = family; });
   m.def("set_options", &set_options, py::arg("schedule") = "ordered", py::arg("seed") = 0, py::arg("banks") = false,
-        py::arg("first_block") = 0, py::arg("last_block") = ~0ull);
+        py::arg("first_block") = 0, py::arg("last_block") = ~0ull, py::arg("truncate") = false);
   m.def("take_counters", &take_counters);
   m.def("take_sites", &take_sites);
   m.def("watch", &watch);

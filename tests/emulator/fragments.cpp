@@ -1,6 +1,8 @@
 // Warp collectives and asynchronous copies: values and fragment layouts as the PTX manual gives them.
 #include "runtime.h"
 
+#include "tensor_sum.h"
+
 namespace emu {
 namespace {
 enum Kind { kSyncwarp = 1, kShuffle, kBallot, kLdmatrix = 16, kMma = 64 };
@@ -61,7 +63,13 @@ void run_mma(void** p) {
       for (int h = 0; h < 2; ++h) b[t + h + 8 * i][g] = kToFloat(static_cast<uint16_t>(s->b[i] >> 16 * h));
     for (int i = 0; i < 4; ++i) d[g + 8 * (i >> 1)][t + (i & 1)] = s->d[i];
   }
-  for (int m = 0; m < 16; ++m) {
+  for (int m = 0; options.truncate && m < 16; ++m)
+    for (int n = 0; n < 8; ++n) {
+      double product[16];
+      for (int k = 0; k < 16; ++k) product[k] = static_cast<double>(a[m][k]) * b[k][n];
+      d[m][n] = truncated_sum(d[m][n], product, 16);
+    }
+  for (int m = 0; !options.truncate && m < 16; ++m) {
     Row sum{};
     for (int k = 0; k < 16; ++k) sum += b[k] * a[m][k];
     d[m] += sum;
@@ -92,9 +100,13 @@ void run_mma_tf32(void** p) {
     auto* s = static_cast<MmaArg*>(p[l]);
     for (int i = 0; i < 4; ++i) {
       const int m = (l >> 2) + 8 * (i >> 1), n = (l & 3) * 2 + (i & 1);
+      double product[8];
       float sum = 0;
-      for (int k = 0; k < 8; ++k) sum += a[m][k] * b[k][n];
-      s->d[i] += sum;
+      for (int k = 0; k < 8; ++k) {
+        product[k] = static_cast<double>(a[m][k]) * b[k][n];
+        sum += static_cast<float>(product[k]);
+      }
+      s->d[i] = options.truncate ? truncated_sum(s->d[i], product, 8) : s->d[i] + sum;
     }
   }
 }

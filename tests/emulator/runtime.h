@@ -70,6 +70,7 @@ struct Options {
   uint64_t seed = 0;
   bool banks = false;  // count bank conflicts of ordinary accesses
   uint64_t first_block = 0, last_block = ~0ull;  // only these blocks of a grid run
+  bool truncate = false;  // sums of mma are cut off as on a GPU (tensor_sum.h), not rounded to nearest
 };
 
 struct Buffer {  // global memory a test told the emulator about

@@ -216,6 +216,7 @@ def test_cuda_backend_is_honest(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "stride" in str(cuda.supports(problem(device_type="cuda", dtype=half, geometry=strided)))
     hopper = {"capability": 90, "multiprocessors": 132, "shared_per_block": 227 << 10, "shared_per_sm": 228 << 10}
     turing = {"capability": 75, "multiprocessors": 40, "shared_per_block": 64 << 10, "shared_per_sm": 64 << 10}
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)
     monkeypatch.setattr(_ext, "cuda_devices", lambda: (hopper, turing))
     if _ext.build_info().get("cuda_ops"):

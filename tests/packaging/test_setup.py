@@ -12,6 +12,8 @@ from typing import Any
 import pytest
 import torch
 
+from replknet_ext.backends.cuda import architecture_for
+
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -68,8 +70,8 @@ def setup_functions() -> dict[str, Any]:
         ("8.0 9.0a,12.0+PTX", ["8.0", "9.0a", "12.0+PTX"]),
         ("Ampere+Tegra Ada", ["8.7", "8.9+PTX"]),
         ("native", ["8.6", "9.0+PTX"]),
-        ("All", ["8.0", "9.0a+PTX"]),
-        (None, ["8.0", "9.0a+PTX"]),
+        ("All", ["8.0", "9.0+PTX"]),
+        (None, ["8.0", "9.0+PTX"]),
         ("Volta", "'Volta' is not of the form"),
         ("7.5", "need compute capability 8.0"),
         ("sm_90", "'sm_90' is not of the form"),
@@ -96,6 +98,21 @@ def test_arch_list_takes_the_names_of_torch(
     else:
         assert setup_functions["cuda_archs"](nvcc) == archs
         assert all("+PTX" not in flag for flag in setup_functions["gencode"](archs))
+
+
+@pytest.mark.parametrize("newest", ["90", "100", "120"])
+def test_later_gpus_find_code_in_a_build_of_any_toolkit(
+    newest: str, setup_functions: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """PTX of an architecture with a letter, such as 9.0a, would serve that one alone."""
+    known = [arch for arch in ("75", "80", "86", "89", "90", "100", "120") if int(arch) <= int(newest)]
+    nvcc = tmp_path / "nvcc"
+    nvcc.write_text("#!/bin/sh\n" + "".join(f"echo sm_{arch}\n" for arch in known))
+    nvcc.chmod(0o755)
+    monkeypatch.delenv("TORCH_CUDA_ARCH_LIST", raising=False)
+    archs = ";".join(setup_functions["cuda_archs"](nvcc))
+    served = (80, 86, 87, 89, 90, 100, 103, 120, 121, 130)
+    assert [c for c in served if architecture_for(c, archs) is None] == []
 
 
 @pytest.mark.parametrize(

@@ -33,7 +33,7 @@ def served(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(backend, "WHY_NOT", None)
     monkeypatch.setattr(backend, "_import", lambda: (object(), None))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
 
 
 def test_supports_says_why_not(served: None, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -49,12 +49,12 @@ def test_supports_says_why_not(served: None, monkeypatch: pytest.MonkeyPatch) ->
         ({"weight_shape": (256, 1, 31, 31)}, "only one filter per channel"),
     ):
         assert reason in str(supports(replace(ON_GPU, **change)))  # type: ignore[arg-type]
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (7, 5))
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
     assert "needs compute capability 8.0, not 7.5" in str(supports(ON_GPU))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert "torch sees no CUDA device" in str(supports(ON_GPU))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
     monkeypatch.setattr(backend, "_import", lambda: (None, "triton could not be imported: broken"))
     assert "could not be imported" in str(supports(ON_GPU))
 

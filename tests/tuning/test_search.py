@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from contextlib import nullcontext
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -222,3 +224,23 @@ def test_a_progress_label_for_each_pass(capsys: pytest.CaptureFixture[str]) -> N
     api.run(found, CPU, save=False, progress=True, on_start=labels.append)
     assert labels == [f"{pass_} 1x2x5x5 K3 float32" for pass_ in PASSES]
     assert capsys.readouterr() == ("", ""), "no progress bar where nobody watches"
+
+
+def test_a_capture_leaves_other_threads_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In mode "global" a thread of a data loader that pins memory would break the capture, and die of it."""
+    modes: list[str] = []
+    graph = SimpleNamespace(
+        capture_begin=lambda pool=None, capture_error_mode="global": modes.append(capture_error_mode),
+        capture_end=lambda: None,
+        replay=lambda: None,
+    )
+    stream = SimpleNamespace(wait_stream=lambda other: None)
+    for name, value in {
+        "Stream": lambda: stream, "current_stream": lambda: stream, "stream": lambda stream: nullcontext(),
+        "synchronize": lambda: None, "CUDAGraph": lambda: graph,
+    }.items():  # fmt: skip
+        monkeypatch.setattr(torch.cuda, name, value)
+    ran: list[int] = []
+    measure.capture(ran.append, 4, 2)
+    assert modes == ["thread_local"]
+    assert ran == [0, 1, 0, 1, 0, 1]

@@ -137,8 +137,8 @@ struct SmallPixels {
 #pragma unroll
           for (int h = 0; h < 2; ++h) {
             v[b][h] = Piece{};
-            if (2 * pair + h < pixels)
-              v[b][h] = ptx::load_global(reinterpret_cast<const Piece*>(from + (2 * pair + h) * c) + piece);
+            const int64_t pixel = 2 * pair + h;
+            if (pixel < pixels) v[b][h] = ptx::load_global(reinterpret_cast<const Piece*>(from + pixel * c) + piece);
           }
         }
 #pragma unroll

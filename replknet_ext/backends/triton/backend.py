@@ -40,27 +40,29 @@ def _import() -> tuple[Any, str | None]:
         return None, f"triton could not be imported: {error}"
 
 
-def _no_device(device_type: str, compiling: bool) -> str | None:
-    """Why the kernels can't run on this type of device here, or None."""
-    if device_type == "cpu" and interpreter():
+def _no_device(device: torch.device, compiling: bool) -> str | None:
+    """Why the kernels can't run on this device, or None."""
+    if device.type == "cpu" and interpreter():
         return None
-    if device_type != "cuda":
-        return f"runs CUDA tensors, not {device_type}"
+    if device.type != "cuda":
+        return f"runs CUDA tensors, not {device.type}"
     if not torch.cuda.is_available():
         return "torch sees no CUDA device"
-    if not compiling and torch.version.hip is None and torch.cuda.get_device_capability() < (8, 0):
-        return "needs compute capability 8.0, not {}.{}".format(*torch.cuda.get_device_capability())
+    if not compiling and torch.version.hip is None:
+        major, minor = torch.cuda.get_device_capability(device.index)
+        if major < 8:
+            return f"needs compute capability 8.0, not {major}.{minor}"
     return None
 
 
-def refusal(device_type: str, dtype: torch.dtype, algorithm: str) -> str | None:
+def refusal(device: torch.device, dtype: torch.dtype, algorithm: str) -> str | None:
     """Why the kernels can't run the raw ops on such tensors, or None."""
     compiling = torch.compiler.is_compiling()  # Dynamo can't trace the import; the op hands what fails to torch
     if dtype not in DTYPES:
         return f"no Triton kernels for {str(dtype).removeprefix('torch.')}"
     if algorithm == "fft":
         return "the Triton kernels compute directly, not by FFT"
-    return WHY_NOT or _no_device(device_type, compiling) or (None if compiling else _import()[1])
+    return WHY_NOT or _no_device(device, compiling) or (None if compiling else _import()[1])
 
 
 def _tiles(problem: Problem, shared: int) -> Sequence[tuple[tiles.Tile, float]]:
@@ -85,12 +87,12 @@ class TritonBackend(Backend):
 
     def supports(self, problem: Problem) -> str | None:
         """See `Backend.supports`."""
-        refused = refusal(problem.device_type, problem.dtype, problem.algorithm)
+        refused = refusal(problem.device, problem.dtype, problem.algorithm)
         return outside_raw_ops(problem) or refused
 
     def kernel(self, problem: Problem) -> str | None:
         """See `Backend.kernel`: the tile that the model chooses."""
-        found = _tiles(problem, shared_bytes(torch.device(problem.device_type)))
+        found = _tiles(problem, shared_bytes(problem.device))
         return tiles.describe(found[0][0]) if found else None
 
     def candidates(self, problem: Problem, limits: Mapping[str, int] | None = None) -> list[Candidate]:
@@ -98,7 +100,7 @@ class TritonBackend(Backend):
         if limits is None:
             if self.supports(problem) is not None:
                 return []
-            shared = shared_bytes(torch.device(problem.device_type))
+            shared = shared_bytes(problem.device)
         else:
             if outside_raw_ops(problem) or problem.dtype not in DTYPES or problem.algorithm == "fft":
                 return []
@@ -117,7 +119,7 @@ class TritonBackend(Backend):
         """See `Backend.variant`."""
         if self.supports(problem) is not None:
             return None
-        found = _tiles(problem, shared_bytes(torch.device(problem.device_type)))
+        found = _tiles(problem, shared_bytes(problem.device))
         return next((number for number, (tile, _) in enumerate(found) if tiles.name_of(tile) == name), None)
 
     def fwd(self, *args: Any) -> Tensor:

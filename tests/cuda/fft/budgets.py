@@ -6,7 +6,7 @@ import re
 
 from cuda_budgets import ARCHS, CUDA, Budget, Family
 
-# registers of sm_80, 86, 89, 90a, 100, 120; FFMA, LDSM, LDS, share
+# registers of sm_80, 86, 89, 90, 100, 120; FFMA, LDSM, LDS, share
 BUDGETS: dict[str, Budget] = {
     "fft_14 fwd": Budget((56, 56, 56, 48, 56, 56), 30, 0, 0, 0.36),
     "fft_20 fwd": Budget((54, 54, 54, 48, 55, 63), 12, 0, 0, 0.24),

@@ -6,7 +6,7 @@ import re
 
 from cuda_budgets import ARCHS, CUDA, Budget, Family
 
-# registers of sm_80, 86, 89, 90a, 100, 120; FFMA, LDSM, LDS, share
+# registers of sm_80, 86, 89, 90, 100, 120; FFMA, LDSM, LDS, share
 BUDGETS: dict[str, Budget] = {
     "fma_7x4": Budget((127, 128, 128, 128, 128, 128), 784, 0, 21, 0.95),
     "fma_8x4": Budget((128, 128, 128, 128, 128, 128), 1024, 0, 24, 0.95),

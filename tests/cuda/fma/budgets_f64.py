@@ -8,7 +8,7 @@ from cuda_budgets import ARCHS, Budget, Family
 
 from .budgets import names
 
-# registers of sm_80, 86, 89, 90a, 100, 120; DFMA, LDSM, LDS, share
+# registers of sm_80, 86, 89, 90, 100, 120; DFMA, LDSM, LDS, share
 BUDGETS: dict[str, Budget] = {
     "fma_4x4_f64": Budget((136, 136, 136, 132, 220, 199), 256, 0, 24, 0.87),
     "fma_weight_4x4_f64": Budget((130, 130, 130, 126, 150, 138), 256, 0, 24, 0.87),

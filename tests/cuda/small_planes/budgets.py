@@ -6,7 +6,7 @@ import re
 
 from cuda_budgets import ARCHS, CUDA, Budget, Family
 
-# registers of sm_80, 86, 89, 90a, 100, 120; HMMA, LDSM, LDS, share
+# registers of sm_80, 86, 89, 90, 100, 120; HMMA, LDSM, LDS, share
 BUDGETS: dict[str, Budget] = {
     "small_g4_even": Budget((168, 168, 168, 168, 168, 167), 28, 0, 30, 0.28),
     "small_g4": Budget((168, 168, 168, 168, 168, 168), 28, 0, 44, 0.14),
@@ -46,8 +46,8 @@ FAMILY = Family(
     {
         "small_planes/fwd_bf16.cu": ARCHS,
         "small_planes/weight_bf16.cu": ARCHS,
-        "small_planes/fwd_f16.cu": ("90a",),
-        "small_planes/weight_f16.cu": ("90a",),
+        "small_planes/fwd_f16.cu": ("90",),
+        "small_planes/weight_f16.cu": ("90",),
     },
     BUDGETS,
     variant_of,

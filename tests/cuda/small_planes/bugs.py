@@ -98,7 +98,7 @@ BUGS = {
     ),
     "last: rounds share canvases": ("small_planes/fwd.cuh", "    s.smem += a.round_channels * a.canvas_bytes;\n", ""),
     "last: images past the batch": ("small_planes/tile.cuh", "first_image + i < n ? t.pixels : 0;", "t.pixels;"),
-    "last: pixels past the plane are read": ("small_planes/tile.cuh", "if (2 * pair + h < pixels)", "if (pixels > 0)"),
+    "last: pixels past the plane are read": ("small_planes/tile.cuh", "if (pixel < pixels)", "if (pixels > 0)"),
     "last: pixels past the plane are stored": ("small_planes/tile.cuh", "if (2 * pair + h < t.pixels)", "if (true)"),
     "last: nothing behind a plane": (
         "small_planes/tile.cuh",

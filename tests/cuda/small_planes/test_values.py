@@ -221,6 +221,24 @@ def test_offsets_beyond_two_to_the_31(plain: ModuleType) -> None:
     assert torch.equal(y[-1, -1].double(), want[0, 0])
 
 
+def test_offsets_in_a_pixel_row_beyond_two_to_the_31(plain: ModuleType) -> None:
+    """Of channels_last: the last pixel of a plane is that many elements from its first. Only the last block runs."""
+    c = (1 << 22) + (1 << 16)
+    case = Case(1, c, 16, 32, 3, channels_last=True, variant=plain.variants().index("small_g1_even_cl"))
+    assert (16 * 32 - 1) * c > 1 << 31
+    x = torch.empty(1, c, 16, 32, dtype=torch.float16, memory_format=torch.channels_last)
+    y = torch.empty_like(x)
+    x[0, -1] = last = torch.randint(-2, 3, (16, 32)).half()
+    w = torch.zeros(c, 3, 3, dtype=torch.float16)
+    w[-1] = torch.randint(-1, 2, (3, 3))
+    plan = plain.plan(case.problem(), case.limits, case.variant)
+    plain.set_options(first_block=plan["blocks"] - 1)
+    tensors = {"x": x.data_ptr(), "w": w.data_ptr(), "out": y.data_ptr()}
+    assert plain.launch(case.problem(), tensors, case.variant, case.limits) == ""
+    want = oracle.fwd(last[None, None], w[-1:, None], None, case.padding)
+    assert torch.equal(y[0, -1].double(), want[0, 0])
+
+
 def test_refusals_say_why(plain: ModuleType) -> None:
     problem = Case(2, 2, 8, 8, 3).problem()
     number, odd = plain.variants().index("small_g4_even"), plain.variants().index("small_g4")

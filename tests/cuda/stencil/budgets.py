@@ -6,7 +6,7 @@ import re
 
 from cuda_budgets import ARCHS, CUDA, Budget, Family
 
-# registers of sm_80, 86, 89, 90a, 100, 120; FFMA, LDSM, LDS, share
+# registers of sm_80, 86, 89, 90, 100, 120; FFMA, LDSM, LDS, share
 BUDGETS: dict[str, Budget] = {
     "stencil_3_half": Budget((64, 64, 64, 72, 72, 64), 128, 0, 3, 0.19),
     "stencil_3_half_cl": Budget((96, 96, 96, 96, 94, 96), 224, 0, 6, 0.19),

@@ -6,7 +6,7 @@ import re
 
 from cuda_budgets import ARCHS, CUDA, Budget, Family
 
-# registers of sm_80, 86, 89, 90a, 100, 120; HMMA, LDSM, LDS, share
+# registers of sm_80, 86, 89, 90, 100, 120; HMMA, LDSM, LDS, share
 BUDGETS: dict[str, Budget] = {
     "rt_5x7_w": Budget((133, 133, 133, 125, 173, 176), 116, 8, 10, 0.85),
     "rt_5x4_w": Budget((103, 99, 99, 97, 126, 126), 56, 4, 10, 0.77),
@@ -48,7 +48,7 @@ def variant_of(symbol: str) -> str:
 # Registers are of the bf16 kernels; the fp16 ones are the same code but for one instruction's type.
 FAMILY = Family(
     "toeplitz_fwd",
-    {"toeplitz_fwd/bf16.cu": ARCHS, "toeplitz_fwd/f16.cu": ("90a",)},
+    {"toeplitz_fwd/bf16.cu": ARCHS, "toeplitz_fwd/f16.cu": ("90",)},
     BUDGETS,
     variant_of,
     list(variant_names().values()),

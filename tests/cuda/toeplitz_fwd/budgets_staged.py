@@ -6,7 +6,7 @@ import re
 
 from cuda_budgets import ARCHS, CUDA, Budget, Family
 
-# registers of sm_80, 86, 89, 90a, 100, 120; HMMA, LDSM, LDS, share
+# registers of sm_80, 86, 89, 90, 100, 120; HMMA, LDSM, LDS, share
 BUDGETS: dict[str, Budget] = {
     "rt_5x7_w_cl": Budget((119, 119, 119, 119, 127, 127), 29, 0, 5, 0.8),
     "rt_5x4_w_cl": Budget((92, 92, 92, 94, 118, 116), 14, 0, 5, 0.66),
@@ -60,7 +60,7 @@ FAMILY = Family(
         "toeplitz_fwd/staged_bf16.cu": ARCHS,
         "toeplitz_fwd/staged_tf32.cu": ARCHS,
         "toeplitz_fwd/staged_bf16x3.cu": ARCHS,
-        "toeplitz_fwd/staged_f16.cu": ("90a",),
+        "toeplitz_fwd/staged_f16.cu": ("90",),
     },
     BUDGETS,
     variant_of,

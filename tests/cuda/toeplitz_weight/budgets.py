@@ -6,7 +6,7 @@ import re
 
 from cuda_budgets import ARCHS, CUDA, Budget, Family
 
-# registers of sm_80, 86, 89, 90a, 100, 120; HMMA, LDSM, LDS, share
+# registers of sm_80, 86, 89, 90, 100, 120; HMMA, LDSM, LDS, share
 BUDGETS: dict[str, Budget] = {
     "rtw_5x7_w": Budget((128, 128, 128, 128, 128, 124), 29, 4, 0, 0.63),
     "rtw_5x4_w": Budget((126, 128, 128, 128, 128, 120), 14, 2, 0, 0.51),
@@ -44,7 +44,7 @@ def variant_of(symbol: str) -> str | None:
 # The block counted is one row offset's products with one input row.
 FAMILY = Family(
     "toeplitz_weight",
-    {"toeplitz_weight/bf16.cu": ARCHS, "toeplitz_weight/f32.cu": ARCHS, "toeplitz_weight/f16.cu": ("90a",)},
+    {"toeplitz_weight/bf16.cu": ARCHS, "toeplitz_weight/f32.cu": ARCHS, "toeplitz_weight/f16.cu": ("90",)},
     BUDGETS,
     variant_of,
     list(variant_names().values()),
