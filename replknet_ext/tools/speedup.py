@@ -164,8 +164,11 @@ def _imported(name: str) -> nn.Module:
 
 
 def _of_timm(name: str) -> nn.Module:
-    with needs("timm", "timm"):
-        import timm
+    try:
+        with needs("timm", "timm"):
+            import timm
+    except ToolError as error:
+        raise ToolError(f"{name!r} is no model of `replknet-ext models`, nor module:function, and {error}") from None
     if not timm.is_model(name):
         near = difflib.get_close_matches(name, [*list_models(), *timm.list_models()], 3)
         hint = f"; did you mean {', '.join(near)}?" if near else ""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import sys
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -35,7 +36,7 @@ class Net(nn.Module):
     def __init__(self, flat: bool = False) -> None:
         super().__init__()
         self.flat = flat
-        self.stem = nn.Conv2d(2, 4, 1)
+        self.stem = nn.Conv2d(2, 4, 3, padding=1)
         self.first = nn.Conv2d(4, 4, 7, padding=3, groups=4)
         self.second = nn.Conv2d(4, 4, 7, padding=3, groups=4)
         self.gelu = DepthwiseConv2dLarge(4, 5, padding=2, activation="gelu")
@@ -62,14 +63,17 @@ class _Ran(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()
         self.names: Counter[str] = Counter()
+        self.weights: set[bool] = set()  # of the stem: whether they are channels_last
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         self.names["ours" if func.namespace == "replknet_ext" else "torch" if "conv" in str(func) else "other"] += 1
+        if len(args) > 1 and isinstance(args[1], Tensor) and args[1].shape == (4, 2, 3, 3):
+            self.weights.add(args[1].is_contiguous(memory_format=torch.channels_last))
         return func(*args, **(kwargs or {}))
 
 
 def test_each_contender_runs_what_it_is_called(monkeypatch: pytest.MonkeyPatch) -> None:
-    ran: list[dict[str, tuple[bool, bool, int]]] = []
+    ran: list[dict[str, tuple[set[bool], int, int]]] = []
 
     def look(candidates: Sequence[Candidate], **options: Any) -> dict[str, Timing]:
         found = {}
@@ -77,7 +81,7 @@ def test_each_contender_runs_what_it_is_called(monkeypatch: pytest.MonkeyPatch) 
             with _Ran() as seen:
                 outputs = candidate.run()
             laid = outputs[0].is_contiguous(memory_format=torch.channels_last)
-            found[candidate.name] = (laid, seen.names["ours"] > 0, seen.names["torch"])
+            found[candidate.name] = ({laid, *seen.weights}, seen.names["ours"], seen.names["torch"])
         ran.append(found)
         return {}
 
@@ -90,9 +94,10 @@ def test_each_contender_runs_what_it_is_called(monkeypatch: pytest.MonkeyPatch) 
     ]
     for row, found in zip(report.rows, ran, strict=True):
         assert list(found) == ALL
-        for name, (channels_last, ours, by_torch) in found.items():
-            assert channels_last == name.endswith("channels_last"), (row.what, name)
-            assert ours == name.startswith(tool.OURS), (row.what, name)
+        calls = (1 if row.names else 3) if row.pass_ == tool.FORWARD else None
+        for name, (layouts, ours, by_torch) in found.items():
+            assert layouts == {name.endswith("channels_last")}, (row.what, name)
+            assert (ours > 0) == name.startswith(tool.OURS) and calls in (None, ours or calls), (row.what, name)
             assert (by_torch > 0) == (not ours or not row.names), (row.what, name)
     assert all(row.difference is not None and row.difference < 1e-5 for row in report.rows if row.pass_ == tool.FORWARD)
     assert [(entry.name, entry.shape) for entry in report.kept] == [("small", (4, 1, 3, 3)), ("down", (4, 1, 5, 5))]
@@ -193,7 +198,7 @@ def deep():
 def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     (tmp_path / f"nets_{tmp_path.name}.py").write_text(MODULE)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("sys.path", [*__import__("sys").path])
+    monkeypatch.setattr("sys.path", [*sys.path])
     return f"nets_{tmp_path.name}"
 
 
@@ -223,6 +228,14 @@ def test_a_function_of_mine(module: str) -> None:
 def test_bad_arguments(module: str, what: str, options: Sequence[str], code: int, words: str) -> None:
     shown = cli("speedup", module + what, "--input-size", 8, "-b", 1, *options, code=code).stderr
     assert words in shown and (code == 2 or len(shown.splitlines()) == 1)
+
+
+def test_without_timm(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "timm", None)
+    with pytest.raises(
+        ToolError, match=r"^'convnext_atto' is no model of .* timm .*pip install 'replknet_ext\[timm\]'"
+    ):
+        tool.load("convnext_atto")
 
 
 def test_names() -> None:
