@@ -94,7 +94,6 @@ def test_instruction_mix_of_the_inner_loop(family: Family, jobs: tuple[Job, ...]
         for kernel in kernels:
             budget = family.budgets[kernel.name]
             assert kernel.local == 0, f"{where} {kernel.name}: local memory"
-            assert kernel.generic == 0, f"{where} {kernel.name}: loads or stores of a generic address"
             assert kernel.work == budget.work, f"{where} {kernel.name}: {kernel.work} {family.work}"
             assert kernel.ldsm <= budget.ldsm and kernel.lds <= budget.lds, f"{where} {kernel}"
             assert kernel.share >= budget.share, f"{where} {kernel.name}: {family.work} share {kernel.share}"

@@ -62,7 +62,6 @@ class Kernel:
     registers: int
     spilled: int  # bytes
     local: int  # LDL and STL instructions, -1 without a disassembler
-    generic: int  # LD and ST of an address space that the compiler does not know, -1 likewise
     work: int
     ldsm: int
     lds: int
@@ -188,9 +187,8 @@ def compile_kernels(arch: str, nvcc: str, nvdisasm: str | None, family: Family, 
         ops = Counter(op.split(".")[0] for op in block)
         busy = len(block) - ops["NOP"]
         local = len(re.findall(r"\b(?:LDL|STL)\b", sass[symbol])) if symbol in sass else -1
-        generic = len(re.findall(r"\b(?:LD|ST)\b", sass[symbol])) if symbol in sass else -1
-        kernels.append(Kernel(name, int(registers), int(stores) + int(loads), local, generic, ops[family.work],
-                              ops["LDSM"], ops["LDS"], round(ops[family.work] / max(1, busy), 3)))  # fmt: skip
+        kernels.append(Kernel(name, int(registers), int(stores) + int(loads), local, ops[family.work], ops["LDSM"],
+                              ops["LDS"], round(ops[family.work] / max(1, busy), 3)))  # fmt: skip
     partial = kept.with_suffix(f".{os.getpid()}.tmp")
     partial.write_text(json.dumps([asdict(kernel) for kernel in kernels]))
     partial.replace(kept)

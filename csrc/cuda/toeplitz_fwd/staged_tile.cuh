@@ -191,10 +191,8 @@ __device__ __forceinline__ ToeplitzFwdPlace<T> place(T* tensor, const ToeplitzFw
                                                      int channel, int y, int x, int height, int width) {
   const bool inside = image < a.n && static_cast<unsigned>(y) < static_cast<unsigned>(height) && x >= 0;
   const int64_t pixels = static_cast<int64_t>(height) * width, pixel = static_cast<int64_t>(y) * width + x;
-  // One sum, not one of two pointers: of those the compiler forgets that they are global memory's.
-  const int64_t at = last ? (image * pixels + pixel) * a.c + channel
-                          : (static_cast<int64_t>(image) * a.c + channel) * pixels + pixel;
-  return {tensor + at, last ? a.c : 1, inside ? width - x : 0};
+  if (last) return {tensor + (image * pixels + pixel) * a.c + channel, a.c, inside ? width - x : 0};
+  return {tensor + (static_cast<int64_t>(image) * a.c + channel) * pixels + pixel, 1, inside ? width - x : 0};
 }
 
 // Input pairs [q_low, q_low + pairs) x chunks [chunk_low, chunk_low + chunks) of every channel and group, zeros outside
