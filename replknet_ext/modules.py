@@ -5,10 +5,11 @@ pickles) sees an `nn.Conv2d`; only the arithmetic goes another way, through `rep
 """
 
 import operator
+import warnings
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.nn.modules.lazy import LazyModuleMixin
 from torch.nn.utils import parametrize
 
@@ -148,6 +149,9 @@ class DepthwiseConv2dLarge(nn.Conv2d):
     def _eager_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         if isinstance(input, Tensor) and self._left_to_torch(input, weight):
             return activate(super()._conv_forward(input, weight, bias), self.activation)
+        if isinstance(input, fx.Proxy) and type(input.tracer).__name__ == "QuantizationTracer":
+            name = input.tracer.path_of_module(self)
+            warnings.warn(f"{name} stays in float: replknet_ext.restore(model) before quantising it", stacklevel=2)
         padding: int | tuple[int, int] | str = self.padding
         if self.padding_mode != "zeros":
             input = F.pad(input, self._reversed_padding_repeated_twice, mode=self.padding_mode)
