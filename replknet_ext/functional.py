@@ -10,7 +10,7 @@ from torch.overrides import handle_torch_function, has_torch_function_variadic
 
 from . import settings
 from .backends import BACKENDS, Backend, names, select
-from .operator import autograd, checks
+from .operator import autograd, checks, per_sample, sharding
 from .operator.call import Call, describe, prepare
 from .operator.problem import Geometry
 from .tuning import first_use
@@ -82,6 +82,7 @@ def depthwise_conv2d(
             can't run the problem, with its reason.
     """
     if has_torch_function_variadic(input, weight, bias):
+        per_sample.register(depthwise_conv2d)
         return handle_torch_function(
             depthwise_conv2d, (input, weight, bias), input, weight, bias, stride, padding, dilation,
             activation=activation, algorithm=algorithm, precision=precision, backend=backend,
@@ -89,6 +90,7 @@ def depthwise_conv2d(
     call = prepare(
         input, weight, bias, stride, padding, dilation, activation=activation, algorithm=algorithm, precision=precision
     )
+    sharding.register()
     eager = not (torch.compiler.is_compiling() or torch.jit.is_tracing())  # type: ignore[attr-defined]
     plan = (_cached_plan if eager else _plan)(call, backend)
     if plan.backend.differentiable:

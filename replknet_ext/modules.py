@@ -5,16 +5,21 @@ pickles) sees an `nn.Conv2d`; only the arithmetic goes another way, through `rep
 """
 
 import operator
+import warnings
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.nn.modules.lazy import LazyModuleMixin
 from torch.nn.utils import parametrize
 
+from . import settings
+from .backends.cpu import left_to_torch
+from .backends.torch import activate
 from .functional import depthwise_conv2d
 from .operator import checks
-from .operator.problem import ACTIVATIONS, DTYPES
+from .operator.derivatives import autocast_enabled
+from .operator.problem import ACTIVATIONS, DTYPES, output_format
 
 __all__ = ["DepthwiseConv2dLarge", "why_not_convertible"]
 
@@ -24,8 +29,10 @@ class DepthwiseConv2dLarge(nn.Conv2d):
 
     State dict, initialisation (the same random numbers for the same seed), printing, copying, pickling, `device` and
     `dtype` are those of `nn.Conv2d`. Stride 1 with dilation 1 runs on this package's kernels for every kernel size;
-    other strides and dilations give the same result through torch, as does `torch.jit.script`, which cannot compile the
-    choice of a kernel; `torch.jit.trace`, `torch.export` and `torch.compile` keep the kernels.
+    other strides and dilations give the same result through torch, as do float32 channels_last tensors on the CPU where
+    oneDNN was measured to be faster (bands of 1xK and Kx1 up to 11, up to 5x5 in inference; not with backend="cpu"),
+    and `torch.jit.script`, which cannot compile the choice of a kernel; `torch.jit.trace`,
+    `torch.export` and `torch.compile` keep the kernels.
 
     Args:
         channels: number of input and of output channels.
@@ -125,8 +132,26 @@ class DepthwiseConv2dLarge(nn.Conv2d):
             out = F.gelu(out)
         return out
 
+    def _left_to_torch(self, input: Tensor, weight: Tensor) -> bool:
+        """Whether nobody asked for a kernel, and torch's is the better one for this call; see `left_to_torch`."""
+        training = torch.is_grad_enabled() and (input.requires_grad or weight.requires_grad)
+        return (
+            self.backend == "auto"
+            and left_to_torch(self.kernel_size, training)
+            and (self.algorithm or settings.get_algorithm()) == "auto"
+            and input.device.type == "cpu"
+            and input.dtype == torch.float32
+            and not autocast_enabled("cpu")
+            and output_format(input, weight) == torch.channels_last
+        )
+
     @torch.jit.unused
     def _eager_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        if isinstance(input, Tensor) and self._left_to_torch(input, weight):
+            return activate(super()._conv_forward(input, weight, bias), self.activation)
+        if isinstance(input, fx.Proxy) and type(input.tracer).__name__ == "QuantizationTracer":
+            name = input.tracer.path_of_module(self)
+            warnings.warn(f"{name} stays in float: replknet_ext.restore(model) before quantising it", stacklevel=2)
         padding: int | tuple[int, int] | str = self.padding
         if self.padding_mode != "zeros":
             input = F.pad(input, self._reversed_padding_repeated_twice, mode=self.padding_mode)

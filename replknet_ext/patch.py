@@ -16,6 +16,7 @@ from typing import Literal
 import torch
 from torch import nn
 
+from .backends.cpu import left_to_torch
 from .modules import DepthwiseConv2dLarge, why_not_convertible
 from .operator import checks
 
@@ -116,6 +117,9 @@ def replace_depthwise(
         inplace: False leaves `model` alone and changes a deep copy, `report.model`.
         algorithm, precision, backend: given to every swapped module.
 
+    Narrow filters that oneDNN runs faster in float32 and channels_last on the CPU are swapped, for the other formats
+    and devices, but run on torch there; the report says so. ``backend="cpu"`` keeps them on these kernels.
+
     Returns:
         A `ReplaceReport`: what was swapped, what was kept and why; `report.restore()` undoes it.
 
@@ -143,7 +147,8 @@ def replace_depthwise(
         shape = (conv.out_channels, conv.in_channels // conv.groups, *conv.kernel_size)
         if reason is None:
             kh, kw = conv.kernel_size
-            entry = ReplaceEntry(name, shape, "swapped", f"depthwise {kh}x{kw}, stride 1", tuple(aliases))
+            why = f"depthwise {kh}x{kw}, stride 1" + (_exception((kh, kw)) if backend == "auto" else "")
+            entry = ReplaceEntry(name, shape, "swapped", why, tuple(aliases))
         else:
             entry = ReplaceEntry(name, shape, "kept", reason, tuple(aliases))
         entries.append(entry)
@@ -180,6 +185,14 @@ def _why_not_worthwhile(conv: nn.Conv2d, min_kernel: int) -> str | None:
     if max(kh, kw) < min_kernel:
         return f"kernel {kh}x{kw} is smaller than min_kernel={min_kernel}"
     return None
+
+
+def _exception(kernel_size: tuple[int, int]) -> str:
+    """What of a swapped layer runs on torch all the same, being faster there."""
+    if not left_to_torch(kernel_size, training=False):
+        return ""
+    when = "" if left_to_torch(kernel_size, training=True) else " in inference"
+    return f"; torch's for channels_last on the CPU{when}"
 
 
 def _swap(conv: nn.Conv2d, **options: str | None) -> None:

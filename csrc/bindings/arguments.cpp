@@ -102,7 +102,7 @@ Problem fwd_problem(const Tensor& input, const Tensor& weight, const std::option
   }
   const auto& pad = options.padding;
   Problem p{input.size(0), input.size(1), input.size(2), input.size(3), weight.size(2), weight.size(3), 0, 0, pad[0],
-            pad[2], dtype, is_channels_last(input), false, value_of("activation", activation, kActivations)};
+            pad[2], dtype, is_channels_last(input) || is_channels_last(weight), false, value_of("activation", activation, kActivations)};
   p.ho = p.h + pad[0] + pad[1] - p.kh + 1;
   p.wo = p.w + pad[2] + pad[3] - p.kw + 1;
   set_options(&p, options);
@@ -118,7 +118,7 @@ Problem bwd_input_problem(const Tensor& grad_output, const Tensor& weight, const
   const auto& pad = options.padding;
   Problem p{grad_output.size(0), grad_output.size(1), grad_output.size(2), grad_output.size(3), weight.size(2),
             weight.size(3), 0, 0, weight.size(2) - 1 - pad[0], weight.size(3) - 1 - pad[2], dtype,
-            is_channels_last(grad_output), true, Activation::none};
+            is_channels_last(grad_output) || is_channels_last(weight), true, Activation::none};
   p.ho = p.h + p.kh - 1 - pad[0] - pad[1];
   p.wo = p.w + p.kw - 1 - pad[2] - pad[3];
   set_options(&p, options);

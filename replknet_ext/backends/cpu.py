@@ -53,6 +53,17 @@ class CpuBackend(Backend):
         return None if "unsupported" in plan else int(plan["variant"])
 
 
+def left_to_torch(kernel_size: tuple[int, int], training: bool) -> bool:
+    """Whether oneDNN's convolution is as fast as these kernels or faster, in float32 and channels_last.
+
+    So it was measured on whole networks (benchmarks/timm_models.py): bands of one row or column of up to 11 taps in
+    inference and training (inception_next_atto), and up to 5x5 in inference (mobilenetv3_small); a training step
+    with 5x5 gains more in the weight's gradient than it loses.
+    """
+    least, most = sorted(kernel_size)
+    return (least == 1 and most <= 11) or (most <= 5 and not training)
+
+
 def variant_names(pass_: str) -> list[str]:
     """The variants of a pass by number."""
     return _ext.variant_names("cpu_variants", pass_)

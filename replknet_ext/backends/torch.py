@@ -7,9 +7,8 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch._prims_common import suggest_memory_format
 
-from ..operator.problem import Geometry, Problem
+from ..operator.problem import Geometry, Problem, output_format
 from .base import Backend
 
 
@@ -31,9 +30,9 @@ def _symmetric(x: Tensor, padding: Sequence[int]) -> tuple[Tensor, tuple[int, in
     return F.pad(x, (left, right, top, bottom)), (0, 0)
 
 
-def _as_layout_of(out: Tensor, source: Tensor) -> Tensor:
-    """``out`` with exactly the strides that the kernels of the raw ops give: the suggested layout of ``source``."""
-    wanted = torch.empty_like(out, memory_format=suggest_memory_format(source))
+def _in_format(out: Tensor, layout: torch.memory_format) -> Tensor:
+    """``out`` with exactly the strides that the kernels of the raw ops give."""
+    wanted = torch.empty_like(out, memory_format=layout)
     return out if out.stride() == wanted.stride() else wanted.copy_(out)
 
 
@@ -53,7 +52,8 @@ class TorchBackend(Backend):
     ) -> Tensor:  # fmt: skip
         """See `Backend.fwd`."""
         x, pad = _symmetric(input, padding)
-        return _as_layout_of(activate(torch.conv2d(x, weight, bias, 1, pad, 1, weight.shape[0]), activation), input)
+        out = activate(torch.conv2d(x, weight, bias, 1, pad, 1, weight.shape[0]), activation)
+        return _in_format(out, output_format(input, weight))
 
     def bwd_input(
         self, grad_output: Tensor, weight: Tensor, padding: Sequence[int], precision: str, algorithm: str, variant: int

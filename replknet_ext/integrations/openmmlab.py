@@ -6,15 +6,18 @@ In a config of any of them:
     model = dict(backbone=dict(type="replknet_ext.RepLKNet", arch="31B", out_indices=(0, 1, 2, 3)), ...)
 
 Importing this module adds the scope `replknet_ext` to mmengine's tree of registries, where every OpenMMLab library
-finds it; without mmengine nothing is registered. `register("mmpretrain")` also puts it in the place of mmpretrain's
+finds it, and the operator to mmengine's FLOP counter (`tools/analysis_tools/get_flops.py`); without mmengine nothing is
+registered. `register("mmpretrain")` also puts it in the place of mmpretrain's
 own RepLKNet, so that existing configs run on it unchanged.
 """
 
 from __future__ import annotations
 
 import contextlib
+import math
 import re
 import warnings
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -22,6 +25,7 @@ from typing import Any, cast
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from .._ext import NAMESPACE
 from ..models import CheckpointError, RepLKNet, load_checkpoint
 from ..models.download import download, is_url
 from ..models.files import read_entries
@@ -186,6 +190,19 @@ def _own_registry() -> Any:
     return engine.Registry("model", parent=engine.MODELS, scope=SCOPE) if found is None else found
 
 
+def _count_in_mmengine() -> None:
+    """mmengine counts the operators of a trace that it knows by name: adds ours, as it counts a convolution."""
+    from mmengine.analysis import complexity_analysis as counters
+    from mmengine.analysis.jit_handles import generic_activation_jit, get_shape
+
+    def flops(inputs: Sequence[Any], outputs: Sequence[Any]) -> Counter[str]:
+        kernel = get_shape(inputs[1])[2:]
+        return Counter(conv=math.prod(get_shape(outputs[0])) * math.prod(kernel))  # one for each multiply-add
+
+    counters._DEFAULT_SUPPORTED_FLOP_OPS[f"{NAMESPACE}::dwconv2d"] = flops
+    counters._DEFAULT_SUPPORTED_ACT_OPS[f"{NAMESPACE}::dwconv2d"] = generic_activation_jit("conv")
+
+
 def _below(source: str, prefix: str) -> dict[str, Any]:
     """The entries of a checkpoint whose names start with `prefix`, without it."""
     path = download(source) if is_url(source) else Path(source)
@@ -220,3 +237,4 @@ def _fixed(name: str, values: Sequence[int] | None, value: int, stages: int) -> 
 
 with contextlib.suppress(ImportError):  # without mmengine there is nobody to register with
     register()
+    _count_in_mmengine()

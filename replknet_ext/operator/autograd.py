@@ -233,7 +233,7 @@ def dwconv2d(
         activation, precision, algorithm, backend, variant: as in the raw op.
 
     Returns:
-        (N, C, Ho, Wo) in the memory format of input.
+        (N, C, Ho, Wo), channels_last if input or weight is.
     """
     # A traced Function is a Python object that TorchScript can't save.
     traced = torch.compiler.is_compiling() or torch.jit.is_tracing()  # type: ignore[attr-defined]

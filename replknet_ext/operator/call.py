@@ -7,12 +7,11 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch._prims_common import suggest_memory_format
 
 from .. import settings
 from . import checks
 from .derivatives import autocast_enabled, autocast_operands
-from .problem import ACTIVATIONS, ALGORITHMS, PRECISIONS, Problem
+from .problem import ACTIVATIONS, ALGORITHMS, PRECISIONS, Problem, output_format
 
 __all__ = ["Call", "describe", "prepare"]
 
@@ -45,7 +44,7 @@ class Call(NamedTuple):
     def problem(self) -> Problem:
         """With the memory format."""
         problem = describe(self.input, self.weight, self.bias, *self.options)
-        return replace(problem, channels_last=suggest_memory_format(self.input) == torch.channels_last)
+        return replace(problem, channels_last=output_format(self.input, self.weight) == torch.channels_last)
 
 
 def prepare(

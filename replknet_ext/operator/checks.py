@@ -108,6 +108,11 @@ def tensors(input: Tensor, weight: Tensor, bias: Tensor | None) -> None:
     for argument, tensor in operands:
         if tensor.layout != torch.strided:
             raise TypeError(f"{argument} must be a strided (dense) tensor; got layout {tensor.layout}")
+        if tensor.is_quantized:
+            raise TypeError(
+                f"{argument} is quantised ({tensor.dtype}), and these kernels are of floating point: "
+                "replknet_ext.restore(model) before quantising it"
+            )
         if tensor.dtype not in DTYPES:
             allowed = ", ".join(str(d) for d in DTYPES)
             raise TypeError(f"{argument} has dtype {tensor.dtype}; allowed: {allowed}")

@@ -12,6 +12,9 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch._prims_common import suggest_memory_format
+
+from .problem import output_format
 
 AUTO = -1  # the ops' argument variant: one is to be chosen
 
@@ -64,6 +67,16 @@ def through_activation(
     return grad
 
 
+def _in_strides_of(grad: Tensor, weight: Tensor) -> Tensor:
+    """``grad`` (C, 1, Kh, Kw), contiguous, as a view with the strides of ``weight`` where that is channels_last.
+
+    It is the same memory: they differ in the dimension of size 1 alone, which DistributedDataParallel compares, too.
+    """
+    if suggest_memory_format(weight) != torch.channels_last:
+        return grad
+    return grad.squeeze(1).unsqueeze(-1).movedim(-1, 1)
+
+
 def fwd_vjp(
     passes: Passes, grad: Tensor, saved: Sequence[Tensor | None], options: Options, needs: Sequence[bool]
 ) -> tuple[Tensor | None, ...]:
@@ -79,13 +92,18 @@ def fwd_vjp(
     x, weight, bias, out = saved
     assert x is not None
     assert weight is not None
+    functorch = torch._C._functorch
+    if not (functorch.is_functorch_wrapped_tensor(grad) or functorch.is_legacy_batchedtensor(grad)):  # no formats there
+        # The gradient of input has the memory format of the output, whatever grad has.
+        grad = grad.contiguous(memory_format=output_format(x, weight))
     grad = through_activation(passes, grad, x, weight, bias, out, options)
     d_input = passes.bwd_input(grad, weight, *options.linear) if needs[0] else None
     if needs[1] and needs[2] and grad.is_cuda:  # one pass over grad; elsewhere torch's sum is as good
-        return d_input, *passes.bwd_weight_bias(grad, x, *options.linear)
+        d_weight, d_bias = passes.bwd_weight_bias(grad, x, *options.linear)
+        return d_input, _in_strides_of(d_weight, weight), d_bias
     return (
         d_input,
-        passes.bwd_weight(grad, x, *options.linear) if needs[1] else None,
+        _in_strides_of(passes.bwd_weight(grad, x, *options.linear), weight) if needs[1] else None,
         grad.sum((0, 2, 3)) if needs[2] else None,
     )
 
@@ -97,7 +115,7 @@ def bwd_input_vjp(
     grad_output, weight = saved
     return (
         passes.fwd(grad, weight, None, *options.plain) if needs[0] else None,
-        passes.bwd_weight(grad_output, grad, *options.linear) if needs[1] else None,
+        _in_strides_of(passes.bwd_weight(grad_output, grad, *options.linear), weight) if needs[1] else None,
     )
 
 

@@ -16,7 +16,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._prims_common import suggest_memory_format
 from torch.utils.flop_counter import register_flop_formula
 
 from .. import _ext
@@ -36,6 +35,7 @@ from .derivatives import (
     vmap_bwd_weight,
     vmap_conv,
 )
+from .problem import output_format
 
 NAMESPACE = _ext.NAMESPACE
 
@@ -145,7 +145,7 @@ def _fake_kernel(name: str) -> Callable[..., Any]:
 
     def fake(first: Tensor, second: Tensor, *rest: Any) -> Any:
         size = sizes(first, second, rest[1] if _is_fwd(name) else rest[0])
-        layout = torch.contiguous_format if weight else suggest_memory_format(first)
+        layout = torch.contiguous_format if weight else output_format(first, second)
         out = torch.empty(size, dtype=first.dtype, device=first.device, memory_format=layout)
         return (out, first.new_empty(size[:1])) if name.endswith("_bias") else out
 

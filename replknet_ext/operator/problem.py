@@ -42,7 +42,7 @@ class Problem:
         device_type: ``"cpu"``, ``"cuda"``, ...
         activation, algorithm, precision: as in the public function.
         pass_: one of `PASSES`.
-        channels_last: memory format of the input; decides which kernel runs, never whether the backend can.
+        channels_last: memory format of input and output; decides which kernel runs, never whether the backend can.
         device_index: which device of that type; None: the current one.
     """
 
@@ -99,6 +99,12 @@ def outside_raw_ops(problem: Problem) -> str | None:
     return None
 
 
+def output_format(first: Tensor, second: Tensor) -> torch.memory_format:
+    """Memory format of what fwd and bwd_input make: channels_last if either operand is, as conv2d has it."""
+    either = suggest_memory_format(first) == torch.channels_last or suggest_memory_format(second) == torch.channels_last
+    return torch.channels_last if either else torch.contiguous_format
+
+
 def problem_of(
     pass_: str, first: Tensor, second: Tensor, bias: Tensor | None, padding: Sequence[int],
     activation: str, precision: str, algorithm: str,
@@ -108,14 +114,14 @@ def problem_of(
     height, width = first.shape[2:]
     kernel = (second.shape[2], second.shape[3])
     x_shape = tuple(first.shape)
-    x = first
+    layout = output_format(first, second)
     if pass_ == "bwd_input":
         x_shape = (*first.shape[:2], height + kernel[0] - 1 - top - bottom, width + kernel[1] - 1 - left - right)
     elif pass_ != "fwd":
-        x, x_shape = second, tuple(second.shape)
+        layout, x_shape = suggest_memory_format(second), tuple(second.shape)
         kernel = (kernel[0] + top + bottom - height + 1, kernel[1] + left + right - width + 1)
     return Problem(
         x_shape, (x_shape[1], 1, *kernel), bias is not None or pass_ == "bwd_weight_bias",
         Geometry((1, 1), (top, bottom, left, right), (1, 1)), first.dtype, first.device.type, activation, algorithm,
-        precision, pass_.removesuffix("_bias"), suggest_memory_format(x) == torch.channels_last, first.device.index,
+        precision, pass_.removesuffix("_bias"), layout == torch.channels_last, first.device.index,
     )  # fmt: skip

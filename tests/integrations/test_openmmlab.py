@@ -12,8 +12,9 @@ from dataclasses import asdict
 import pytest
 import torch
 from models_common import SMALL, randomize
-from torch import nn
+from torch import Tensor, nn
 
+from replknet_ext import DepthwiseConv2dLarge, replace_depthwise
 from replknet_ext.integrations import openmmlab
 from replknet_ext.integrations.openmmlab import MMRepLKNet, register
 from replknet_ext.models import CheckpointError, RepLKNet
@@ -113,6 +114,45 @@ def test_missing_libraries_say_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "mmseg", None)
     with pytest.raises(ImportError, match="this needs mmseg: pip install 'mmsegmentation'"):
         register("mmseg")
+
+
+def counted(model: nn.Module, image: tuple[Tensor]) -> tuple[int, int]:
+    """FLOPs and activations as mmengine's own counter, which needs no other part of it, has them."""
+    from mmengine.analysis import complexity_analysis as counters
+
+    return tuple(sum(count(model, image)[0].values()) for count in (counters.flop_count, counters.activation_count))
+
+
+def test_flop_counter_of_mmengine():
+    """The real one, where it is installed: as many as of the convolutions that were there before."""
+    pytest.importorskip("mmengine.analysis")
+    openmmlab._count_in_mmengine()
+    model = nn.Sequential(nn.Conv2d(8, 8, 7, padding=3, groups=8), nn.Conv2d(8, 8, (1, 5), groups=8, bias=False)).eval()
+    image = torch.randn(1, 8, 12, 10)
+    before = counted(model, (image,))
+    replace_depthwise(model)
+    assert counted(model, (image,)) == before
+
+
+def test_flop_rule(monkeypatch):
+    """The rule on the graph of a trace, which is what mmengine hands it."""
+    counters = types.ModuleType("complexity_analysis")
+    counters._DEFAULT_SUPPORTED_FLOP_OPS, counters._DEFAULT_SUPPORTED_ACT_OPS = {}, {}
+    handles = types.ModuleType("jit_handles")
+    handles.get_shape = lambda value: value.type().sizes()
+    handles.generic_activation_jit = lambda name: name
+    analysis = types.ModuleType("mmengine.analysis")
+    analysis.complexity_analysis = counters
+    for name, module in (("mmengine", types.ModuleType("mmengine")), ("mmengine.analysis", analysis)):
+        monkeypatch.setitem(sys.modules, name, module)
+    monkeypatch.setitem(sys.modules, "mmengine.analysis.jit_handles", handles)
+    openmmlab._count_in_mmengine()
+    layer = DepthwiseConv2dLarge(8, (1, 5), padding=0)
+    graph, _ = torch.jit._get_trace_graph(layer, torch.randn(2, 8, 12, 10))
+    (node,) = (n for n in graph.nodes() if n.kind() in counters._DEFAULT_SUPPORTED_FLOP_OPS)
+    assert node.kind() in counters._DEFAULT_SUPPORTED_ACT_OPS
+    count = counters._DEFAULT_SUPPORTED_FLOP_OPS[node.kind()](list(node.inputs()), list(node.outputs()))
+    assert count == {"conv": 2 * 8 * 12 * 6 * 5}
 
 
 def test_maps_and_keys_are_mmpretrains():

@@ -12,6 +12,7 @@ import torch.fx
 from models_common import relative_error
 from torch import nn
 from torch.nn.utils import parametrizations, parametrize
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from replknet_ext import DepthwiseConv2dLarge, replace_depthwise, restore
 
@@ -287,3 +288,59 @@ def test_layers_that_are_not_initialised_yet():
 @pytest.mark.filterwarnings("ignore:Initializing zero-element tensors")
 def test_no_input_channels():
     assert "not depthwise" in replace_depthwise(nn.Sequential(nn.Conv2d(0, 8, 7))).entries[0].reason
+
+
+def kernels_that_run(call) -> set[str]:
+    """Which convolutions a call dispatches: "aten", "replknet_ext"."""
+
+    class Seen(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            if "conv" in func.name():
+                seen.add(func.namespace)
+            return func(*args, **(kwargs or {}))
+
+    seen: set[str] = set()
+    with Seen():
+        call()
+    return seen
+
+
+@pytest.mark.parametrize(
+    ("kernel", "inference", "training"),
+    [
+        ((5, 5), "aten", "replknet_ext"),
+        ((1, 11), "aten", "aten"),
+        ((11, 1), "aten", "aten"),
+        ((7, 7), "replknet_ext", "replknet_ext"),
+        ((1, 13), "replknet_ext", "replknet_ext"),
+    ],
+)
+def test_what_is_faster_by_torch_stays_there(kernel, inference, training):
+    """Narrow filters in float32 and channels_last on the CPU; the report says which."""
+    model = nn.Sequential(nn.Conv2d(8, 8, kernel, padding=(kernel[0] // 2, kernel[1] // 2), groups=8))
+    images = torch.randn(2, 8, 12, 12)
+    expected = model(images)
+    report = replace_depthwise(model)
+    assert ("torch's for channels_last" in str(report)) == (inference == "aten")
+    assert ("in inference" in str(report)) == (inference != training)
+    last = images.to(memory_format=torch.channels_last)
+    with torch.no_grad():
+        assert kernels_that_run(lambda: model(last)) == {inference}
+        assert kernels_that_run(lambda: model(images)) == {"replknet_ext"}
+        assert kernels_that_run(lambda: model.double()(last.double())) == {"replknet_ext"}
+    model.float()
+    assert kernels_that_run(lambda: model(last).sum().backward()) == {training}
+    assert relative_error(model(last), expected) < 1e-5
+    assert model(last).is_contiguous(memory_format=torch.channels_last)
+    for given in ({"backend": "cpu"}, {"algorithm": "direct"}):
+        restore(model)
+        replace_depthwise(model, **given)
+        with torch.no_grad():
+            assert kernels_that_run(lambda: model(last)) == {"replknet_ext"}
+
+
+def test_activation_of_a_layer_that_runs_on_torch():
+    layer = DepthwiseConv2dLarge(8, (1, 7), activation="gelu")
+    last = torch.randn(2, 8, 9, 9).to(memory_format=torch.channels_last)
+    assert kernels_that_run(lambda: layer(last)) == {"aten"}
+    assert relative_error(layer(last), copy.deepcopy(layer).double()(last.double())) < 1e-6

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 import triton
 from torch import Tensor
-from torch._prims_common import suggest_memory_format
 
+from ...operator.problem import output_format
 from . import sliding_fwd, tiles, toeplitz_fwd, toeplitz_weight
 from .device import shared_bytes
 from .tiles import Sizes, Sliding, Toeplitz, Weight, cdiv, power_of_2
@@ -68,15 +68,17 @@ def convolve(
         variant: see `tiles.forward`.
 
     Returns:
-        (N, C, Ho, Wo) in the memory format of x.
+        (N, C, Ho, Wo), channels_last if x or weight is.
     """
     n, c, h, w = x.shape
     kh, kw = weight.shape[2:]
     top, bottom, left, right = padding
     size = n, c, h + top + bottom - kh + 1, w + left + right - kw + 1
-    layout = suggest_memory_format(x)
+    layout = output_format(x, weight)
     if n == 0:
         return torch.empty(size, dtype=x.dtype, device=x.device, memory_format=layout)
+    if layout == torch.channels_last:
+        x = x.contiguous(memory_format=layout)
     sizes = Sizes(n, c, h, w, kh, kw, size[2], size[3], top, left)
     last = _is_channels_last(x)
     if tile is None:

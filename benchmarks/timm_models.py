@@ -1,0 +1,157 @@
+"""Ten networks of timm on the CPU before and after `replace_depthwise`: inference and training steps, both layouts.
+
+    python -m benchmarks.timm_models [--batch 8] [--size 160]    # -> benchmarks/results/timm_models_ISA_Nt.json
+    python -m benchmarks.timm_models --quick                     # one model, small images: does it still run?
+
+The whole run takes less than 10 minutes on two cores. Before anything is timed, outputs, and in training the gradients
+of all depthwise filters, are compared with those of the model as timm built it. No model may take more than `SLOWEST`
+times as long as before; the file says which does.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from torch import Tensor, nn
+
+import replknet_ext
+from benchmarks import harness
+from benchmarks.cpu_compare import milliseconds, times
+from benchmarks.cpu_model import deploy_call, gradients, training_step
+from benchmarks.cpu_problem import LAYOUTS, OURS, TORCH
+from benchmarks.harness import Candidate
+from tests.helpers import torchvision_shim  # noqa: F401  # before timm, for a torchvision that is not this torch's
+
+import timm  # isort: skip
+
+#: With depthwise filters of 5x5 to 11x11, and bands of 1x11 and 11x1.
+MODELS = (
+    "mobilenetv3_small_100", "mobilenetv3_large_100", "efficientnet_b0", "mixnet_s", "mobilenetv4_conv_small",
+    "convnext_atto", "convnextv2_atto", "inception_next_atto", "starnet_s1", "fastvit_t8",
+)  # fmt: skip
+WHATS = ("inference", "training step")
+#: What a swap may cost at most.
+SLOWEST = 1.03
+#: Largest relative error of the results, in both norms, beside the model as it was; both are float32.
+LIMIT = 1e-3
+
+
+def build(name: str) -> nn.Module:
+    """The model with random weights and nothing random in a step."""
+    torch.manual_seed(0)
+    model: nn.Module = timm.create_model(name, num_classes=100, drop_rate=0.0)
+    return model
+
+
+def call(what: str, model: nn.Module, images: Tensor, labels: Tensor) -> Callable[[], Tensor]:
+    """Logits of an inference, or the loss of a training step."""
+    return deploy_call(model, images) if what == "inference" else training_step(model, images, labels)
+
+
+def measure(name: str, what: str, layout: str, images: Tensor, labels: Tensor, seconds: float) -> dict[str, Any]:
+    """One row: the model as timm built it, and swapped.
+
+    Raises:
+        BenchmarkError: results are wrong, or the baseline runs our kernels.
+    """
+    memory_format = LAYOUTS[layout]
+    before = build(name).to(memory_format=memory_format)  # type: ignore[call-overload]
+    swapped = copy.deepcopy(before)
+    report = replknet_ext.replace_depthwise(swapped)
+    images = images.contiguous(memory_format=memory_format)
+    jobs, results, warm = [], [], {}
+    for provider, model in ((TORCH, before), (OURS, swapped)):
+        run = call(what, model, images, labels)
+        seen = harness.trace(run)
+        if provider == TORCH:
+            harness.require_ops(seen.ops, name=f"{name}, {what}", need=r"^aten::\w*conv", forbid=r"^replknet_ext::")
+        results.append([seen.result, *([gradients(model)] if what != "inference" else [])])
+        jobs.append(Candidate(provider, run))
+        warm[provider] = seen.seconds
+    for ours, theirs in zip(results[1], results[0], strict=True):
+        harness.require_close(ours, theirs.double(), name=f"{name}, {what}, {layout}", limit=LIMIT)
+    timings = harness.interleave(jobs, rounds=15, min_rounds=3, budget_seconds=seconds, warm=warm)
+    return {
+        "model": name,
+        "what": what,
+        "layout": layout,
+        "batch": images.shape[0],
+        "size": images.shape[-1],
+        "layers": len(report.swapped),
+        TORCH: timings[TORCH].as_dict(),
+        OURS: timings[OURS].as_dict(),
+        "speedup": float(f"{timings[TORCH].median / timings[OURS].median:.4g}"),
+    }
+
+
+def table(payload: dict[str, Any]) -> str:
+    """A results file as a Markdown table with its machine below: speed-ups, and ms before -> after."""
+    rows = {(row["model"], row["what"], row["layout"]): row for row in payload["rows"]}
+    columns = list(dict.fromkeys(key[1:] for key in rows))
+    first = payload["rows"][0]
+    lines = [
+        f"| timm, float32, batch {first['batch']}, {first['size']} px | layers | "
+        + " | ".join(f"{what}, {layout}" for what, layout in columns) + " |",
+        "|---|--:|" + "--:|" * len(columns),
+    ]  # fmt: skip
+    for model in dict.fromkeys(key[0] for key in rows):
+        cells = []
+        for column in columns:
+            row = rows[(model, *column)]
+            ms = [milliseconds(row[provider]["median_ms"]) for provider in (TORCH, OURS)]
+            cells.append(f"**{times(row['speedup'])}** ({ms[0]} -> {ms[1]})")
+        lines.append(f"| {model} | {rows[(model, *columns[0])]['layers']} | {' | '.join(cells)} |")
+    meta = payload["meta"]
+    return "\n".join([*lines, "", f"<sub>{harness.describe(meta)}. `{meta['command']}`</sub>"])
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Command line; 1 if a model became slower than `SLOWEST` allows."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.timm_models", description=(__doc__ or "").split("\n")[0]
+    )
+    parser.add_argument("--models", nargs="+", default=list(MODELS))
+    parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--size", type=int, default=160)
+    parser.add_argument("--seconds", type=float, default=4.0, help="for each contender of a row")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--quick", action="store_true", help="the first model, two images of 64 px, judged by nobody")
+    parser.add_argument("--output", type=Path, help="JSON file; default: benchmarks/results/timm_models_ISA_Nt.json")
+    options = parser.parse_args(arguments)
+    torch.set_num_threads(options.threads)
+    if options.quick:
+        options.models, options.batch, options.size, options.seconds = options.models[:1], 2, 64, 0.1
+    console = Console()
+    images, labels = torch.randn(options.batch, 3, options.size, options.size), torch.randint(100, (options.batch,))
+    rows = []
+    for name in options.models:
+        for what in WHATS:
+            for layout in LAYOUTS:
+                rows.append(measure(name, what, layout, images, labels, options.seconds))
+                console.print(f"{name:<24} {what:<14} {layout:<14} {times(rows[-1]['speedup'])}", soft_wrap=True)
+    meta = harness.metadata()
+    slow = [row for row in rows if row["speedup"] * SLOWEST < 1]
+    for row in slow:
+        console.print(
+            f"[yellow]slower than {SLOWEST}x:[/] {row['model']}, {row['what']}, {row['layout']}", soft_wrap=True
+        )
+    console.print(harness.describe(meta), style="dim", soft_wrap=True)
+    output = options.output or harness.RESULTS / f"timm_models_{meta['kernel_isa']}_{meta['threads']}t.json"
+    payload = {"benchmark": "timm_models", "meta": meta, "rows": rows, "slower": len(slow)}
+    if options.quick and options.output is None:
+        console.print(table(payload), soft_wrap=True, markup=False)
+        return 0
+    harness.write_json(output, payload)
+    console.print(f"wrote {output}", soft_wrap=True)
+    return int(bool(slow) and not options.quick)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
