@@ -1,5 +1,9 @@
 #include "arguments.h"
 
+#include <algorithm>
+#include <exception>
+#include <stdexcept>
+
 namespace replknet_ext {
 namespace {
 
@@ -81,10 +85,23 @@ void set_options(Problem* p, const Options& options) {
   p->precision = value_of("precision", options.precision, kPrecisions);
   p->algorithm = value_of("algorithm", options.algorithm, kAlgorithms);
 }
+// Tensors that can be allocated at all: what is computed of their sizes then fits int64, too.
+void check_elements(const Problem& p) {
+  const auto check = [](const char* what, int64_t a, int64_t b, int64_t c, int64_t d) {
+    double elements = 1;
+    for (const int64_t size : {a, b, c, d}) elements *= static_cast<double>(std::max<int64_t>(1, size));
+    STD_TORCH_CHECK(elements <= static_cast<double>(int64_t{1} << 48), what, " would have more than 2^48 elements: ", a,
+                    " x ", b, " x ", c, " x ", d);
+  };
+  check("an input of these sizes", p.n, p.c, p.h, p.w);
+  check("weight of these sizes", p.c, 1, p.kh, p.kw);
+  check("the output for this padding", p.n, p.c, p.ho, p.wo);
+}
 void check_sizes(const Problem& p) {
   STD_TORCH_CHECK(p.kh >= 1 && p.kw >= 1, "weight must have at least one tap, got ", p.kh, " x ", p.kw);
   STD_TORCH_CHECK(p.ho >= 1 && p.wo >= 1, "weight (", p.kh, " x ", p.kw, ") is larger than the padded input, or padding "
                   "larger than the output allows: the result would be ", p.ho, " x ", p.wo);
+  check_elements(p);
 }
 
 }  // namespace
@@ -156,11 +173,18 @@ Problem problem_of(const std::vector<int64_t>& sizes, const std::string& dtype, 
   p.pass = which == QueryPass::bwd_weight ? Pass::bwd_weight : Pass::fwd;
   p.precision = value_of("precision", precision, kPrecisions);
   p.algorithm = value_of("algorithm", algorithm, kAlgorithms);
+  check_elements(p);
   return p;
 }
 
 Tensor empty_like(const Tensor& like, const std::vector<int64_t>& sizes, MemoryFormat format) {
-  return torch::stable::empty(sizes, like.scalar_type(), std::nullopt, like.device(), std::nullopt, format);
+  try {
+    return torch::stable::empty(sizes, like.scalar_type(), std::nullopt, like.device(), std::nullopt, format);
+  } catch (const std::exception&) {  // of torch's stable ABI, which does not say why
+    std::string text;
+    for (const int64_t size : sizes) text += (text.empty() ? "" : " x ") + std::to_string(size);
+    throw std::runtime_error("can't allocate memory for a result of " + text + " elements");
+  }
 }
 
 }  // namespace replknet_ext

@@ -53,8 +53,8 @@ void run(const Problem& p, const cpu::Choice& choice, cpu::Tensors t) {
 
 Tensor run_fwd(const Problem& p, int64_t variant, const Tensor& input, const Tensor& weight,
                const std::optional<Tensor>& bias) {
+  Tensor output = empty_like(input, {p.n, p.c, p.ho, p.wo}, memory_format(p));  // first: what can't be had needs no plan
   const cpu::Choice choice = choose(p, variant);
-  Tensor output = empty_like(input, {p.n, p.c, p.ho, p.wo}, memory_format(p));
   if (p.n == 0) return output;
   const Tensor x = torch::stable::contiguous(input, memory_format(p));
   const Tensor w = torch::stable::contiguous(weight);
@@ -92,8 +92,8 @@ Tensor dwconv2d_backward_weight(const Tensor& grad_output, const Tensor& input, 
   const Choice chose = chosen(p, {"bwd_weight", grad_output, input, std::nullopt, options, "none"});
   if (!is_own(chose, kOwn))
     return by_python<Tensor>("dwconv2d_backward_weight", chose, grad_output, input, padding, precision, algorithm);
-  const cpu::Choice choice = choose(p, chose.variant);
   Tensor grad_weight = empty_like(input, {p.c, 1, p.kh, p.kw}, MemoryFormat::Contiguous);
+  const cpu::Choice choice = choose(p, chose.variant);
   if (p.n == 0) return torch::stable::zero_(grad_weight);
   const Tensor x = torch::stable::contiguous(input, memory_format(p));
   const Tensor g = torch::stable::contiguous(grad_output, memory_format(p));

@@ -10,11 +10,12 @@ struct Plan {
   int tile;          // of the kernel's own table
   int64_t chunk;     // fwd: output rows of a unit. bwd_weight: filter rows of a unit
   int64_t rows;      // bwd_weight: gradient rows packed at a time
-  int64_t units;     // fwd: channel blocks x image groups x row chunks. bwd_weight: channel blocks x filter row chunks
+  int64_t units;     // fwd: channel blocks x image groups x row chunks x strips. bwd_weight: channel blocks x filter row chunks
   int64_t scratch;   // bytes one thread needs, aligned to kAlign
   double cost;       // predicted microseconds of the whole pass on one thread (model.h)
   int64_t finish_units = 0;  // units of a second phase, which starts when the first has ended
   int64_t shared = 0;        // bytes that all threads and both phases share, aligned to kAlign
+  int64_t columns = 0;       // direct: output columns that are packed at a time
   int length_y, length_x;    // fft: rows of the table of lengths (fft/plan.h)
   int64_t tile_y, tile_x;    // fft: outputs of a tile
   int64_t groups;            // fft, bwd_weight: parts of the batch that are summed apart

@@ -11,8 +11,13 @@ namespace {
 // Whether a transform of this length computes every tile. Inputs do not wrap; wrong sums wrap to slots beyond the tile.
 bool fits(const FftAxis& axis, int64_t length) {
   if (axis.taps > length || axis.tile > length) return false;
-  for (int64_t i = 0; i < ceil_div(axis.out, axis.tile); i++) {
+  const int64_t window = axis.tile + axis.taps - 1;
+  if (window <= length) return true;
+  // From the first tile that meets the input on: one that does and starts within it has too long a window.
+  const int64_t before = axis.pad - axis.tap - window;
+  for (int64_t i = before < 0 ? 0 : before / axis.tile; i < ceil_div(axis.out, axis.tile); i++) {
     const FftTile t(axis, i);
+    if (t.in_begin == axis.in) break;
     if (t.ins > 0 && (t.slot + t.ins > length || t.outs + axis.taps - 1 - t.slot > length)) return false;
   }
   return true;

@@ -1,4 +1,5 @@
 // The table of families and the choice between them. Host code without CUDA.
+#include <algorithm>
 #include <atomic>
 #include <cstdlib>
 
@@ -24,6 +25,9 @@ const char* refuse(const Problem& p, const DeviceLimits& limits) {
   for (int64_t v : {p.n, p.c, p.h, p.w, p.kh, p.kw, p.ho, p.wo, std::abs(p.pad_top), std::abs(p.pad_left)})
     if (v > kMost) return "a size is beyond 2^28";
   if (p.kh * p.kw > kMost) return "the filter has more than 2^28 taps";
+  const double planes = static_cast<double>(p.n) * static_cast<double>(p.c);
+  if (planes * static_cast<double>(std::max(p.h * p.w, p.ho * p.wo)) > static_cast<double>(int64_t{1} << 40))
+    return "a tensor has more than 2^40 elements";
   return nullptr;
 }
 

@@ -32,6 +32,7 @@ __all__ = [
     "forget",
     "generation",
     "key_of",
+    "of_other_versions",
     "parse",
     "path_of",
     "read",
@@ -172,14 +173,19 @@ def _difference(theirs: Mapping[str, Any], ours: Mapping[str, str]) -> str:
     return ", ".join(f"{key} {theirs.get(key)}, here {ours[key]}" for key in ours if theirs.get(key) != ours[key])
 
 
-def _note_stale(path: Path, who: Mapping[str, str]) -> None:
-    """Say once if this device was tuned, but under other versions (a CPU: under as many threads)."""
+def of_other_versions(who: Mapping[str, str]) -> str | None:
+    """What tells this device's other file of choices apart, if there is one (a CPU: of as many threads).
+
+    It is another environment's, or of versions that have been replaced since: a matter for `replknet-ext doctor`, no
+    reason for a warning.
+    """
+    path = path_of(who)
     for other in sorted(path.parent.glob(f"{slug(who['device'])}-*.json")):
-        with suppress(OSError, ValueError, KeyError, AttributeError):
+        with suppress(OSError, ValueError, KeyError, AttributeError, RecursionError):
             theirs = json.loads(other.read_text(encoding="utf-8"))["identity"]
-            if theirs.get("threads") == who.get("threads"):
-                _left_out(other, f"is of another device or version ({_difference(theirs, who)})")
-                return
+            if other != path and theirs.get("threads") == who.get("threads"):
+                return _difference(theirs, who)
+    return None
 
 
 def entries(device: torch.device) -> Mapping[str, Entry]:
@@ -198,8 +204,6 @@ def entries(device: torch.device) -> Mapping[str, Entry]:
                 table, why = parse(path, who)
                 if why is not None:
                     _left_out(path, why)
-                elif not table:
-                    _note_stale(path, who)
                 _tables[path] = table
     return table
 

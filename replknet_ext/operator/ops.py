@@ -140,10 +140,29 @@ def _python_kernel(name: str) -> Callable[..., Any]:
     return run
 
 
+#: The tensor arguments of each op.
+_OPERANDS = {
+    "dwconv2d": ("input", "weight", "bias"),
+    "dwconv2d_backward_input": ("grad_output", "weight"),
+    "dwconv2d_backward_weight": ("grad_output", "input"),
+    "dwconv2d_backward_weight_bias": ("grad_output", "input"),
+}
+
+
+def _check_devices(name: str, first: Tensor, *others: Tensor | None) -> None:
+    """That all operands are on one device: torch calls the fake kernel where any of them is on meta."""
+    names = _OPERANDS[name]
+    for other, operand in zip(names[1:], others, strict=False):
+        if operand is not None and operand.device != first.device:
+            devices = f"{first.device} and {operand.device}"
+            raise RuntimeError(f"{name}: {names[0]} and {other} must be on one device, got {devices}")
+
+
 def _fake_kernel(name: str) -> Callable[..., Any]:
     sizes, weight = _SIZES[name], name.startswith("dwconv2d_backward_weight")
 
     def fake(first: Tensor, second: Tensor, *rest: Any) -> Any:
+        _check_devices(name, first, second, *(rest[:1] if _is_fwd(name) else ()))
         size = sizes(first, second, rest[1] if _is_fwd(name) else rest[0])
         layout = torch.contiguous_format if weight else output_format(first, second)
         out = torch.empty(size, dtype=first.dtype, device=first.device, memory_format=layout)

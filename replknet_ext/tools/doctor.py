@@ -152,6 +152,7 @@ def _choices() -> dict[str, Any]:
         files.append(
             {
                 "device": who["device"], "path": str(table.path_of(who)), "entries": len(table.entries(device)),
+                "other_versions": table.of_other_versions(who),
                 "shipped_as": stem_of(who), "shipped_entries": len(table.shipped(device)),
             }
         )  # fmt: skip
@@ -254,10 +255,11 @@ def render(report: dict[str, Any], console: Console) -> None:
         console.print(result)
 
     found = report["choices"]
-    kept = [
-        (row["device"], f"{row['entries']} in {row['path']}, {row['shipped_entries']} shipped for {row['shipped_as']}")
-        for row in found["files"]
-    ]
+    kept = []
+    for row in found["files"]:
+        text = f"{row['entries']} in {row['path']}, {row['shipped_entries']} shipped for {row['shipped_as']}"
+        other = row["other_versions"]
+        kept.append((row["device"], text + (f"; others are of other versions ({other})" if other else "")))
     shipped = ", ".join(found["shipped"]) or "no device yet"
     pairs("Measured choices (`replknet-ext tune`)", [*kept, ("shipped for", shipped)])
 

@@ -230,7 +230,8 @@ def magnitude(pass_: str, case: Case, o: Operands) -> Tensor:
 class Tolerance:
     """Allowed error of a dtype.
 
-    float64, float32: |error| <= ``ulps`` * eps * sum of |x||w|, for each output.
+    float64, float32: |error| <= ``ulps`` * eps * sum of |x||w|, for each output, of the operands of `operands`. Sums of
+    one sign err more: `tests.ops.test_values.test_rounding_of_sums_of_one_sign`.
     halves: max |error| <= ``of_torch`` * max |error of torch's own result in that dtype| + one rounding of the largest
     result.
     by FFT: |error| <= ``of_plane`` * the largest sum of |x||w| of its plane, + one rounding of a 16-bit result.

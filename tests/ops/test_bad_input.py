@@ -289,3 +289,24 @@ def test_plans_do_not_grow_without_bound(monkeypatch: pytest.MonkeyPatch) -> Non
     for n in range(1, 30):
         depthwise_conv2d(torch.ones(n, 1, 3, 3), torch.ones(1, 1, 2, 2))
         assert 1 <= len(functional._plans) <= 8
+
+
+@pytest.mark.parametrize(
+    ("op", "first", "second", "rest"),
+    [
+        ("dwconv2d", "input", "weight", (None, [1, 1, 2, 2], "none")),
+        ("dwconv2d_backward_input", "grad_output", "weight", ([1, 1, 2, 2],)),
+        ("dwconv2d_backward_weight", "grad_output", "input", ([1, 1, 2, 2],)),
+        ("dwconv2d_backward_weight_bias", "grad_output", "input", ([1, 1, 2, 2],)),
+    ],
+)
+def test_raw_operands_on_cpu_and_meta(op: str, first: str, second: str, rest: tuple[object, ...]) -> None:
+    """torch calls the fake kernel for them, which once answered with memory that nothing had been written to."""
+    run = getattr(torch.ops.replknet_ext, op)
+    other = X if second == "input" else W
+    for a, b in ((X, other.to("meta")), (X.to("meta"), other)):
+        with pytest.raises(RuntimeError, match=f"{op}: {first} and {second} must be on one device, got (cpu|meta) and"):
+            run(a, b, *rest, "ieee", "auto", "auto", -1)
+    if op == "dwconv2d":
+        with pytest.raises(RuntimeError, match="input and bias must be on one device, got cpu and meta"):
+            run(X, W, B.to("meta"), *rest[1:], "ieee", "auto", "auto", -1)

@@ -222,7 +222,11 @@ bool plan_variant(const Problem& p, const DeviceLimits& limits, const FftVariant
   Axis y, x;
   if (!fewest(p.w, p.wo, p.kw, p.pad_left, 1, &x)) return false;
   int64_t tiles = fewest(p.h, p.ho, p.kh, p.pad_top, 1, &y);
-  for (; tiles; tiles = tiles < p.ho ? fewest(p.h, p.ho, p.kh, p.pad_top, tiles + 1, &y) : 0) {
+  const auto more = [&] {  // the next number of tiles with fewer outputs in each
+    const int64_t next = y.step > 1 ? std::max(tiles + 1, ceil_div(p.ho, int64_t{y.step} - 1)) : tiles + 1;
+    return next <= p.ho ? fewest(p.h, p.ho, p.kh, p.pad_top, next, &y) : 0;
+  };
+  for (; tiles; tiles = more()) {
     const Candidate candidate(p, limits, v, y, x);
     if (candidate.runs()) {
       candidate.fill(best);

@@ -106,26 +106,15 @@ class Candidate {
   // The model's cycles of the busiest SM; images: of a block, over all of its rounds (fwd: t.images).
   double cycles(int64_t images) {
     if (issue_ < 0) block_work();
-    const int64_t groups = (p_.n + images - 1) / images, blocks = blocks_of(groups);
-    const double image_rounds = static_cast<double>((images + t_.images - 1) / t_.images);
-    const double rounds = image_rounds * parts_down_ * parts_along_;
-    const double loaded = rounds * (static_cast<double>(planes_) * in_rows_ * in_pitch_ +
-                                    static_cast<double>(weight_ ? planes_ : t_.channels) * t_.part_rows * f_pitch_);
-    const double issue = issue_ * image_rounds + loaded / 32 * kLoadIssue / 4;
-    // channels_last: a sector of 32 bytes is read for the block's channels of a pixel
-    const double sectors = p_.channels_last ? std::max(1., 8. / (t_.channels * s_.elements)) : 1.;
-    const double outputs = 4. * t_.rows * v_.rows * t_.columns * t_.channels * (weight_ ? 1 : t_.images);
-    const double load = 4. * s_.elements * loaded * sectors / kGlobalBytes;
-    const double stores = 4. * s_.elements * outputs * (weight_ ? 1. : sectors) / kGlobalBytes;
-    const double waves = waves_ * image_rounds, longest = longest_ * image_rounds / kWarpRate;
-    const double first = load / rounds, others = (rounds - 1) * (kRoundCycles + first);  // loads that the block waits for
-    const auto side_by_side = [&](int n) {
-      return std::max({n * issue / busy(n * warps_), n * waves, longest}) + (n > 1 ? kExposed : 1) * others;
-    };
-    const BlockCycles block{first, kStartCycles + first, load + stores, kExposed * stores};
-    const double all = sm_cycles(Waves(blocks, resident(), limits_.sms), block, side_by_side);
-    const bool in_splits = weight_ && groups > 1;
-    return all + (in_splits ? second_launch_cycles(limits_, 4. * s_.elements * static_cast<double>(count() * groups)) : 0);
+    return cycles(images, issue_, longest_, waves_);
+  }
+  // Less than that, without block_work, which takes most of a plan's time: the block's products alone. `products`: of a
+  // plane, pairs of a tap and an output that meet the input.
+  double least_cycles(int64_t images, double products) const {
+    // block_work counts some rows and tiles for all: of a gradient's, few of which meet the input, perhaps those that do not
+    const double counted = weight_ && (row_tiles_ > 2 || column_tiles_ > 2) ? 0 : 0.8;
+    const double issue = counted * products * planes_ * s_.elements / (128. * row_tiles_ * column_tiles_);
+    return cycles(images, issue, issue * 4 / warps_, 0);
   }
 
   void fill(int64_t images, FmaPlan* out) {
@@ -159,6 +148,29 @@ class Candidate {
   }
 
  private:
+  double cycles(int64_t images, double block_issue, double block_longest, double block_waves) const {
+    const int64_t groups = (p_.n + images - 1) / images, blocks = blocks_of(groups);
+    const double image_rounds = static_cast<double>((images + t_.images - 1) / t_.images);
+    const double rounds = image_rounds * parts_down_ * parts_along_;
+    const double loaded = rounds * (static_cast<double>(planes_) * in_rows_ * in_pitch_ +
+                                    static_cast<double>(weight_ ? planes_ : t_.channels) * t_.part_rows * f_pitch_);
+    const double issue = block_issue * image_rounds + loaded / 32 * kLoadIssue / 4;
+    // channels_last: a sector of 32 bytes is read for the block's channels of a pixel
+    const double sectors = p_.channels_last ? std::max(1., 8. / (t_.channels * s_.elements)) : 1.;
+    const double outputs = 4. * t_.rows * v_.rows * t_.columns * t_.channels * (weight_ ? 1 : t_.images);
+    const double load = 4. * s_.elements * loaded * sectors / kGlobalBytes;
+    const double stores = 4. * s_.elements * outputs * (weight_ ? 1. : sectors) / kGlobalBytes;
+    const double waves = block_waves * image_rounds, longest = block_longest * image_rounds / kWarpRate;
+    const double first = load / rounds, others = (rounds - 1) * (kRoundCycles + first);  // loads that the block waits for
+    const auto side_by_side = [&](int n) {
+      return std::max({n * issue / busy(n * warps_), n * waves, longest}) + (n > 1 ? kExposed : 1) * others;
+    };
+    const BlockCycles block{first, kStartCycles + first, load + stores, kExposed * stores};
+    const double all = sm_cycles(Waves(blocks, resident(), limits_.sms), block, side_by_side);
+    const bool in_splits = weight_ && groups > 1;
+    return all + (in_splits ? second_launch_cycles(limits_, 4. * s_.elements * static_cast<double>(count() * groups)) : 0);
+  }
+
   int resident() const { return resident_blocks(limits_, warps_, shared_, v_.warps * v_.blocks); }
   int64_t blocks_of(int64_t groups) const {
     return (p_.c + t_.channels - 1) / t_.channels * row_tiles_ * column_tiles_ * groups;
@@ -208,9 +220,8 @@ class Candidate {
     each_tile(row_tiles_, [&](int ty, int times_y) {
       each_tile(column_tiles_, [&](int tx, int times_x) {
         double own = 0, own_longest = 0, own_waves = 0;
-        for (int down = 0; down < parts_down_; ++down) {
-          const int sample = std::max(1, parts_down_ / 8);
-          if (down % sample) continue;
+        const int sample = std::max(1, parts_down_ / 8);
+        for (int down = 0; down < parts_down_; down += sample) {
           const double weight = std::min(sample, parts_down_ - down);
           double part = 0, part_longest = 0, part_waves = 0;
           part_work(ty, tx, down, &part, &part_longest, &part_waves);
@@ -243,7 +254,8 @@ class Candidate {
       const int k_end = std::min(f_rows + rows - 1, static_cast<int>(p_.h) + above - y0);
       if (k_low >= k_end) continue;
       const Sum whole = sum_chunk(k_low, k_end, f_rows, rows, 4, true);
-      for (int sub = 0; sub < subs; ++sub) {
+      const int sample = std::max(1, subs / 512) | 1;  // odd, so that all schedulers have some
+      for (int sub = 0; sub < subs; sub += sample) {
         const int64_t low = int64_t{sub} * 32 / planes_, high = (int64_t{sub} * 32 + 31) / planes_;
         const bool one_row = low / groups_x == high / groups_x;
         const int column_low = tx * t_.columns + (one_row ? static_cast<int>(low % groups_x) : 0);
@@ -261,7 +273,7 @@ class Candidate {
         if (t_high == s_.chunks - 1 && tail < 4) count(sum_chunk(k_low, k_end, f_rows, rows, tail, false), 1), --chunks;
         if (t_low == 0 && s_.shift) count(sum_chunk(k_low, k_end, f_rows, rows, 3, !v_.f64), 1), --chunks;
         count(whole, chunks);
-        const double times = static_cast<double>(merged) / counted;
+        const double times = static_cast<double>(merged) / counted * std::min(sample, subs - sub);
         scheduler[(static_cast<int64_t>(i) * subs + sub) % warps_ % 4] += item * times;
         shared += item_waves * times, most = std::max(most, item);
       }
@@ -295,8 +307,11 @@ void each_split(int extent, const Use& use) {
 bool plan_variant(const Problem& p, const DeviceLimits& limits, const FmaVariant& v, bool strict, FmaPlan* best) {
   const Shape s = shape_of(p, v);
   const bool weight = p.pass == Pass::bwd_weight;
+  const double products = pairs_between(p.kh, p.ho, p.pad_top, p.pad_top + p.h) *
+                          pairs_between(p.kw, p.wo, p.pad_left, p.pad_left + p.w);
   bool found = false;
   const auto keep = [&](Candidate& candidate, int64_t images) {
+    if (found && candidate.least_cycles(images, products) >= best->cycles) return;
     if (found && candidate.cycles(images) >= best->cycles) return;
     candidate.fill(images, best);
     found = true;
@@ -317,6 +332,9 @@ bool plan_variant(const Problem& p, const DeviceLimits& limits, const FmaVariant
   const auto in_parts = [&](Tile t) {
     if (consider(t) && !(weight && t.part_rows >= 12)) return;
     if (!Candidate(p, limits, v, s, t).one_item_a_warp()) return;
+    Tile least = t;  // shared memory for no part of the filter, however small
+    least.part_rows = least.part_chunks = 1;
+    if (Candidate(p, limits, v, s, least).shared() > limits.shared_per_block) return;
     bool fits = false;
     for (int tries = 0; t.part_rows > 1 && (!fits || (weight && tries < 3 && t.part_rows >= 12)); ++tries) {
       t.part_rows = ceil_div(t.part_rows, 2);

@@ -122,12 +122,9 @@ class Candidate {
     double meetings = 0, inside = 0;
     for (int64_t tile = 0; tile < tiles_; tile += std::max<int64_t>(1, tiles_ / 16)) {
       const double times = static_cast<double>(std::min(std::max<int64_t>(1, tiles_ / 16), tiles_ - tile)) / tiles_;
-      for (int step = 0; step < steps; ++step) {
-        const int64_t y = tile * rows_ - p_.pad_top + step;
-        if (y >= 0 && y < p_.h) inside += times;
-        if (alike && (y < 0 || y >= p_.h)) continue;
-        meetings += times * (std::min(rows_ - 1, step) - std::max(0, step - met + 1) + 1);
-      }
+      const int64_t low = p_.pad_top - tile * rows_, high = low + p_.h;  // the steps in the image
+      inside += times * static_cast<double>(std::max<int64_t>(0, std::min<int64_t>(steps, high) - std::max<int64_t>(0, low)));
+      meetings += times * (alike ? pairs_between(rows_, met, low, high) : static_cast<double>(rows_) * met);
     }
     if (weight_) meetings *= static_cast<double>(p_.kh) / static_cast<double>(parts_ * part_rows_);  // parts have fewer rows
     const double per_row = static_cast<double>(taps) * v_.columns() * v_.channels();

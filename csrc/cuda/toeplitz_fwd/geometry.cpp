@@ -15,12 +15,7 @@ bool meet_rows(const Problem& p, int split_log2, Rows* best) {
     // table rows that can meet the image
     const int low = std::max(0, r.q_first - (pairs - 1) + r.shift);
     const int high = std::max(low, std::min(rows - 1, r.q_end - 1 + r.shift));
-    const int counted = std::min(pairs, 4096);
-    for (int i = 0; i < counted; ++i) {  // beyond 4096 pairs edges no longer matter
-      const int j = static_cast<int>(static_cast<int64_t>(pairs) * i / counted);
-      r.steps += std::max(0, std::min(r.q_end - 1, j - r.shift + rows - 1) - std::max(r.q_first, j - r.shift) + 1);
-    }
-    r.steps = r.steps * pairs / counted;
+    r.steps = static_cast<int64_t>(pairs_between(pairs, rows, int64_t{r.q_first} + r.shift, int64_t{r.q_end} + r.shift));
     r.ky0 += 2 * low;
     r.shift -= low;
     r.table_rows = high - low + 1;

@@ -111,27 +111,22 @@ class Candidate {
       for (int i = 0; i < counted; ++i) {  // the first ones, and the last
         const int tile = i + 1 < counted ? i : tiles_ - 1;
         const double weight = counted > 1 && i == counted / 2 ? tiles_ - counted + 1 : 1;
-        for (int along = 0; along < parts_along_; ++along) {
+        const int sample = std::max(1, parts_along_ / 256);
+        for (int along = 0; along < parts_along_; along += sample) {
           const int first = -(tile * v_.chunks + c_.d_first + along * (v_.offsets - 1));
           const int last = std::min(c_.in + first, c_.out - tile * v_.chunks + v_.offsets - 1);
           for (int q = std::max(0, first); q < std::min(in_chunks_of(v_), last); ++q)
-            sum += weight * (std::min(q, v_.offsets - 1) - std::max(0, q - v_.chunks + 1) + 1);
+            sum += weight * sample * (std::min(q, v_.offsets - 1) - std::max(0, q - v_.chunks + 1) + 1);
         }
       }
       per_row_ = sum;
     }
-    steps_ = 0;
-    const int counted = std::min(r_.pairs, 4096);
-    for (int i = 0; i < counted; ++i) {
-      const int pair = static_cast<int>(static_cast<int64_t>(r_.pairs) * i / counted);
-      steps_ += std::max(0, valid(pair));
+    steps_ = 0;  // row offsets of all pairs that meet the image: even ones, then odd ones
+    for (int odd = 0; odd < 2; ++odd) {
+      const auto half = [&](int64_t v) { return v >= 0 ? (v + 1) / 2 : v / 2; };  // rounded up
+      const int64_t first = r_.dy_first + odd, offsets = half(r_.dy_end - first), before = p_.pad_top - first;
+      if (offsets > 0) steps_ += pairs_between(r_.pairs, offsets, half(r_.row_first + before), half(r_.row_end + before));
     }
-    steps_ = steps_ * r_.pairs / counted;
-  }
-
-  int valid(int pair) const {  // row offsets of a pair that meet the image
-    const int base = 2 * pair - static_cast<int>(p_.pad_top);
-    return std::min(r_.row_end, base + r_.dy_end) - std::max(r_.row_first, base + r_.dy_first);
   }
 
   // Rows that the rings must hold: from the first that a stage needs to the last that is fetched meanwhile.
@@ -148,23 +143,32 @@ class Candidate {
       };
       const int job = reach(stages - 1);
       burst_ = std::max(burst_, reach(0));
-      constexpr int kEdge = 1024;  // between the edges of a tall plane every stage is alike
-      for (int stage = 0; stage < stages; ++stage) {
-        if (stage == kEdge && stages > 2 * kEdge) stage = stages - kEdge;
-        const int low = clamp(2 * stage * s.stage_pairs + dy0 - pad, start, r_.row_end) - start;
-        const int64_t ahead = static_cast<int64_t>(stage) + s.ahead;
+      const auto hold = [&](int64_t stage) {
+        if (stage < 0 || stage >= stages) return;
+        const int low = clamp(static_cast<int>(2 * stage * s.stage_pairs) + dy0 - pad, start, r_.row_end) - start;
+        const int64_t ahead = stage + s.ahead;
         const int64_t high = ahead < stages ? reach(static_cast<int>(ahead))
                              : !again      ? job
                                            : ahead / stages * job + reach(static_cast<int>(ahead % stages));
         ring_ = static_cast<int>(std::max<int64_t>(ring_, std::min<int64_t>(high - low, 1 << 24)));
-      }
+      };
+      // Both ends of what is held are straight lines over the stages between the few where one meets an edge: the first
+      // and last stages, and those where a line leaves `start` or meets row_end. The largest is beside one of them.
+      const int64_t rows = 2 * s.stage_pairs;
+      for (int64_t line : {int64_t{start}, int64_t{r_.row_end}})
+        for (int64_t offset : {int64_t{dy0}, int64_t{dy_end} - 2, int64_t{dy_end}}) {
+          const int64_t stage = (line + pad - offset) / rows;
+          for (int64_t near = stage - 3; near <= stage + 2; ++near) hold(near);
+        }
+      for (int64_t near = 0; near < 4; ++near) hold(near), hold(stages - 1 - near);
     }
   }
 
   bool choose(const Shape& s) {
     s_ = s;
     warps_ = s.row_warps * s.channels;
-    if (warps_ > v_.warps) return false;
+    constexpr int kMostParts = 256;  // each has a ring of its own to be found
+    if (warps_ > v_.warps || s.parts_down > kMostParts) return false;
     size_rings(s);
     const int64_t in = in_chunks_of(v_), chunk = static_cast<int64_t>(s.channels) * l_.chunk_bytes;
     x_bytes_ = ring_ * in * chunk;
@@ -277,12 +281,13 @@ bool plan_variant(const Problem& p, const DeviceLimits& limits, const ToeplitzWe
   Candidate candidate(p, limits, v, r, c);
   bool found = false;
   const int offsets = candidate.row_offsets(), all = ceil_div(offsets, v.rows);
-  int last_warps = 0;
-  for (int parts = 1, tried = 0; tried < 3 || !found; ++parts) {  // as few parts as fit, and some more
-    const int warps = parts == 1 ? all : std::max(1, ceil_div(ceil_div(offsets - 1, parts) + 1, v.rows));
-    if (warps == 1 && last_warps == 1) break;
-    if (warps > v.warps || warps == last_warps) continue;
-    last_warps = warps, ++tried;
+  const auto warps_of = [&](int parts) {
+    return parts == 1 ? all : std::max(1, ceil_div(ceil_div(offsets - 1, parts) + 1, v.rows));
+  };
+  const auto parts_of = [&](int warps) { return std::max(2, ceil_div(offsets - 1, warps * v.rows - 1)); };  // the fewest
+  int warps = all;
+  if (warps > v.warps) warps = warps_of(parts_of(v.warps));
+  for (int tried = 0; tried < 3 || !found; ++tried) {  // as few parts as fit, and some more
     const int down = warps * v.rows >= offsets ? 1 : ceil_div(offsets - 1, warps * v.rows - 1);
     for (int channels = 1; channels <= 8 && warps * channels <= v.warps; channels *= 2) {
       if (channels > 1 && channels >= 2 * p.c) break;
@@ -304,6 +309,8 @@ bool plan_variant(const Problem& p, const DeviceLimits& limits, const ToeplitzWe
         }
       }
     }
+    if (warps == 1) break;
+    warps = warps_of(parts_of(warps - 1));
   }
   return found;
 }
