@@ -27,9 +27,10 @@ from . import show
 if TYPE_CHECKING:
     from rich.console import Console
 
-__all__ = ["Result", "Team", "evaluate", "first_alone", "progress", "render", "team"]
+__all__ = ["Result", "Team", "evaluate", "first_alone", "hits", "progress", "render", "team"]
 
 UNREADABLE_SHOWN = 20
+TOPK = 5
 
 
 @dataclass(frozen=True)
@@ -160,10 +161,8 @@ def evaluate(
             bad += [str(mine[index][0]) for index in unreadable]
             if len(labels):
                 logits = model(pixels.to(device, dtype, non_blocking=True, memory_format=layout))
-                topk = min(5, logits.shape[1])
-                best = logits.float().topk(topk, dim=1).indices.cpu()
-                hits = best == labels.unsqueeze(1)
-                counts += torch.stack([torch.tensor(len(labels)), hits[:, 0].sum(), hits.sum()])
+                topk = min(TOPK, logits.shape[1])
+                counts += hits(logits, labels)
             on_batch(int(counts[0]) + len(bad), int(counts[1]), int(counts[2]))
     if here.size > 1:
         counts, topk, bad = _together(counts, topk, bad, device)
@@ -172,6 +171,17 @@ def evaluate(
         raise ToolError(f"none of {len(items)} pictures could be read")
     seconds = time.perf_counter() - start
     return Result(images, correct1, correct5, topk, classes, tuple(sorted(bad)), seconds, here.size)
+
+
+def hits(logits: Tensor, labels: Tensor) -> Tensor:
+    """Images, those whose label has the best logit, and those among the best `TOPK`: (3,) int64 on the CPU.
+
+    Args:
+        logits: (N, classes), on any device.
+        labels: (N,) int64, on the CPU.
+    """
+    best = logits.float().topk(min(TOPK, logits.shape[1]), dim=1).indices.cpu() == labels.unsqueeze(1)
+    return torch.stack([torch.tensor(len(labels)), best[:, 0].sum(), best.sum()])
 
 
 def _together(counts: Tensor, topk: int, bad: list[str], device: torch.device) -> tuple[Tensor, int, list[str]]:
