@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from . import errors, options
+from . import errors, options, training
 from .errors import reporting, say
 from .options import floats
 
@@ -441,6 +441,10 @@ def doctor(
         print(json.dumps(report, indent=1))
     else:
         tool.render(report, Console())
+
+
+app.command()(training.train)
+app.command()(training.recipes)
 
 
 def _level(deploy: bool, full: bool) -> Any:

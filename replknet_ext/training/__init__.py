@@ -1,4 +1,4 @@
-"""Training: recipes, and the parts that they are run by, each usable in a loop of one's own.
+"""Training: recipes, and the parts that run them, each usable in a loop of one's own.
 
     from replknet_ext import training
 
@@ -15,37 +15,59 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .engine import make_ema, make_mixup, make_optimizer
+    from .evaluation import evaluate, merge_and_evaluate
     from .groups import layer_id, num_layers, parameter_groups
+    from .networks import build_network, load_weights
+    from .plan import make_plan
     from .reading import load_recipe, recipe_names
     from .recipe import Recipe
     from .schedule import make_schedule
-
-_WHERE = {
-    "Recipe": "recipe",
-    "layer_id": "groups",
-    "load_recipe": "reading",
-    "make_schedule": "schedule",
-    "num_layers": "groups",
-    "parameter_groups": "groups",
-    "recipe_names": "reading",
-}
+    from .signals import Stopped
+    from .trainer import Result, train
 
 __all__ = [
     "Recipe",
+    "Result",
+    "Stopped",
+    "build_network",
+    "evaluate",
     "layer_id",
     "load_recipe",
+    "load_weights",
+    "make_ema",
+    "make_mixup",
+    "make_optimizer",
+    "make_plan",
     "make_schedule",
+    "merge_and_evaluate",
     "num_layers",
     "parameter_groups",
     "recipe_names",
+    "train",
 ]
+
+_FILES = {
+    "engine": ("make_ema", "make_mixup", "make_optimizer"),
+    "evaluation": ("evaluate", "merge_and_evaluate"),
+    "groups": ("layer_id", "num_layers", "parameter_groups"),
+    "networks": ("build_network", "load_weights"),
+    "plan": ("make_plan",),
+    "reading": ("load_recipe", "recipe_names"),
+    "recipe": ("Recipe",),
+    "schedule": ("make_schedule",),
+    "signals": ("Stopped",),
+    "trainer": ("Result", "train"),
+}
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _WHERE:
+    """Imports what is asked for: the groups need torch alone."""
+    file = next((file for file, names in _FILES.items() if name in names), None)
+    if file is None:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from .libraries import library
 
-    if _WHERE[name] in ("recipe", "reading"):
+    if file not in ("groups", "evaluation", "signals"):
         library("pydantic")
-    return getattr(importlib.import_module(f".{_WHERE[name]}", __name__), name)
+    return getattr(importlib.import_module(f".{file}", __name__), name)

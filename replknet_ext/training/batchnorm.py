@@ -37,7 +37,8 @@ class CpuSyncBatchNorm(nn.BatchNorm2d):
         normal = centred * torch.rsqrt(var + self.eps).view(shape)
         if self.affine:
             normal = normal * self.weight.view(shape) + self.bias.view(shape)
-        return normal.to(x.dtype)
+        result: Tensor = normal.to(x.dtype)
+        return result
 
 
 def sync_batchnorm(model: nn.Module, device: torch.device) -> nn.Module:

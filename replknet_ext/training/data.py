@@ -94,7 +94,8 @@ class Images(Dataset[tuple[Tensor | None, int, list[str]]]):
             return image.convert(self.mode), int(label)
 
     def _tensor(self, image: Any) -> Tensor:
-        return image if isinstance(image, Tensor) or self.transform is None else self.transform(image)
+        made: Tensor = image if isinstance(image, Tensor) else self.transform(image)
+        return made
 
 
 class _seeded:  # noqa: N801
@@ -179,9 +180,7 @@ class Sources:
         images = Images(
             self.train, training_transform(data, recipe.augment), mode, recipe.engine.seed, data.broken_images == "skip"
         )
-        train: DataLoader[Any] = DataLoader(
-            images, batch_sampler=order, persistent_workers=data.workers > 0, **common
-        )
+        train: DataLoader[Any] = DataLoader(images, batch_sampler=order, persistent_workers=data.workers > 0, **common)
         if self.val is None or not recipe.evaluate:
             return train, None
         held_out = Images(self.val, preprocessing(data), mode)
@@ -239,7 +238,9 @@ def _split(root: Path, split: str) -> tuple[Path, list[str] | None]:
         return archive, None
     folder = root / split
     if not folder.is_dir():
-        raise UsageError(f"{root}: {'no such folder' if not root.is_dir() else f'no folder or tar file {split!r} in it'}")
+        raise UsageError(
+            f"{root}: {'no such folder' if not root.is_dir() else f'no folder or tar file {split!r} in it'}"
+        )
     classes = sorted(path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
     if not classes:
         raise UsageError(f"{folder}: no class folders in it")
@@ -264,7 +265,7 @@ def _named(data: Data, path: str, evaluate: bool, mode: str) -> Sources:
     timm()
     from timm.data import create_dataset
 
-    opened = []
+    opened: list[Any] = []
     for split in (data.train_split, data.val_split if evaluate else None):
         made = create_dataset(data.dataset, root=path, split=split, input_img_mode=mode) if split else None
         if made is not None and not hasattr(made, "__getitem__"):

@@ -65,9 +65,7 @@ def layer_id(name: str, layers: Sequence[int]) -> int:
     raise ValueError(f"a RepLKNet has no parameter {name!r}")
 
 
-def parameter_groups(
-    model: nn.Module, weight_decay: float, layer_decay: float | None = None
-) -> list[dict[str, Any]]:
+def parameter_groups(model: nn.Module, weight_decay: float, layer_decay: float | None = None) -> list[dict[str, Any]]:
     """Groups for a torch or timm optimizer.
 
     Args:

@@ -20,13 +20,9 @@ LOG, PICTURE = "log.jsonl", "curves.png"
 
 def read_log(folder: str | Path) -> list[dict[str, Any]]:
     """The entries of a run's log.jsonl, oldest first; a last line that a killed run left half-written is left out."""
-    path, entries = Path(folder) / LOG, []
-    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else []:
-        try:
-            entries.append(json.loads(line))
-        except ValueError:
-            break
-    return entries
+    path = Path(folder) / LOG
+    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+    return [json.loads(line) for line in lines if line.endswith("}")]
 
 
 class Log:
@@ -129,7 +125,9 @@ def _trackers(recipe: Recipe, folder: Path) -> list[Any]:
     known = {str(tracker.value) for tracker in get_available_trackers()}
     missing = sorted(set(recipe.logs.trackers) - known)
     if missing:
-        raise UsageError(f"logs.trackers: {missing[0]!r} is not installed; here are {', '.join(sorted(known)) or 'none'}")
+        raise UsageError(
+            f"logs.trackers: {missing[0]!r} is not installed; here are {', '.join(sorted(known)) or 'none'}"
+        )
     return list(filter_trackers(list(recipe.logs.trackers), str(folder)))
 
 

@@ -131,9 +131,7 @@ def _load_matching(net: nn.Module, state: dict[str, Any], source: str) -> None:
     classifier = getattr(net, "pretrained_cfg", {}).get("classifier", "head")
     names = (classifier,) if isinstance(classifier, str) else tuple(classifier)
     lost = [
-        key
-        for key, value in state.items()
-        if key.startswith(names) and key in own and value.shape != own[key].shape
+        key for key, value in state.items() if key.startswith(names) and key in own and value.shape != own[key].shape
     ]
     try:
         net.load_state_dict({**state, **{key: own[key] for key in lost}})

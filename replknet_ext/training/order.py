@@ -1,7 +1,7 @@
 """Which images a process sees in which pass, and every seed, as functions of the position in a run.
 
-Nothing random has a state that must be saved: a run continues from the number of its step, with other numbers of reading
-processes and, but for rounding, of training processes.
+Nothing random has a state that must be saved: a run continues from the number of its step, with any number of reading
+processes.
 """
 
 from __future__ import annotations

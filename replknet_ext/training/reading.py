@@ -1,4 +1,4 @@
-"""From a name, a file and `--set` to a recipe; errors name the key, what is wrong with it, and the nearest right one."""
+"""From a name, a file and `--set` to a recipe; errors name the key, what is wrong, and the nearest right key."""
 
 from __future__ import annotations
 
@@ -166,4 +166,7 @@ def _near(word: str, known: Iterable[str]) -> str:
     if not near:
         ends = {key.rpartition(".")[2]: key for key in known}
         near = [ends[end] for end in difflib.get_close_matches(last, ends, n=1, cutoff=0.6)]
-    return f"; did you mean {' or '.join(map(repr, near))}?" if near else f"; known are {', '.join(known)}"
+    if near:
+        return f"; did you mean {' or '.join(map(repr, near))}?"
+    # Of keys there are too many for a line.
+    return f"; known are {', '.join(known)}" if len(known) < 20 else "; a dry run shows every key"

@@ -210,7 +210,7 @@ class Engine(Part):
 
 
 class Checkpoints(Part):
-    """`last` is written after each epoch and every `every_steps`; numbered ones every `every` epochs, `keep` of them."""
+    """`last` comes after each epoch and `every_steps`, numbered ones every `every` epochs; `keep` of them stay."""
 
     every: int = Field(default=10, ge=0)
     every_steps: int = Field(default=0, ge=0)

@@ -17,7 +17,7 @@ __all__ = ["STOPPED", "Stopped", "stop_requests"]
 STOPPED = 75
 
 
-class Stopped(ToolError):
+class Stopped(ToolError):  # noqa: N818  # it is no failure
     """A signal ended the run after its last checkpoint was written; resuming continues it."""
 
 

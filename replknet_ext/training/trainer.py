@@ -9,7 +9,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
 from .._files import replacing
@@ -22,7 +21,7 @@ from .evaluation import Accuracy, Merged, evaluate, merge_and_evaluate
 from .libraries import library
 from .logs import Log, draw
 from .networks import build_network
-from .order import Order, Passes, seed_all, seed_of
+from .order import Order, Passes, seed_all
 from .reading import changed, dump, load_recipe
 from .recipe import Recipe
 from .schedule import make_schedule
