@@ -15,6 +15,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .data import Batch
     from .engine import make_ema, make_mixup, make_optimizer
     from .evaluation import evaluate, merge_and_evaluate
     from .groups import layer_id, num_layers, parameter_groups
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from .trainer import Result, train
 
 __all__ = [
+    "Batch",
     "Recipe",
     "Result",
     "Stopped",
@@ -48,6 +50,7 @@ __all__ = [
 ]
 
 _FILES = {
+    "data": ("Batch",),
     "engine": ("make_ema", "make_mixup", "make_optimizer"),
     "evaluation": ("evaluate", "merge_and_evaluate"),
     "groups": ("layer_id", "num_layers", "parameter_groups"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -46,7 +46,7 @@ class Batch:
 
     images: Tensor
     labels: Tensor
-    broken: list[str]
+    broken: list[str] = field(default_factory=list)
 
     def pin_memory(self) -> Batch:
         """As torch's DataLoader asks for it."""

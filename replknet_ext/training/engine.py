@@ -236,6 +236,8 @@ def _accelerator(recipe: Recipe) -> Any:
         if not on_cpu:
             torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
         dist.init_process_group(_BACKEND["cpu" if on_cpu else "cuda"])
+    # accelerate keeps one state per process; another run in it may want another precision or device.
+    accelerate.state.AcceleratorState._reset_state(reset_partial_state=True)
     try:
         return accelerate.Accelerator(cpu=on_cpu, mixed_precision=engine.amp)
     except ValueError as error:

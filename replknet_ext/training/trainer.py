@@ -97,7 +97,7 @@ def train(
     else:
         saved = None
     sources = open_sources(data=recipe.data, given=data, evaluate=recipe.evaluate, mode=_mode(recipe))
-    run = _Run(recipe, sources, folder, saved, quiet)
+    run = Run(recipe, sources, folder, saved, quiet)
     # One process holds the folder for all.
     with stop_requests() as request:
         if run.engine.rank:
@@ -142,7 +142,7 @@ def _check_same(recipe: Recipe, saved: dict[str, Any], folder: Folder) -> None:
         raise UsageError(f"{folder.path} is a run of another recipe: {differ[0]}")
 
 
-class _Run:
+class Run:
     """The state of a run, and its loop."""
 
     def __init__(
@@ -235,12 +235,7 @@ class _Run:
         batches = iter(self.train_loader)
         recent, since = 0.0, 0
         for index in range(order.start, order.steps):
-            self.schedule.step_update(self.step)
-            seed_all(recipe.engine.seed, 3, self.step, engine.rank)
-            loss = self._passes(batches, request)
-            engine.update(self.step + 1)
-            self.step += 1
-            self.loss_sum += loss
+            loss = self.one_step(batches, request)
             recent, since = recent + loss, since + 1
             if self.step % recipe.logs.every == 0:
                 rate = max(group["lr"] for group in engine.optimizer.param_groups)
@@ -255,6 +250,17 @@ class _Run:
         mean = engine.total(self.loss_sum) / order.steps
         self.loss_sum = 0.0
         return mean
+
+    def one_step(self, batches: Iterator[Batch], request: Request) -> float:
+        """A step of the optimizer on its next passes; returns this process's share of its loss."""
+        engine = self.engine
+        self.schedule.step_update(self.step)
+        seed_all(self.recipe.engine.seed, 3, self.step, engine.rank)
+        loss = self._passes(batches, request)
+        engine.update(self.step + 1)
+        self.step += 1
+        self.loss_sum += loss
+        return loss
 
     def _passes(self, batches: Iterator[Batch], request: Request) -> float:
         """Gradients of one step; returns this process's share of its loss."""

@@ -16,7 +16,7 @@ from replknet_ext.training import load_recipe, recipe_names
 from replknet_ext.training.plan import make_plan
 from replknet_ext.training.reading import changed, dump
 
-#: name: model, classes, size, epochs, warm-up, global batch, lr, min lr, weight decay, drop path, mixes, layer decay, EMA
+#: model, classes, size, epochs, warm-up, global batch, lr, min lr, weight decay, drop path, mixes, layer decay, EMA
 PUBLISHED = {
     "replknet_31b_in1k_224": ("replknet_31b", 1000, 224, 300, 10, 2048, 4e-3, 1e-6, 0.05, 0.5, True, None, True),
     "replknet_31b_in1k_384": ("replknet_31b", 1000, 384, 30, 1, 1024, 4e-4, 1e-6, 1e-8, 0.8, False, 0.7, True),

@@ -141,7 +141,7 @@ def equal_but_for_rounding(one: dict[str, torch.Tensor], other: dict[str, torch.
 
 def test_clipping_bounds_the_step(tmp_path: Path) -> None:
     """SGD without momentum: no step is longer than learning rate times norm."""
-    common = ("optimizer.name=sgd", "optimizer.eps=null", "optimizer.momentum=0", "optimizer.weight_decay=0")
+    common = ("optimizer.name=momentum", "optimizer.eps=null", "optimizer.momentum=0", "optimizer.weight_decay=0")
     once = (*common, "optimizer.global_batch=128", "data.batch_size=128", "schedule.warmup_epochs=0")
     far = {}
     for name, settings in {"free": (), "clipped": ("optimizer.clip_grad=0.01",)}.items():
