@@ -111,8 +111,12 @@ class Folder:
         return content
 
 
-def state_of(model: nn.Module, optimizer: torch.optim.Optimizer | None = None) -> tuple[dict[str, Any], dict[str, Any]]:
-    """State dicts of a network and its optimizer, whole and on the CPU, under the names of the bare network.
+def state_of(
+    model: nn.Module, optimizer: torch.optim.Optimizer | None = None, everywhere: bool = False
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """State dicts of a network and its optimizer, whole, under the names of the bare network.
+
+    On the CPU of the first process, and empty on others; with `everywhere` on the device of each.
 
     The same for plain networks and for those inside DistributedDataParallel or split by `fully_shard`, of which every
     process must call it.
@@ -123,7 +127,7 @@ def state_of(model: nn.Module, optimizer: torch.optim.Optimizer | None = None) -
         get_optimizer_state_dict,
     )
 
-    options = StateDictOptions(full_state_dict=True, cpu_offload=True)
+    options = StateDictOptions(full_state_dict=True, cpu_offload=not everywhere)
     weights = get_model_state_dict(model, options=options)
     moments: dict[str, Any] = {}
     if optimizer is not None:

@@ -103,6 +103,7 @@ class Engine:
             _shard(net, self.device)
             if self.ema is not None:
                 _shard(self.ema.module, self.device)
+                self.ema.foreach = False  # those calls do not mix split parameters with buffers
         if engine.compile is not None:
             net.compile(backend=engine.compile)
         optimizer = make_optimizer(net, recipe)

@@ -301,7 +301,7 @@ class Run:
         engine, recipe, folder = self.engine, self.recipe, self.folder.path
         averaged = engine.net if engine.ema is None else engine.ema.module
         net: Any = build_network(recipe.model, self.classes, weights=False)
-        net.load_state_dict(state_of(averaged)[0])
+        net.load_state_dict(state_of(averaged, everywhere=True)[0])
         net.to(engine.device).eval()
         accuracy: Accuracy | None = None
         merged: Merged | None = None
