@@ -209,7 +209,7 @@ def open_sources(data: Data, given: Any = None, evaluate: bool = True, mode: str
     path = data.path if given is None else str(given)
     if path is None:
         raise UsageError("which data? Give a folder with train/CLASS/... and val/CLASS/..., or a recipe with its own")
-    if path in BUILTIN and not os.path.exists(path):
+    if path in BUILTIN and (given is None or not os.path.exists(path)):  # a recipe means the data set
         path = str(builtin_folder(path))
     if data.dataset:
         return _named(data, path, evaluate, mode)
@@ -275,5 +275,6 @@ def _named(data: Data, path: str, evaluate: bool, mode: str) -> Sources:
 
 
 def _labels(source: Any) -> list[str] | None:
-    mapping = getattr(getattr(source, "reader", None), "class_to_idx", None)
+    reader = getattr(source, "reader", None)
+    mapping = getattr(reader, "class_to_idx", None) or getattr(reader, "class_name_to_idx", None)
     return sorted(mapping, key=mapping.get) if mapping else None

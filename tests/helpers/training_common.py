@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image
 
 from replknet_ext.training import Recipe, load_recipe
 
@@ -50,6 +51,16 @@ TINY: dict[str, Any] = {
 def tiny(*settings: str) -> Recipe:
     """`TINY` with changes."""
     return load_recipe(TINY, settings)
+
+
+def image_folder(root: Path, per_class: int = 8) -> Path:
+    """`train` and `val` with two classes of 8x8 pictures."""
+    for split in ("train", "val"):
+        for label in ("a", "b"):
+            (root / split / label).mkdir(parents=True)
+            for number in range(per_class):
+                Image.new("L", (8, 8), 20 * number + (label == "a")).save(root / split / label / f"{number}.png")
+    return root
 
 
 def weights(folder: Path, key: str = "model") -> dict[str, torch.Tensor]:

@@ -18,9 +18,10 @@ from replknet_ext.training.logs import read_log
 
 pytestmark = pytest.mark.xdist_group("training")
 
+#: Not Adam: it divides gradients that are 0 but for rounding, as those of a bias before a BatchNorm, by their size.
 SETTINGS = (
     "optimizer.global_batch=16", "data.batch_size=16", "model.drop_path_rate=0", "logs.every=1", "schedule.epochs=2",
-    "optimizer.lr=1e-3",
+    "optimizer.name=momentum", "optimizer.eps=null", "optimizer.lr=0.05",
 )  # fmt: skip
 TORCHRUN = ("torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m")
 ACCELERATE = ("accelerate.commands.launch", "--cpu", "--num_processes", "2", "-m")
@@ -68,7 +69,7 @@ def assert_same(folder: Path, alone: Path) -> None:
     one, two = weights(alone), weights(folder)
     assert one.keys() == two.keys()
     for key, value in one.items():
-        torch.testing.assert_close(two[key], value, rtol=2e-3, atol=2e-4, msg=key)
+        torch.testing.assert_close(two[key], value, rtol=1e-3, atol=1e-5, msg=key)
     told = [{k: e[k] for k in ("top1", "ema_top1")} for e in read_log(folder) if "top1" in e]
     assert told == [{k: e[k] for k in ("top1", "ema_top1")} for e in read_log(alone) if "top1" in e]
 

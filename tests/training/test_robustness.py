@@ -13,17 +13,17 @@ from typing import Any
 
 import pytest
 import torch
-from PIL import Image
 
 pytest.importorskip("accelerate")
 pytest.importorskip("sklearn")
 
 from tools_common import cli
-from training_common import TINY, equal, tiny, weights
+from training_common import TINY, equal, image_folder, tiny, weights
 
 from replknet_ext.errors import ToolError, UsageError
-from replknet_ext.training import Stopped, train, trainer
+from replknet_ext.training import Stopped, engine, train, trainer
 from replknet_ext.training.checkpoints import Folder
+from replknet_ext.training.data import open_sources
 from replknet_ext.training.logs import read_log
 from replknet_ext.training.signals import STOPPED, stop_requests
 
@@ -70,6 +70,29 @@ def test_resuming_in_an_epoch_gives_the_same_bits(tmp_path: Path, monkeypatch: p
         return [(e["step"], e["train_loss"]) for e in read_log(folder) if "train_loss" in e]
 
     assert told(where) == told(tmp_path / "whole")
+
+
+def test_the_gradient_scaler_is_resumed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """fp16 needs a GPU here, its scaler does not; it doubles its scale after every two steps."""
+    real = engine._accelerator
+
+    def with_scaler(recipe: Any) -> Any:
+        made = real(recipe)
+        made.scaler = torch.amp.GradScaler("cpu", init_scale=4.0, growth_interval=2)
+        return made
+
+    monkeypatch.setattr(engine, "_accelerator", with_scaler)
+    data = (torch.utils.data.TensorDataset(torch.randn(128, 1, 8, 8), torch.arange(128) % 10), None)
+    settings = ("evaluate=false", "model.num_classes=10", "optimizer.global_batch=16", "optimizer.clip_grad=1")
+    train(tiny(*settings), data, output=tmp_path / "whole", quiet=True)
+    with monkeypatch.context() as patch:
+        signal_at(patch, 4)
+        with pytest.raises(Stopped):
+            train(tiny(*settings), data, output=tmp_path / "stopped", quiet=True)
+    train(None, data, output=tmp_path / "stopped", resume=True, quiet=True)
+    saved = [torch.load(tmp_path / name / "last.pth", weights_only=True) for name in ("whole", "stopped")]
+    assert saved[0]["scaler"]["scale"] == 4.0 * 2**4
+    assert all(equal(saved[0][key], saved[1][key]) for key in (*ALL, "scaler"))
 
 
 def test_the_command_ends_with_its_own_status(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -175,15 +198,6 @@ def test_a_loss_that_is_not_finite_names_step_and_layer(tmp_path: Path) -> None:
     assert all(torch.isfinite(value).all() for value in weights(tmp_path).values())
 
 
-def image_folder(root: Path, per_class: int = 8) -> Path:
-    for split in ("train", "val"):
-        for label in ("a", "b"):
-            (root / split / label).mkdir(parents=True)
-            for number in range(per_class):
-                Image.new("L", (8, 8), 20 * number + (label == "a")).save(root / split / label / f"{number}.png")
-    return root
-
-
 SMALL = ("optimizer.global_batch=8", "data.batch_size=8")
 
 
@@ -237,6 +251,14 @@ def test_other_misfits_are_one_clear_line(tmp_path: Path) -> None:
     (tmp_path / "junk" / "last.pth").write_bytes(b"junk")
     with pytest.raises(UsageError, match=r"last\.pth cannot be read"):
         train(tiny(*SMALL), data, output=tmp_path / "junk", resume=True, quiet=True)
+
+
+def test_a_folder_of_that_name_does_not_hide_a_data_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "digits").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert len(open_sources(tiny().data).train) == 1442
+    with pytest.raises(UsageError, match="digits: no folder or tar file 'train' in it"):
+        open_sources(tiny().data, "digits")
 
 
 def test_a_folder_in_use_is_refused(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tarfile
 import warnings
 from pathlib import Path
 
@@ -13,7 +14,7 @@ pytest.importorskip("accelerate")
 pytest.importorskip("sklearn")
 
 from tools_common import cli
-from training_common import TINY, equal, tiny, weights
+from training_common import TINY, equal, image_folder, tiny, weights
 
 from replknet_ext import DepthwiseConv2dLarge
 from replknet_ext.errors import UsageError
@@ -182,6 +183,22 @@ def test_a_model_of_timm_on_these_kernels(tmp_path: Path) -> None:
     assert not (tmp_path / "deploy.safetensors").exists()  # nothing to merge
     with pytest.raises(UsageError, match="timm has no model 'convnext_attoo'; did you mean 'convnext_atto'"):
         build_network(tiny(*FEW, "model.arch=null", "model.name=timm/convnext_attoo").model)
+
+
+def test_tar_files_are_the_same_data(tmp_path: Path) -> None:
+    folder = image_folder(tmp_path / "folder")
+    (tmp_path / "tar").mkdir()
+    for split in ("train", "val"):
+        with tarfile.open(tmp_path / "tar" / f"{split}.tar", "w") as archive:
+            for path in sorted((folder / split).rglob("*.png")):
+                archive.add(path, path.relative_to(folder / split))
+    settings = ("optimizer.global_batch=8", "data.batch_size=8", "logs.every=1")
+    told = []
+    for data in (folder, tmp_path / "tar"):
+        output = tmp_path / f"{data.name}-out"
+        result = train(tiny(*settings), data, output=output, quiet=True)
+        told.append((result.loss, result.top1, (output / "classes.txt").read_text()))
+    assert told[0] == told[1] and told[0][2] == "a\nb\n"
 
 
 @pytest.mark.slow
