@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
-from dataclasses import dataclass
+import tempfile
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from torch import Tensor, nn
+from torch.utils.data import TensorDataset
 
 from benchmarks import harness
-from replknet_ext.models import RepLKNet, RepLKNetConfig
+from replknet_ext import training
+from replknet_ext.models import RepLKNet, RepLKNetConfig, model_from_checkpoint
 
 # 8x8 digits doubled to 16x16: maps of 16x16 and 8x8, so that each kernel sees nearly the whole map.
 CONFIG = RepLKNetConfig(
@@ -50,31 +51,26 @@ def load_digits(size: int = 16) -> Digits:
 
 
 def train(
-    digits: Digits,
-    epochs: int = EPOCHS,
-    *,
-    config: RepLKNetConfig = CONFIG,
-    seed: int = 0,
-    on_step: Callable[[int, float], object] = lambda epoch, loss: None,
+    digits: Digits, epochs: int = EPOCHS, *, config: RepLKNetConfig = CONFIG, seed: int = 0, quiet: bool = True
 ) -> RepLKNet:
-    """A RepLKNet of `config`, trained on the train part with AdamW and a one-cycle schedule."""
-    torch.manual_seed(seed)
-    model = RepLKNet(config, num_classes=10, in_chans=1)
-    images, labels = digits.train
-    steps = epochs * (len(images) // BATCH)
-    optimizer = torch.optim.AdamW(model.parameters(), weight_decay=0.05)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, LEARNING_RATE, total_steps=steps)
-    model.train()
-    for epoch in range(epochs):
-        # The incomplete last batch is dropped: another shuffle brings its images in the next epoch.
-        for chosen in torch.randperm(len(images)).split(BATCH)[: len(images) // BATCH]:
-            loss = F.cross_entropy(model(images[chosen]), labels[chosen])
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            schedule.step()
-            on_step(epoch, float(loss.detach()))
-    return model.eval()
+    """A RepLKNet of `config`, trained on the train part by `replknet_ext.training`: AdamW, warm-up and cosine."""
+    recipe = training.load_recipe(
+        {
+            "name": "demo_digits",
+            "evaluate": False,
+            "model": {"name": "replknet", "arch": asdict(config), "in_chans": 1, "num_classes": 10},
+            "data": {"input_size": digits.train[0].shape[-1], "mean": [0.5], "std": [0.5], "workers": 0},
+            "augment": {"mixup": 0, "cutmix": 0, "label_smoothing": 0},
+            "optimizer": {"lr": LEARNING_RATE, "global_batch": BATCH},
+            "schedule": {"epochs": epochs, "warmup_epochs": epochs / 4},
+            "ema": {"enabled": False},
+            "engine": {"device": "cpu", "seed": seed},
+            "logs": {"trackers": []},
+        }
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        result = training.train(recipe, (TensorDataset(*digits.train), None), output=folder, quiet=quiet)
+        return model_from_checkpoint(result.folder / "model.safetensors").eval()
 
 
 @dataclass(frozen=True)
@@ -134,15 +130,7 @@ def show(console: Console, output: Path) -> bool:
         f"{CONFIG.large_kernel_sizes[1]}x{CONFIG.large_kernel_sizes[1]} on 8x8 maps, each with a parallel "
         f"{CONFIG.small_kernel}x{CONFIG.small_kernel} branch, float32.\n"
     )
-    columns = (TextColumn("{task.description:32}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=console) as progress:
-        task = progress.add_task("training", total=EPOCHS * (count // BATCH))
-        model = train(
-            digits,
-            on_step=lambda epoch, loss: progress.update(
-                task, advance=1, description=f"epoch {epoch + 1} of {EPOCHS}, loss {loss:.3f}"
-            ),
-        )
+    model = train(digits, quiet=False)
     result = merge(model, digits)
     reached = result.accuracy >= ACCURACY
     console.print(

@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from . import errors, images, kernels, weights
+from . import errors, images, kernels, training, weights
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -37,7 +37,7 @@ def top(
 
 
 for command in (
-    images.predict, images.evaluate, weights.reparam, weights.convert, weights.export, weights.summary, images.erf,
-    weights.models, kernels.tune, kernels.speedup, kernels.doctor,
+    images.predict, images.evaluate, weights.reparam, weights.convert, weights.export, weights.summary, training.train,
+    training.recipes, images.erf, weights.models, kernels.tune, kernels.speedup, kernels.doctor,
 ):  # fmt: skip
     app.command()(command)

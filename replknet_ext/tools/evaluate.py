@@ -27,9 +27,10 @@ from . import show
 if TYPE_CHECKING:
     from rich.console import Console
 
-__all__ = ["Result", "Team", "evaluate", "first_alone", "progress", "render", "team"]
+__all__ = ["Result", "Team", "evaluate", "first_alone", "hits", "progress", "render", "team"]
 
 UNREADABLE_SHOWN = 20
+TOPK = 5
 
 
 @dataclass(frozen=True)
@@ -169,12 +170,8 @@ def evaluate(
                 bad += [str(mine[index][0]) for index in unreadable]
                 if len(labels):
                     logits = model(pixels.to(device, dtype, non_blocking=True, memory_format=layout))
-                    topk = min(5, logits.shape[1])
-                    scores = logits.float().softmax(1)
-                    finite = scores.isfinite().all(1).cpu()
-                    best = logits.float().topk(topk, dim=1).indices.cpu()
-                    hits = (best == labels.unsqueeze(1)) & finite.unsqueeze(1)
-                    counts += torch.stack([torch.tensor(len(labels)), hits[:, 0].sum(), hits.sum(), (~finite).sum()])
+                    topk = min(TOPK, logits.shape[1])
+                    counts += hits(logits, labels)
                 on_batch(int(counts[0]) + len(bad), int(counts[1]), int(counts[2]))
     except KeyboardInterrupt:
         if here.size > 1 or not counts[0]:
@@ -189,6 +186,23 @@ def evaluate(
     return Result(
         images, correct1, correct5, topk, classes, tuple(sorted(bad)), seconds, here.size, not_finite, interrupted
     )
+
+
+def hits(logits: Tensor, labels: Tensor) -> Tensor:
+    """Counts of images: all, those whose label has the best logit, among the best `TOPK`, not finite.
+
+    Args:
+        logits: (N, classes), on any device. An image whose scores are not all finite counts as no hit.
+        labels: (N,) int64, on the CPU.
+
+    Returns:
+        (4,) int64 on the CPU.
+    """
+    logits = logits.float()
+    finite = logits.softmax(1).isfinite().all(1).cpu()
+    best = logits.topk(min(TOPK, logits.shape[1]), dim=1).indices.cpu() == labels.unsqueeze(1)
+    found = best & finite.unsqueeze(1)
+    return torch.stack([torch.tensor(len(labels)), found[:, 0].sum(), found.sum(), (~finite).sum()])
 
 
 def _together(counts: Tensor, topk: int, bad: list[str], device: torch.device) -> tuple[Tensor, int, list[str]]:

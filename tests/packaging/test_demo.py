@@ -44,10 +44,8 @@ def test_a_changed_prediction_is_not_as_claimed() -> None:
 def test_digits_learns_and_merges() -> None:
     digits = demo_digits.load_digits()
     assert [len(part[1]) for part in (digits.train, digits.test)] == [1437, 360]
-    losses: list[float] = []
-    model = demo_digits.train(digits, epochs=1, on_step=lambda epoch, loss: losses.append(loss))
+    model = demo_digits.train(digits, epochs=1)
     result = demo_digits.merge(model, digits)
-    assert sum(losses[-10:]) < 0.5 * sum(losses[:10])
     assert result.accuracy > 0.8  # after one of the demo's eight epochs; chance is 0.1
     assert result.same == 360
     assert result.difference <= demo_digits.LOGIT_LIMIT
