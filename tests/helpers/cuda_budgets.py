@@ -21,6 +21,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from replknet_ext import _ext
+
 TESTS = Path(__file__).resolve().parents[1]
 CUDA = TESTS.parent / "csrc" / "cuda"
 CACHE = TESTS / "emulator" / "_build" / "budgets"  # ignored by git
@@ -75,6 +77,12 @@ def families() -> dict[str, Family]:
         for path in sorted((TESTS / "cuda").glob("*/budgets*.py"))
     ]
     return {family.name: family for family in found}
+
+
+def without_budget() -> set[str]:
+    """The variants of the extension that no family's table has. Tables call fft_14's two kernels "fft_14 fwd" and so on."""
+    known = {name.split()[0] for family in families().values() for name in family.variants}
+    return {name for pass_ in ("fwd", "bwd_weight") for name in _ext.variant_names("cuda_variants", pass_)} - known
 
 
 def find_nvcc() -> str | None:
