@@ -146,12 +146,12 @@ def _steady_loop(sass: str, work: str) -> list[str]:
     return max(bodies, key=lambda body: sum(op.split(".")[0] == work for op in body))
 
 
-def _sources_of(path: Path, seen: dict[Path, bytes]) -> dict[Path, bytes]:
+def sources_of(path: Path, seen: dict[Path, bytes]) -> dict[Path, bytes]:
     """A file and what it includes from its own folder."""
     if path not in seen and path.exists():
         seen[path] = path.read_bytes()
         for name in re.findall(rb'^#include "([^"]+)"', seen[path], re.M):
-            _sources_of((path.parent / name.decode()).resolve(), seen)
+            sources_of((path.parent / name.decode()).resolve(), seen)
     return seen
 
 
@@ -163,7 +163,7 @@ def compile_kernels(arch: str, nvcc: str, nvdisasm: str | None, family: Family, 
     """
     digest = hashlib.sha256(f"{arch} {nvcc_version(nvcc)} {nvdisasm is not None} {source} {family.work}".encode())
     digest.update(Path(__file__).read_bytes())
-    for _, text in sorted(_sources_of(CUDA / source, {}).items()):
+    for _, text in sorted(sources_of(CUDA / source, {}).items()):
         digest.update(text)
     CACHE.mkdir(parents=True, exist_ok=True)
     kept = CACHE / f"{source.replace('/', '-')}-{arch}-{digest.hexdigest()[:16]}.json"
