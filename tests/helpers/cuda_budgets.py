@@ -80,7 +80,7 @@ def families() -> dict[str, Family]:
 
 
 def without_budget() -> set[str]:
-    """The variants of the extension that no family's table has. Tables call fft_14's two kernels "fft_14 fwd" and so on."""
+    """The variants of the extension that no family's table has; a table calls fft_14's two kernels "fft_14 fwd", ..."""
     known = {name.split()[0] for family in families().values() for name in family.variants}
     return {name for pass_ in ("fwd", "bwd_weight") for name in _ext.variant_names("cuda_variants", pass_)} - known
 
