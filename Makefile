@@ -39,8 +39,9 @@ test: $(VENV)/.test ## every kind of test, a few of each (8 minutes on 2 cores)
 test-all: test ## `make test`, then what it leaves out: every case, architecture and instruction set, planted bugs
 	$(PYTEST) -m slow $(PYTEST_ARGS)
 
-mutants: $(VENV)/.test ## plants every bug of tests/cuda/*/bugs.py into the CUDA sources; `make test-all` does so with some
-	REPLKNET_EXT_MUTANTS=all OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) tests/cuda/test_bugs.py
+mutants: $(VENV)/.test ## plants every bug of tests/cuda/*/bugs.py and ptx_bugs.py; `make test-all` does so with some
+	REPLKNET_EXT_MUTANTS=all OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup \
+	  tests/cuda/test_bugs.py tests/cuda/test_ptx.py::test_planted_bugs_are_noticed
 
 sanitize: $(VENV)/.test ## the CPU kernels of every instruction set under address and undefined-behaviour sanitizers
 	REPLKNET_EXT_SANITIZE=all OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/cpu/test_driver.py -k "sanitized or planted"

@@ -4,6 +4,8 @@
 #include <exception>
 #include <stdexcept>
 
+#include "../names.h"
+
 namespace replknet_ext {
 namespace {
 
@@ -41,35 +43,6 @@ void check_tensors(const Tensor& first, const char* first_name, const Tensor& se
 void check_weight(const Tensor& weight, int64_t channels) {
   STD_TORCH_CHECK(weight.size(0) == channels && weight.size(1) == 1, "weight must have shape (", channels,
                   ", 1, kh, kw): one filter for each channel");
-}
-
-// Each option's values by their names: the one table that checks, conversions and messages read.
-template <class Value>
-struct Named {
-  const char* name;
-  Value value;
-};
-constexpr Named<Precision> kPrecisions[] = {
-    {"ieee", Precision::ieee}, {"tf32", Precision::tf32}, {"bf16x3", Precision::bf16x3}};
-constexpr Named<Algorithm> kAlgorithms[] = {
-    {"auto", Algorithm::automatic}, {"direct", Algorithm::direct}, {"fft", Algorithm::fft}};
-constexpr Named<Activation> kActivations[] = {
-    {"none", Activation::none}, {"relu", Activation::relu}, {"gelu", Activation::gelu}};
-constexpr Named<DType> kDTypes[] = {
-    {"float64", DType::f64}, {"float32", DType::f32}, {"float16", DType::f16}, {"bfloat16", DType::bf16}};
-enum class QueryPass { fwd, bwd_input, bwd_weight };
-constexpr Named<QueryPass> kPasses[] = {
-    {"fwd", QueryPass::fwd}, {"bwd_input", QueryPass::bwd_input}, {"bwd_weight", QueryPass::bwd_weight}};
-
-template <class Value, size_t kCount>
-Value value_of(const char* argument, const std::string& name, const Named<Value> (&table)[kCount]) {
-  std::string allowed;
-  for (size_t i = 0; i < kCount; i++) {
-    if (name == table[i].name) return table[i].value;
-    allowed += (i == 0 ? "'" : i + 1 < kCount ? ", '" : " or '") + std::string(table[i].name) + "'";
-  }
-  STD_TORCH_CHECK(false, argument, " must be ", allowed, ", got '", name, "'");
-  return table[0].value;
 }
 
 // Sizes and paddings of up to this many elements: what is computed of them then fits int64.

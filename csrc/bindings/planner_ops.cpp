@@ -1,4 +1,7 @@
-// The CUDA planners as an op. They are plain C++ and in every build: predictions need neither a GPU nor the kernels.
+// The CUDA planners as ops. They are plain C++ and in every build: predictions need neither a GPU nor the kernels.
+#include <chrono>
+#include <iterator>
+#include <sstream>
 #include <string>
 
 #include "../cuda/backend.h"
@@ -7,15 +10,18 @@
 namespace replknet_ext {
 namespace {
 
+cuda::DeviceLimits limits_of(const std::vector<int64_t>& limits) {
+  STD_TORCH_CHECK(limits.size() == 4, "limits must be (capability, multiprocessors, shared_per_block, shared_per_sm)");
+  return {static_cast<int>(limits[0]), static_cast<int>(limits[1]), static_cast<int>(limits[2]),
+          static_cast<int>(limits[3])};
+}
+
 // JSON: how a launch would go on a device with these limits, or why it can't. Needs no GPU.
 std::string cuda_plan(std::vector<int64_t> sizes, std::string dtype, bool channels_last, std::string pass,
                       std::string precision, std::string algorithm, std::vector<int64_t> limits, int64_t variant) {
-  STD_TORCH_CHECK(limits.size() == 4, "limits must be (capability, multiprocessors, shared_per_block, shared_per_sm)");
   const Problem p = problem_of(sizes, dtype, channels_last, pass, precision, algorithm);
-  const cuda::DeviceLimits device{static_cast<int>(limits[0]), static_cast<int>(limits[1]), static_cast<int>(limits[2]),
-                                  static_cast<int>(limits[3])};
   cuda::Route route;
-  if (const char* why = cuda::plan_route(p, device, static_cast<int>(variant), &route))
+  if (const char* why = cuda::plan_route(p, limits_of(limits), static_cast<int>(variant), &route))
     return std::string("{\"unsupported\": \"") + why + "\"}";
   const cuda::LaunchPlan& plan = *route.plan;
   std::string details;
@@ -32,9 +38,37 @@ std::string cuda_plan(std::vector<int64_t> sizes, std::string dtype, bool channe
          ", \"mmas\": " + std::to_string(plan.mmas) + ", \"cycles\": " + std::to_string(route.cycles) + "}";
 }
 
+// JSON: what it costs to ask for the plans of several problems in turn, as a training step does: how many had to be
+// made (the others were kept), and the time of all. sizes: ten numbers per problem; passes: one name per problem,
+// separated by blanks. For benchmarks and tests.
+std::string cuda_plan_cost(std::vector<int64_t> sizes, std::string dtype, bool channels_last, std::string passes,
+                           std::string precision, std::string algorithm, std::vector<int64_t> limits) {
+  std::istringstream words(passes);
+  const std::vector<std::string> names{std::istream_iterator<std::string>(words), {}};
+  STD_TORCH_CHECK(sizes.size() == 10 * names.size(), "sizes must hold ten numbers per pass");
+  std::vector<Problem> problems;
+  auto at = sizes.begin();
+  for (const std::string& pass : names) {
+    problems.push_back(problem_of({at, at + 10}, dtype, channels_last, pass, precision, algorithm));
+    at += 10;
+  }
+  const cuda::DeviceLimits device = limits_of(limits);
+  const int64_t before = cuda::plans_made();
+  const auto start = std::chrono::steady_clock::now();
+  for (const Problem& p : problems) {
+    cuda::Route route;
+    cuda::plan_route(p, device, -1, &route);
+  }
+  const auto time = std::chrono::steady_clock::now() - start;
+  return "{\"made\": " + std::to_string(cuda::plans_made() - before) +
+         ", \"nanoseconds\": " +
+         std::to_string(std::chrono::duration_cast<std::chrono::nanoseconds>(time).count()) + "}";
+}
+
 }  // namespace
 }  // namespace replknet_ext
 
 STABLE_TORCH_LIBRARY_IMPL(replknet_ext, CompositeExplicitAutograd, m) {
   m.impl("_cuda_plan", TORCH_BOX(&replknet_ext::cuda_plan));
+  m.impl("_cuda_plan_cost", TORCH_BOX(&replknet_ext::cuda_plan_cost));
 }

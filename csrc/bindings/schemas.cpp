@@ -98,6 +98,9 @@ STABLE_TORCH_LIBRARY(replknet_ext, m) {
   m.def(
       "_cuda_plan(int[] sizes, str dtype, bool channels_last, str pass_, str precision, str algorithm, int[] limits, "
       "int variant) -> str");
+  m.def(
+      "_cuda_plan_cost(int[] sizes, str dtype, bool channels_last, str passes, str precision, str algorithm, "
+      "int[] limits) -> str");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(replknet_ext, CompositeExplicitAutograd, m) {

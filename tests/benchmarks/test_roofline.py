@@ -6,7 +6,6 @@ import dataclasses
 import itertools
 import json
 import re
-import shutil
 
 import cuda_budgets
 import pytest
@@ -30,9 +29,10 @@ from benchmarks.shapes import (
     clipped_flop,
     taps,
 )
+from replknet_ext._ext import HAS_EXT
 from replknet_ext.backends.base import CYCLES_PER_US
 
-needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="the launch planner needs g++")
+needs_planner = pytest.mark.skipif(not HAS_EXT, reason="the compiled extension, which holds the planner, is missing")
 SIZES = [(size, kernel) for size in (1, 2, 5, 7, 8, 9, 14, 23) for kernel in (1, 3, 7, 13, 31)]
 
 
@@ -69,7 +69,7 @@ def test_useful_share_of_the_mapping() -> None:
         assert useful == pytest.approx(share, abs=0.01)
 
 
-@needs_compiler
+@needs_planner
 def test_the_planner_issues_what_it_must_and_not_much_more() -> None:
     for layer in MAIN:
         mmas, least = gpu_plan.plan(layer, algorithm="direct").mmas, roofline.least_mmas(layer)
@@ -78,7 +78,7 @@ def test_the_planner_issues_what_it_must_and_not_much_more() -> None:
         assert gpu_plan.plan(layer, algorithm="direct").mmas >= 0.99 * roofline.least_mmas(layer), layer.name
 
 
-@needs_compiler
+@needs_planner
 def test_the_planner_chooses_its_own_fastest() -> None:
     for layer in all_layers():
         plans = gpu_plan.supported(layer, "fwd", "bfloat16")
@@ -90,7 +90,7 @@ def test_the_planner_chooses_its_own_fastest() -> None:
             assert (plan.variant, plan.name) == (number, gpu_plan.variants()[number])
 
 
-@needs_compiler
+@needs_planner
 def test_reasons_of_the_planner() -> None:
     number = gpu_plan.variants().index(gpu_plan.plan(K56).name)
     with pytest.raises(gpu_plan.PlanError, match="width"):
@@ -99,49 +99,6 @@ def test_reasons_of_the_planner() -> None:
         gpu_plan.plan(K28, limits=gpu_plan.Limits(75, 40, 64 << 10, 64 << 10), variant=number)
     with pytest.raises(gpu_plan.PlanError, match="float64"):
         gpu_plan.plan(K28, dtype="float64", algorithm="fft")
-
-
-@needs_compiler
-@pytest.mark.parametrize(
-    ("capability", "warps", "shared", "register_warps", "blocks"),
-    [
-        (90, 8, 103 << 10, 16, 2),  # 228 KB / (103 + 1) = 2.2; registers for two
-        (90, 8, 103 << 10, 8, 1),
-        (90, 4, 10_000, 64, 16),  # 64 warps; shared memory would do for 20
-        (86, 4, 100, 64, 12),  # 48 warps
-        (86, 1, 100, 48, 16),  # 16 blocks
-        (90, 1, 100, 64, 32),  # 32 blocks
-        (120, 1, 100, 64, 24),
-        (90, 1, 32_640, 64, 6),  # 255 units of 128 bytes and 1 KB for itself: 6.9
-        (90, 1, 32_641, 64, 6),
-        (90, 1, 37_888, 64, 6),  # 6 times 38912 is all there is
-        (90, 1, 37_889, 64, 5),  # a unit more each
-        (90, 16, 227 << 10, 16, 1),
-    ],
-)
-def test_blocks_of_an_sm_by_hand(capability: int, warps: int, shared: int, register_warps: int, blocks: int) -> None:
-    limits = gpu_plan.Limits(capability, 132, 227 << 10, 228 << 10)
-    assert gpu_plan.resident_blocks(limits, warps, shared, register_warps) == blocks
-
-
-@needs_compiler
-@pytest.mark.parametrize(
-    ("blocks", "resident", "block", "work", "cycles"),
-    [
-        (10, 1, (100, 600, 0, 50), (1000,), 2500 + 100 + 1000 + 50),  # one block an SM, all at once
-        (11, 1, (100, 600, 0, 50), (1000,), 2500 + 100 + 2 * 1000 + 600 + 50),  # the tail: a second one, alone
-        (11, 2, (100, 600, 0, 50), (1000, 1500), 2500 + 100 + 1500 + 0.3 * 100 + 50),  # beside the first
-        # 5 rounds of 2: two full waves, then one alone; 3 of 5 take another's place
-        (41, 2, (100, 600, 0, 50), (1000, 1500), 2500 + 100 + 2 * 1500 + 1000 + 0.3 * (100 + 3 * 600) + 50),
-        # 4 rounds: the last two end half a block apart, which is (1000 - 1500 / 2) / 2 more
-        (40, 2, (100, 600, 0, 50), (1000, 1500), 2500 + 100 + 2 * 1500 + 125 + 0.3 * (100 + 2 * 600) + 50),
-        (40, 2, (100, 600, 2000, 50), (1000, 1500), 2500 + 4 * 2000 + 50),  # memory is the limit
-    ],
-)
-def test_waves_by_hand(
-    blocks: int, resident: int, block: tuple[float, ...], work: tuple[float, ...], cycles: float
-) -> None:
-    assert gpu_plan.sm_cycles(blocks, resident, 10, block, work) == pytest.approx(cycles)
 
 
 #: The GPUs whose architectures the budgets are of: data sheets' shared memory.
@@ -155,7 +112,7 @@ DEVICES = {
 }
 
 
-@needs_compiler
+@needs_planner
 @pytest.mark.parametrize("arch", DEVICES)
 def test_registers_leave_room_for_the_blocks_of_every_plan(arch: str) -> None:
     """Registers as compiled, which are given to warps in units of 256, from 16384 of each of four schedulers."""
@@ -201,7 +158,7 @@ def beyond_a_share_of_64(layer: Layer, pass_: str, dtype: str) -> bool:
     return us[0] > 2 * us[1] * layer.n / 64 + 3
 
 
-@needs_compiler
+@needs_planner
 def test_small_batches_cost_twice_their_share_of_64_images_and_a_launch() -> None:
     large = [Layer(1, c, h, w, k, k) for (c, h, w), k in itertools.product(LARGE_MAPS, (13, 31, 51))]
     tried = itertools.product(large, ("fwd", "bwd_weight"), ("bfloat16", "float32"))
@@ -211,7 +168,7 @@ def test_small_batches_cost_twice_their_share_of_64_images_and_a_launch() -> Non
     assert found == EXPENSIVE_ALONE
 
 
-@needs_compiler
+@needs_planner
 def test_channels_last_runs_in_its_own_format_or_on_copies_whatever_is_faster() -> None:
     copied = {}
     for layer in (*MAIN, LARGE, Layer(8, 64, 160, 160, 31, 31)):
@@ -229,14 +186,14 @@ def test_channels_last_runs_in_its_own_format_or_on_copies_whatever_is_faster() 
     assert not copied[K56.name], "copies are predicted at 186 us, the kernel for channels_last at 159"
 
 
-@needs_compiler
+@needs_planner
 def test_fft_is_the_choice_for_large_filters_on_large_maps_in_16_bit() -> None:
     names = {k: gpu_plan.plan(Layer(64, 128, 96, 96, k, k)).name for k in (7, 13, 31, 51, 63)}
     assert [name.startswith("fft") for name in names.values()] == [False, False, True, True, True], names
     assert all(gpu_plan.plan(layer).name.startswith(("rt_", "small_")) for layer in MAIN)
 
 
-@needs_compiler
+@needs_planner
 def test_predictions_stay_above_their_bounds() -> None:
     rows = roofline.predictions()["rows"]
     assert {layer.name for group in GROUPS.values() for layer in group} == {layer.name for layer in all_layers()}
@@ -251,7 +208,7 @@ def test_predictions_stay_above_their_bounds() -> None:
         assert row["predicted_us"] == min(row["variants_us"].values())
 
 
-@needs_compiler
+@needs_planner
 def test_stored_predictions_are_those_of_the_code(capsys: pytest.CaptureFixture[str]) -> None:
     assert roofline.main(["--check"]) == 0, "run: python -m benchmarks.roofline"
     printed = capsys.readouterr().out
@@ -260,13 +217,13 @@ def test_stored_predictions_are_those_of_the_code(capsys: pytest.CaptureFixture[
     assert json.loads(roofline.RESULT.read_text())["kind"].startswith("PREDICTION")
 
 
-@needs_compiler
+@needs_planner
 def test_check_can_fail(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(roofline.CEILINGS, "copy_bytes_per_s", 1e12)
     assert roofline.main(["--check"]) == 1
 
 
-@needs_compiler
+@needs_planner
 def test_the_page_of_kernels_is_that_of_the_code(monkeypatch: pytest.MonkeyPatch) -> None:
     assert kernel_table.main(["--check"]) == 0, "run: python -m benchmarks.kernel_table"
     text = kernel_table.PAGE.read_text()

@@ -8,6 +8,8 @@ import cuda_budgets
 import pytest
 from cuda_budgets import ARCHS, NVCC, Family, Job, Tables
 
+from replknet_ext import _ext
+
 FAMILIES = cuda_budgets.families()
 EVERY_FAMILY = pytest.mark.parametrize("family", FAMILIES.values(), ids=FAMILIES)
 
@@ -61,6 +63,11 @@ def test_the_table_names_every_variant(family: Family) -> None:
     assert list(family.budgets) == family.variants
     assert all(len(budget.registers) == len(ARCHS) for budget in family.budgets.values())
     assert {arch for archs in family.sources.values() for arch in archs} == set(ARCHS)
+
+
+@pytest.mark.skipif(not _ext.HAS_EXT, reason="the compiled extension, which lists the variants, is missing")
+def test_every_variant_has_a_budget() -> None:
+    assert cuda_budgets.without_budget() == set()
 
 
 @COMPILED

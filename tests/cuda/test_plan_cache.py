@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
-import shutil
 import threading
 from collections.abc import Callable
 
 import pytest
+import torch
 
 from benchmarks import gpu_plan, plan_cache
 from benchmarks.shapes import Layer
+from replknet_ext import _ext
 from replknet_ext.models import ARCHS, RepLKNetConfig
 
-pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="the launch planner needs g++")
+pytestmark = pytest.mark.skipif(not _ext.HAS_EXT, reason="the compiled extension is not installed")
 
 
-def made_again(ask: Callable[[], int]) -> int:
+def made_again(ask: Callable[[], gpu_plan.Cost]) -> int:
     """Plans that a later step makes. Other tests may have filled the cache, which empties it; then a step has room."""
     ask()
-    return min(ask(), ask())
+    return min(ask().made, ask().made)
 
 
 @pytest.mark.parametrize("channels_last", [False, True])
@@ -32,7 +33,7 @@ def test_a_second_training_step_makes_no_plan(batch: int, dtype: str, channels_l
 
 def test_the_first_step_makes_each_plan_once() -> None:
     steps = [plan_cache.step(batch, ARCHS["31B"]) for batch in (11, 13)]  # one may meet a full cache
-    assert min(gpu_plan.planner(step, "float16")() for step in steps) == len(set(steps[0])) == 4 * 2 * 3
+    assert min(gpu_plan.planner(step, "float16")().made for step in steps) == len(set(steps[0])) == 4 * 2 * 3
 
 
 def test_steps_of_several_networks_keep_their_plans() -> None:
@@ -42,31 +43,37 @@ def test_steps_of_several_networks_keep_their_plans() -> None:
     ask = gpu_plan.planner(
         [(layer, pass_) for layer in layers for pass_ in ("fwd", "bwd_input", "bwd_weight")], "float16"
     )
-    assert ask() >= 1800 - 1
+    assert ask().made >= 1800 - 1
     assert made_again(ask) == 0
+
+
+def test_a_step_needs_ten_numbers_per_pass() -> None:
+    how = ("float16", False, "fwd bwd_weight", "ieee", "auto", [90, 132, 227 << 10, 228 << 10])
+    with pytest.raises(RuntimeError, match="ten numbers per pass"):
+        torch.ops.replknet_ext._cuda_plan_cost([1] * 19, *how)
 
 
 def test_the_cache_is_bounded() -> None:
     first = gpu_plan.planner([(Layer(1, 1, 5, 5, 3, 3), "fwd")], "float16")
     first()
-    assert first() == 0
+    assert first().made == 0
     gpu_plan.planner([(Layer(n, 2, 6, 6, 3, 3), "fwd") for n in range(1, 4098)], "float16")()
-    assert first() == 1
+    assert first().made == 1
 
 
 def test_refusals_are_kept() -> None:
     """A step whose convolutions no kernel runs asks for the reason once."""
     limits = gpu_plan.Limits(75, 40, 64 << 10, 64 << 10)
     ask = gpu_plan.planner([(Layer(1, 3, 9, 9, 3, 3), "fwd")], "float16", limits)
-    assert (ask(), ask()) == (1, 0)
+    assert (ask().made, ask().made) == (1, 0)
 
 
 def test_threads_share_plans() -> None:
     """Backward runs on another thread than forward."""
     ask = gpu_plan.planner([(Layer(5, 3, 9, 9, 3, 3), "fwd")], "float16")
-    assert ask() == 1
+    assert ask().made == 1
     made: list[int] = []
-    thread = threading.Thread(target=lambda: made.append(ask()))
+    thread = threading.Thread(target=lambda: made.append(ask().made))
     thread.start()
     thread.join()
     assert made == [0]

@@ -6,7 +6,9 @@
 #include <map>
 #include <optional>
 
+#include "../names.h"
 #include "backend.h"
+#include "model.h"
 #include "runtime.h"
 
 namespace py = pybind11;
@@ -22,17 +24,15 @@ namespace {
 
 Problem to_problem(const py::dict& d) {
   const auto size = [&](const char* key) { return d[key].cast<int64_t>(); };
-  const auto dtype = d["dtype"].cast<std::string>(), activation = d["activation"].cast<std::string>();
-  const auto precision = d["precision"].cast<std::string>(), algorithm = d["algorithm"].cast<std::string>();
+  const auto named = [&](const char* key, const auto& table) {
+    return replknet_ext::value_of(key, d[key].cast<std::string>(), table);
+  };
   using namespace replknet_ext;
   return {size("n"), size("c"), size("h"), size("w"), size("kh"), size("kw"), size("ho"), size("wo"), size("pad_top"),
-          size("pad_left"),
-          dtype == "float16" ? DType::f16 : dtype == "bfloat16" ? DType::bf16 : dtype == "float32" ? DType::f32 : DType::f64,
-          d["channels_last"].cast<bool>(), d["flip"].cast<bool>(),
-          activation == "relu" ? Activation::relu : activation == "gelu" ? Activation::gelu : Activation::none,
-          d["pass"].cast<std::string>() == "bwd_weight" ? Pass::bwd_weight : Pass::fwd,
-          precision == "tf32" ? Precision::tf32 : precision == "bf16x3" ? Precision::bf16x3 : Precision::ieee,
-          algorithm == "direct" ? Algorithm::direct : algorithm == "fft" ? Algorithm::fft : Algorithm::automatic};
+          size("pad_left"), named("dtype", kDTypes), d["channels_last"].cast<bool>(), d["flip"].cast<bool>(),
+          named("activation", kActivations),
+          named("pass", kPasses) == QueryPass::bwd_weight ? Pass::bwd_weight : Pass::fwd,
+          named("precision", kPrecisions), named("algorithm", kAlgorithms)};
 }
 
 rc::DeviceLimits to_limits(const std::array<int, 4>& v) { return {v[0], v[1], v[2], v[3]}; }
@@ -93,9 +93,22 @@ std::optional<std::string> supports(const py::dict& problem, const std::array<in
 
 std::vector<std::string> variants(const std::string& pass) {
   std::vector<std::string> names;
-  const auto p = pass == "bwd_weight" ? replknet_ext::Pass::bwd_weight : replknet_ext::Pass::fwd;
+  using namespace replknet_ext;
+  const Pass p = value_of("pass", pass, kPasses) == QueryPass::bwd_weight ? Pass::bwd_weight : Pass::fwd;
   for (int i = 0; i < rc::variant_count(p); ++i) names.emplace_back(rc::variant_name(p, i));
   return names;
+}
+
+// The rules of model.h that all planners share.
+int resident_blocks(const std::array<int, 4>& limits, int warps, int64_t shared_bytes, int register_warps) {
+  return rc::resident_blocks(to_limits(limits), warps, shared_bytes, register_warps);
+}
+
+// block: the fields of BlockCycles; work: cycles of 1, 2, ... blocks side by side
+double sm_cycles(int64_t blocks, int resident, int sms, const std::array<double, 4>& block,
+                 const std::vector<double>& work) {
+  return rc::sm_cycles(rc::Waves(blocks, resident, sms), {block[0], block[1], block[2], block[3]},
+                       [&](int n) { return work.at(static_cast<size_t>(n - 1)); });
 }
 
 void set_options(const std::string& schedule, uint64_t seed, bool banks, uint64_t first_block, uint64_t last_block,
@@ -138,6 +151,8 @@ PYBIND11_MODULE(EMULATOR_MODULE, m) {
   m.def("launch", &launch);
   m.def("plan", &plan);
   m.def("supports", &supports);
+  m.def("resident_blocks", &resident_blocks);
+  m.def("sm_cycles", &sm_cycles);
   m.def("plans_made", &rc::plans_made);
   m.def("variants", &variants, py::arg("pass_") = "fwd");
   m.def("planted", [](const std::string& bug, uint64_t x, uint64_t y) -> std::string {

@@ -21,6 +21,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from replknet_ext import _ext
+
 TESTS = Path(__file__).resolve().parents[1]
 CUDA = TESTS.parent / "csrc" / "cuda"
 CACHE = TESTS / "emulator" / "_build" / "budgets"  # ignored by git
@@ -75,6 +77,12 @@ def families() -> dict[str, Family]:
         for path in sorted((TESTS / "cuda").glob("*/budgets*.py"))
     ]
     return {family.name: family for family in found}
+
+
+def without_budget() -> set[str]:
+    """The variants of the extension that no family's table has; a table calls fft_14's two kernels "fft_14 fwd", ..."""
+    known = {name.split()[0] for family in families().values() for name in family.variants}
+    return {name for pass_ in ("fwd", "bwd_weight") for name in _ext.variant_names("cuda_variants", pass_)} - known
 
 
 def find_nvcc() -> str | None:
@@ -138,12 +146,12 @@ def _steady_loop(sass: str, work: str) -> list[str]:
     return max(bodies, key=lambda body: sum(op.split(".")[0] == work for op in body))
 
 
-def _sources_of(path: Path, seen: dict[Path, bytes]) -> dict[Path, bytes]:
+def sources_of(path: Path, seen: dict[Path, bytes]) -> dict[Path, bytes]:
     """A file and what it includes from its own folder."""
     if path not in seen and path.exists():
         seen[path] = path.read_bytes()
         for name in re.findall(rb'^#include "([^"]+)"', seen[path], re.M):
-            _sources_of((path.parent / name.decode()).resolve(), seen)
+            sources_of((path.parent / name.decode()).resolve(), seen)
     return seen
 
 
@@ -155,7 +163,7 @@ def compile_kernels(arch: str, nvcc: str, nvdisasm: str | None, family: Family, 
     """
     digest = hashlib.sha256(f"{arch} {nvcc_version(nvcc)} {nvdisasm is not None} {source} {family.work}".encode())
     digest.update(Path(__file__).read_bytes())
-    for _, text in sorted(_sources_of(CUDA / source, {}).items()):
+    for _, text in sorted(sources_of(CUDA / source, {}).items()):
         digest.update(text)
     CACHE.mkdir(parents=True, exist_ok=True)
     kept = CACHE / f"{source.replace('/', '-')}-{arch}-{digest.hexdigest()[:16]}.json"

@@ -44,4 +44,9 @@ struct FftArgs {
   float scale;
 };
 
+// The kernels behind the table of FFT variants; one file per pass, so that they compile side by side.
+using FftKernel = void (*)(FftArgs);
+FftKernel fft_fwd(int variant);
+FftKernel fft_weight(int variant);
+
 }  // namespace replknet_ext::cuda

@@ -1,6 +1,6 @@
 // Launches the FFT kernels: plan to arguments to grid.
 #include "../family.h"
-#include "kernels.h"
+#include "args.h"
 #include "plan.h"
 #include "../ptx.cuh"
 #include "variants.h"

@@ -34,4 +34,9 @@ struct FmaArgs {
   int image0;                // first image of this launch
 };
 
+// The kernels behind the variants table; one file per dtype, so that they compile side by side.
+using FmaKernel = void (*)(FmaArgs);
+FmaKernel fma_f32(bool weight, int variant);
+FmaKernel fma_f64(bool weight);
+
 }  // namespace replknet_ext::cuda

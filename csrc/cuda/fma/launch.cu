@@ -1,6 +1,6 @@
 // Launches the FMA kernels: plan to arguments to grid.
 #include "../family.h"
-#include "kernels.h"
+#include "args.h"
 #include "plan.h"
 #include "variants.h"
 #include "../ptx.cuh"

@@ -32,7 +32,7 @@ struct SmallFwdArgs {
 };
 
 struct SmallWeightArgs {
-  ToeplitzWeightArgs rt;             // of one part and one split; groups of 16 images, 4 warps
+  ToeplitzWeightArgs toeplitz;             // of one part and one split; groups of 16 images, 4 warps
   int pitch[2];           // bytes of an image's plane of x and of grad in shared memory
   uint32_t by_words[2];   // reciprocals of the words of their rows
   int stage_bytes;        // of 16 images of both
@@ -43,5 +43,13 @@ struct SmallWeightArgs {
 REPLKNET_EXT_BOTH constexpr uint32_t reciprocal(int d) {
   return ((1u << 20) + static_cast<uint32_t>(d) - 1) / static_cast<uint32_t>(d);
 }
+
+// The kernels behind the tables of variants; one file per dtype, so that they compile side by side.
+using SmallFwdKernel = void (*)(SmallFwdArgs);
+using SmallWeightKernel = void (*)(SmallWeightArgs);
+SmallFwdKernel small_fwd_f16(int variant);
+SmallFwdKernel small_fwd_bf16(int variant);
+SmallWeightKernel small_weight_f16(int variant);
+SmallWeightKernel small_weight_bf16(int variant);
 
 }  // namespace replknet_ext::cuda

@@ -1,7 +1,7 @@
 // Launches the kernels of small planes: plan to arguments to grid.
 #include "../family.h"
 #include "../ptx.cuh"
-#include "kernels.h"
+#include "args.h"
 #include "plan.h"
 
 namespace replknet_ext::cuda {
@@ -18,11 +18,11 @@ int launch_small_planes(const LaunchPlan& any, const Tensors& t, void* stream) {
     SmallWeightArgs a = plan.weight;
     const void* data[] = {t.x, t.grad};
     for (int i = 0; i < 2; ++i) {
-      a.rt.tensor[i].p = data[i];
-      set(&a.run[i], data[i], a.rt.block_channels);
-      a.rt.tensor[i].access = a.run[i].vec;
+      a.toeplitz.tensor[i].p = data[i];
+      set(&a.run[i], data[i], a.toeplitz.block_channels);
+      a.toeplitz.tensor[i].access = a.run[i].vec;
     }
-    a.rt.out = t.out, a.rt.grad_bias = t.grad_bias;
+    a.toeplitz.out = t.out, a.toeplitz.grad_bias = t.grad_bias;
     const auto kernel = (p.dtype == DType::bf16 ? small_weight_bf16 : small_weight_f16)(plan.family_variant);
     return static_cast<int>(launch_kernel(kernel, grid, block, plan.shared_bytes, stream, a));
   }

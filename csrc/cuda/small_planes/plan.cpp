@@ -161,47 +161,49 @@ bool plan_weight(const Problem& p, const DeviceLimits& limits, int variant, Smal
   const SmallWeightVariant& v = kSmallWeight[variant];
   const bool in_runs = v.chunks == 1;
   SmallWeightArgs a{};
-  ToeplitzWeightArgs& rt = a.rt;
-  rt.n = static_cast<int>(p.n), rt.c = static_cast<int>(p.c), rt.kh = static_cast<int>(p.kh), rt.kw = static_cast<int>(p.kw);
-  rt.pad_top = static_cast<int>(p.pad_top), rt.pad_left = static_cast<int>(p.pad_left);
-  rt.dtype = p.dtype == DType::f16 ? 1 : 2;
-  rt.tensor[0].h = static_cast<int>(p.h), rt.tensor[0].w = static_cast<int>(p.w);
-  rt.tensor[1].h = static_cast<int>(p.ho), rt.tensor[1].w = static_cast<int>(p.wo);
-  rt.jobs = ceil_div(rt.n, 16), rt.splits = 1, rt.pairs = ceil_div(rt.tensor[1].h, 2);
-  rt.d_first = -(v.chunks - 1), rt.parts_down = rt.parts_along = 1;
-  rt.block_channels = in_runs ? kWarps : 1, rt.row_warps = kWarps / rt.block_channels;
-  rt.dy_first = in_runs ? rt.pad_top - 6 : first_offset(p);
-  rt.dy_end = rt.dy_first + (in_runs ? v.rows : row_offsets(p));
+  ToeplitzWeightArgs& toeplitz = a.toeplitz;
+  toeplitz.n = static_cast<int>(p.n), toeplitz.c = static_cast<int>(p.c);
+  toeplitz.kh = static_cast<int>(p.kh), toeplitz.kw = static_cast<int>(p.kw);
+  toeplitz.pad_top = static_cast<int>(p.pad_top), toeplitz.pad_left = static_cast<int>(p.pad_left);
+  toeplitz.dtype = p.dtype == DType::f16 ? 1 : 2;
+  toeplitz.tensor[0].h = static_cast<int>(p.h), toeplitz.tensor[0].w = static_cast<int>(p.w);
+  toeplitz.tensor[1].h = static_cast<int>(p.ho), toeplitz.tensor[1].w = static_cast<int>(p.wo);
+  toeplitz.jobs = ceil_div(toeplitz.n, 16), toeplitz.splits = 1, toeplitz.pairs = ceil_div(toeplitz.tensor[1].h, 2);
+  toeplitz.d_first = -(v.chunks - 1), toeplitz.parts_down = toeplitz.parts_along = 1;
+  toeplitz.block_channels = in_runs ? kWarps : 1, toeplitz.row_warps = kWarps / toeplitz.block_channels;
+  toeplitz.dy_first = in_runs ? toeplitz.pad_top - 6 : first_offset(p);
+  toeplitz.dy_end = toeplitz.dy_first + (in_runs ? v.rows : row_offsets(p));
   for (int i = 0; i < 2; ++i) {
-    const ToeplitzWeightTensor& t = rt.tensor[i];
+    const ToeplitzWeightTensor& t = toeplitz.tensor[i];
     a.run[i].pixels = t.h * t.w;
-    a.run[i].pitch = pitch_of(ceil_div(rt.block_channels * t.h * t.w, 2));
+    a.run[i].pitch = pitch_of(ceil_div(toeplitz.block_channels * t.h * t.w, 2));
     a.pitch[i] = in_runs ? 4 * a.run[i].pitch : (t.h + (t.h & 1)) * 32 + 16;
     a.by_words[i] = reciprocal(std::max(1, t.w / 2));
   }
   a.stage_bytes = 16 * (a.pitch[0] + a.pitch[1]);
-  const int chunk_offsets = 2 * v.chunks - 1, offsets = rt.dy_end - rt.dy_first;
-  const int sums = rt.block_channels * 2 * offsets * sum_columns(chunk_offsets);
+  const int chunk_offsets = 2 * v.chunks - 1, offsets = toeplitz.dy_end - toeplitz.dy_first;
+  const int sums = toeplitz.block_channels * 2 * offsets * sum_columns(chunk_offsets);
   const int end_bytes = 4 * (kWarps * tile_floats(chunk_offsets) + sums);
-  rt.plane_bytes = ceil_div(std::max(kSmallStages * a.stage_bytes, end_bytes), 128) * 128;
-  const int shared = rt.plane_bytes + kWarps * 128;
-  const int64_t blocks = (p.c + rt.block_channels - 1) / rt.block_channels;
+  toeplitz.plane_bytes = ceil_div(std::max(kSmallStages * a.stage_bytes, end_bytes), 128) * 128;
+  const int shared = toeplitz.plane_bytes + kWarps * 128;
+  const int64_t blocks = (p.c + toeplitz.block_channels - 1) / toeplitz.block_channels;
   if (shared > limits.shared_per_block || blocks > 0x7fffffff) return false;
   const int resident = resident_blocks(limits, kWarps, shared, v.warps);
-  const double pixels = 16.0 * (p.h * p.w + p.ho * p.wo) * rt.block_channels, groups = rt.jobs;  // of a group of images
+  const double groups = toeplitz.jobs;
+  const double pixels = 16.0 * (p.h * p.w + p.ho * p.wo) * toeplitz.block_channels;  // of a group of images
   // Instructions of a warp: a plane's or run's copy, besides its meetings, a fragment gathered from 4 half words, a tap
   // of the filter.
   constexpr double kPlane = 24, kRun = 34, kMeeting = 3, kGathered = 9, kTap = 40;
   const double ending = kWarps * diagonal_instructions(chunk_offsets, v.rows) / 4 +
-                        rt.block_channels * std::ceil(rt.kh * rt.kw / (32.0 * kWarps)) * kTap;
+                        toeplitz.block_channels * std::ceil(toeplitz.kh * toeplitz.kw / (32.0 * kWarps)) * kTap;
   double products, instructions, reads;  // of a group of images
   if (in_runs) {
-    products = 4.0 * p.h * rt.block_channels;
-    const double fragments = (8.0 + p.h) * rt.block_channels;
+    products = 4.0 * p.h * toeplitz.block_channels;
+    const double fragments = (8.0 + p.h) * toeplitz.block_channels;
     reads = 4 * fragments, instructions = products + kGathered * fragments;
   } else {
-    products = 4 * meetings(p, rt.dy_first, rt.dy_end);
-    const double fragments = kWarps * 2.0 * rt.pairs + 2 * p.h;  // by ldmatrix_x4
+    products = 4 * meetings(p, toeplitz.dy_first, toeplitz.dy_end);
+    const double fragments = kWarps * 2.0 * toeplitz.pairs + 2 * p.h;  // by ldmatrix_x4
     reads = 4 * fragments, instructions = products + fragments + kWarps * 2 * kMeeting * 4 * v.rows;
   }
   Costs c{};
@@ -210,9 +212,9 @@ bool plan_weight(const Problem& p, const DeviceLimits& limits, int variant, Smal
   c.shared = groups * (reads + 2 * 2 * pixels / kSharedBytes);
   c.issue = groups * (instructions + (in_runs ? kRun : kPlane) * 32) / 4 + ending;
   best->weight = a;
-  best->details = {{{"block_channels", rt.block_channels}}};
+  best->details = {{{"block_channels", toeplitz.block_channels}}};
   best->warps = kWarps, best->shared_bytes = shared, best->blocks_per_sm = resident, best->blocks = blocks;
-  best->mmas = products / rt.block_channels * groups * static_cast<double>(p.c);
+  best->mmas = products / toeplitz.block_channels * groups * static_cast<double>(p.c);
   best->cycles = cycles_of(c, blocks, resident, false, kWarps, limits);
   best->spill_rows = best->spill_columns = -1;
   return true;

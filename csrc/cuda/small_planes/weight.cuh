@@ -29,7 +29,7 @@ __device__ __forceinline__ void add_all(float (&sum)[4], uint4 grad) {
 // The planes of a channel, of 16 images; zeros for images past the batch. Behind a row's end there are zeros already.
 // A warp copies 4 rows at once, of up to 8 words each.
 __device__ __forceinline__ void load_planes(unsigned char* to, const SmallWeightArgs& a, int tensor, int first_image) {
-  const ToeplitzWeightTensor& t = a.rt.tensor[tensor];
+  const ToeplitzWeightTensor& t = a.toeplitz.tensor[tensor];
   int lane = threadIdx.x & 31, warp = threadIdx.x >> 5;
   ptx::opaque(lane), ptx::opaque(warp);  // found again on every call: the registers belong to the sums
   const int words = t.w / 2, row = small_divide(lane, a.by_words[tensor]);
@@ -37,9 +37,9 @@ __device__ __forceinline__ void load_planes(unsigned char* to, const SmallWeight
   const int rows = row < 4 ? (t.h - row + 3) / 4 : 0;  // of this lane; lanes left over copy nothing
   to += warp * pitch + row * 32 + (lane - row * words) * 4;
   const uint16_t* from = static_cast<const uint16_t*>(t.p) + 2 * lane +
-                         (static_cast<int64_t>(first_image + warp) * a.rt.c + blockIdx.x) * pixels;
-  const int64_t image_step = static_cast<int64_t>(4) * a.rt.c * pixels;
-  const int left = a.rt.n - first_image;
+                         (static_cast<int64_t>(first_image + warp) * a.toeplitz.c + blockIdx.x) * pixels;
+  const int64_t image_step = static_cast<int64_t>(4) * a.toeplitz.c * pixels;
+  const int left = a.toeplitz.n - first_image;
   const auto copy = [&](auto&& word) {
     int i = warp;
 #pragma unroll 1
@@ -66,7 +66,7 @@ __device__ __forceinline__ void load_planes(unsigned char* to, const SmallWeight
 __device__ __forceinline__ void clear_gaps(unsigned char* ring, const SmallWeightArgs& a) {
 #pragma unroll 1
   for (int tensor = 0; tensor < 2; ++tensor) {
-    const ToeplitzWeightTensor& t = a.rt.tensor[tensor];
+    const ToeplitzWeightTensor& t = a.toeplitz.tensor[tensor];
     const int rows = t.h + (t.h & 1), all = kSmallStages * 16 * rows;
 #pragma unroll 1
     for (int i = threadIdx.x; i < all; i += blockDim.x) {
@@ -83,8 +83,9 @@ template <bool kBf16, int kRows>
 __device__ __forceinline__ void sum_planes(const SmallWeightArgs& a, unsigned char* smem) {
   constexpr int kRowWarps = 4, kPairs = 4, kAhead = kSmallStages - 1;  // kPairs: every second row pair of up to 8
   const int lane = threadIdx.x & 31, own = ptx::uniform(threadIdx.x >> 5);
-  const int rows = (a.rt.dy_end - a.rt.dy_first - own + kRowWarps - 1) / kRowWarps;  // of this warp's row offsets
-  const bool sums_bias = a.rt.grad_bias != nullptr;
+  // of this warp's row offsets
+  const int rows = (a.toeplitz.dy_end - a.toeplitz.dy_first - own + kRowWarps - 1) / kRowWarps;
+  const bool sums_bias = a.toeplitz.grad_bias != nullptr;
   clear_gaps(smem, a);
 
   float acc[kRows][3][4], bias[4] = {0.f, 0.f, 0.f, 0.f};
@@ -94,12 +95,12 @@ __device__ __forceinline__ void sum_planes(const SmallWeightArgs& a, unsigned ch
   const int lane_grad = 16 * a.pitch[0] + ((lane >> 4) * 8 + (lane & 7)) * a.pitch[1] + (lane >> 3 & 1) * 32;
   const int lane_x = (lane & 15) * a.pitch[0] + (lane >> 4) * 16;
 #pragma unroll 1
-  for (int group = -kAhead; group < a.rt.jobs; ++group) {
+  for (int group = -kAhead; group < a.toeplitz.jobs; ++group) {
     if (group >= 0) {
       ptx::cp_async_wait<kAhead - 1>();
       __syncthreads();  // the group has arrived, and the place of the one before is free
     }
-    if (const int next = group + kAhead; next < a.rt.jobs)
+    if (const int next = group + kAhead; next < a.toeplitz.jobs)
 #pragma unroll 1
       for (int tensor = 0; tensor < 2; ++tensor)
         load_planes(smem + next % kSmallStages * a.stage_bytes + tensor * 16 * a.pitch[0], a, tensor, next * 16);
@@ -108,7 +109,7 @@ __device__ __forceinline__ void sum_planes(const SmallWeightArgs& a, unsigned ch
     const unsigned char* const stage = smem + group % kSmallStages * a.stage_bytes;
 #pragma unroll 1
     for (int first = 0; first < 2; ++first) {  // row pairs first, first + 2, ...
-      const int pairs = (a.rt.pairs - first + 1) / 2;
+      const int pairs = (a.toeplitz.pairs - first + 1) / 2;
       uint4 grad[kPairs][2];
 #pragma unroll
       for (int i = 0; i < kPairs; ++i)
@@ -120,10 +121,10 @@ __device__ __forceinline__ void sum_planes(const SmallWeightArgs& a, unsigned ch
             grad[i][c] = make_uint4(v[0], v[1], v[2], v[3]);
             if (sums_bias && ((first + 2 * i) & 3) == own) add_all<kBf16>(bias, grad[i][c]);
           }
-      int row = 2 * first + a.rt.dy_first - a.rt.pad_top + own;
+      int row = 2 * first + a.toeplitz.dy_first - a.toeplitz.pad_top + own;
 #pragma unroll
       for (int u = 0; u < kRows + kPairs - 1; ++u, row += kRowWarps) {
-        if (static_cast<unsigned>(row) >= static_cast<unsigned>(a.rt.tensor[0].h)) continue;
+        if (static_cast<unsigned>(row) >= static_cast<unsigned>(a.toeplitz.tensor[0].h)) continue;
         uint32_t x[4];
         ptx::ldmatrix_x4_trans(x, stage + lane_x + row * 32);
 #pragma unroll
@@ -141,8 +142,8 @@ __device__ __forceinline__ void sum_planes(const SmallWeightArgs& a, unsigned ch
   }
   ptx::cp_async_wait<0>();
   __syncthreads();  // shared memory now holds tiles and sums
-  reinterpret_cast<float*>(smem + a.rt.plane_bytes)[threadIdx.x] = bias[0] + bias[2];
-  finish<kSmallMath<kBf16>, 3, kRows, true>(a.rt, acc, smem);
+  reinterpret_cast<float*>(smem + a.toeplitz.plane_bytes)[threadIdx.x] = bias[0] + bias[2];
+  finish<kSmallMath<kBf16>, 3, kRows, true>(a.toeplitz, acc, smem);
 }
 
 // A lane's pair of a fragment: a pixel of two images that follow each other.
@@ -159,24 +160,26 @@ template <bool kBf16>
 __device__ __forceinline__ void sum_runs(const SmallWeightArgs& a, unsigned char* smem) {
   constexpr int kRows = 14, kPairs = 4, kAhead = kSmallStages - 1;
   const int lane = threadIdx.x & 31, channel = ptx::uniform(threadIdx.x >> 5), g = lane >> 2;
-  const int channel0 = blockIdx.x * a.rt.block_channels, channels = min(a.rt.block_channels, a.rt.c - channel0);
-  const int h = a.rt.tensor[0].h, w = a.rt.tensor[0].w, ho = a.rt.tensor[1].h, wo = a.rt.tensor[1].w;
-  const bool sums_bias = a.rt.grad_bias != nullptr, works = channel < channels;
+  const int channel0 = blockIdx.x * a.toeplitz.block_channels;
+  const int channels = min(a.toeplitz.block_channels, a.toeplitz.c - channel0);
+  const int h = a.toeplitz.tensor[0].h, w = a.toeplitz.tensor[0].w;
+  const int ho = a.toeplitz.tensor[1].h, wo = a.toeplitz.tensor[1].w;
+  const bool sums_bias = a.toeplitz.grad_bias != nullptr, works = channel < channels;
   float acc[kRows][1][4], bias[4] = {0.f, 0.f, 0.f, 0.f};
 #pragma unroll
   for (int i = 0; i < kRows * 4; ++i) (&acc[0][0][0])[i] = 0.f;
   const int pitch[2] = {4 * a.run[0].pitch, 4 * a.run[1].pitch}, grad_at = 16 * pitch[0];
 #pragma unroll 1
-  for (int group = -kAhead; group < a.rt.jobs; ++group) {
+  for (int group = -kAhead; group < a.toeplitz.jobs; ++group) {
     if (group >= 0) {
       ptx::cp_async_wait<kAhead - 1>();
       __syncthreads();  // the group's runs have arrived, and the place of the group before is free
     }
-    if (const int next = group + kAhead; next < a.rt.jobs)
+    if (const int next = group + kAhead; next < a.toeplitz.jobs)
 #pragma unroll 1
       for (int tensor = 0; tensor < 2; ++tensor)
-        load_runs(smem + next % kSmallStages * a.stage_bytes + tensor * grad_at, a.run[tensor], a.rt.n, a.rt.c, channel0,
-                  channels, next * 16, 16);
+        load_runs(smem + next % kSmallStages * a.stage_bytes + tensor * grad_at, a.run[tensor], a.toeplitz.n, a.toeplitz.c,
+                  channel0, channels, next * 16, 16);
     ptx::cp_async_commit();
     if (group < 0 || !works) continue;
     // a lane's column, in the first of its images
@@ -203,8 +206,8 @@ __device__ __forceinline__ void sum_runs(const SmallWeightArgs& a, unsigned char
   }
   ptx::cp_async_wait<0>();
   __syncthreads();  // shared memory now holds tiles and sums
-  reinterpret_cast<float*>(smem + a.rt.plane_bytes)[threadIdx.x] = bias[0] + bias[2];
-  finish<kSmallMath<kBf16>, 1, kRows, true>(a.rt, acc, smem);
+  reinterpret_cast<float*>(smem + a.toeplitz.plane_bytes)[threadIdx.x] = bias[0] + bias[2];
+  finish<kSmallMath<kBf16>, 1, kRows, true>(a.toeplitz, acc, smem);
 }
 
 // kChunks: 8-column chunks of a row.

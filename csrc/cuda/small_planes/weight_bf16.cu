@@ -1,4 +1,4 @@
-#include "kernels.h"
+#include "args.h"
 #include "weight.cuh"
 
 namespace replknet_ext::cuda {

@@ -30,4 +30,9 @@ struct StencilArgs {
   int parts, part_rows;       // bwd_weight: blocks along the filter's rows, rows of each
 };
 
+// The kernels behind the variants table; one file per type, so that they compile side by side.
+using StencilKernel = void (*)(StencilArgs);
+StencilKernel stencil_half(bool weight, int kernel);
+StencilKernel stencil_f32(bool weight, int kernel);
+
 }  // namespace replknet_ext::cuda

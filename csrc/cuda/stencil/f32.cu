@@ -1,5 +1,5 @@
 #include "stencil.cuh"
-#include "kernels.h"
+#include "args.h"
 
 namespace replknet_ext::cuda {
 

@@ -1,7 +1,7 @@
 // Launches the stencil kernels: plan to arguments to grid.
 #include "../family.h"
 #include "../ptx.cuh"
-#include "kernels.h"
+#include "args.h"
 #include "plan.h"
 #include "variants.h"
 #include "../weight_sum.cuh"

@@ -1,5 +1,5 @@
 #include "toeplitz_fwd.cuh"
-#include "kernels.h"
+#include "args.h"
 
 namespace replknet_ext::cuda {
 

@@ -1,7 +1,7 @@
 // Launches the Toeplitz kernels: plan to arguments to grid.
 #include "../family.h"
 #include "../ptx.cuh"
-#include "kernels.h"
+#include "args.h"
 #include "plan.h"
 #include "variants.h"
 

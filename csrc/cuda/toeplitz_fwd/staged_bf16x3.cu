@@ -1,4 +1,4 @@
-#include "kernels.h"
+#include "args.h"
 #include "staged.cuh"
 
 namespace replknet_ext::cuda {

@@ -52,4 +52,10 @@ REPLKNET_EXT_BOTH constexpr int tile_floats(int offsets) {  // of a warp
   return rows_at_once(offsets) * 2 * half_floats(offsets);
 }
 
+// The kernels behind the variants table; one file per dtype, so that they compile side by side.
+using ToeplitzWeightKernel = void (*)(ToeplitzWeightArgs);
+ToeplitzWeightKernel toeplitz_weight_f16(int variant);
+ToeplitzWeightKernel toeplitz_weight_bf16(int variant);
+ToeplitzWeightKernel toeplitz_weight_f32(int variant);
+
 }  // namespace replknet_ext::cuda

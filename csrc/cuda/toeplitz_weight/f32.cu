@@ -1,5 +1,5 @@
 #include "toeplitz_weight.cuh"
-#include "kernels.h"
+#include "args.h"
 
 namespace replknet_ext::cuda {
 namespace {

@@ -1,7 +1,7 @@
 // Launches the kernels of toeplitz_weight and adds the partial sums of the batch's parts.
 #include "../family.h"
 #include "../ptx.cuh"
-#include "kernels.h"
+#include "args.h"
 #include "plan.h"
 #include "../weight_sum.cuh"
 

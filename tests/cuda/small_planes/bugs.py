@@ -10,7 +10,7 @@ from mutants import Mutants, keep_lines
 # The two kernels of bwd_weight wait for a group with the same lines; what follows tells them apart.
 GROUP = "      __syncthreads();\n"
 AHEAD = """    }
-    if (const int next = group + kAhead; next < a.rt.jobs)
+    if (const int next = group + kAhead; next < a.toeplitz.jobs)
 #pragma unroll 1
       for (int tensor = 0; tensor < 2; ++tensor)
 """
