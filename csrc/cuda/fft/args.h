@@ -37,7 +37,7 @@ struct FftArgs {
   int64_t out_split;           // elements between the partial sums of two splits
   void* spectra;               // device memory of the variants that keep a spectrum there, by block
   int64_t spectra_offset;      // of it in the workspace, in bytes
-  unsigned jobs;               // (channel, split) pairs; with a spectrum in memory a block takes every gridDim-th
+  unsigned jobs;               // fwd: (channel, split) pairs; a block takes every gridDim-th
   int channels, splits, tiles_y, tiles_x;
   int activation;
   FftDType dtype, out_dtype;  // of the operands; of what bwd_weight writes: partial sums are float32

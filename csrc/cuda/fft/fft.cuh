@@ -107,79 +107,76 @@ __global__ void __launch_bounds__(kThreads, kBlocks) fft_weight_kernel(const __g
   f.t = tables;
   f.s = reinterpret_cast<Complex*>(smem + fft_tables_bytes(kQ, kP));
   f.raw = reinterpret_cast<unsigned char*>(f.s + Transform::kColumns * kS);
+  const int channel = static_cast<int>(blockIdx.x / a.splits);
+  const int split = static_cast<int>(blockIdx.x) - channel * a.splits;
+  const int64_t first = split * a.split_items;
+  const int count = static_cast<int>(min(a.split_items, a.items - first));
+  FftItem item(a, first);
+
   Transform::build(tables, a);
   __syncthreads();
+  if (count > 0) f.load(a, 0, channel, item);
+  Complex sum[Transform::kRounds][kP];
+  typename Transform::Kept gradient(a.spectra);
+  each<Transform::kRounds>([&](auto round) { each<kP>([&](auto k) { sum[round][k] = {0.f, 0.f}; }); });
+  float total = 0.f;  // thread 0: twice the sum of the gradient, its spectrum at 0
 #pragma unroll 1
-  for (unsigned job = blockIdx.x; job < a.jobs; job = kMemory ? job + gridDim.x : a.jobs) {
-    const int channel = static_cast<int>(job / a.splits);
-    const int split = static_cast<int>(job - static_cast<unsigned>(channel) * a.splits);
-    const int64_t first = split * a.split_items;
-    const int count = static_cast<int>(min(a.split_items, a.items - first));
-    FftItem item(a, first);
-
-    if (count > 0) f.load(a, 0, channel, item);
-    Complex sum[Transform::kRounds][kP];
-    typename Transform::Kept gradient(a.spectra);
-    each<Transform::kRounds>([&](auto round) { each<kP>([&](auto k) { sum[round][k] = {0.f, 0.f}; }); });
-    float total = 0.f;  // thread 0: twice the sum of the gradient, its spectrum at 0
-#pragma unroll 1
-    for (int step = 0; step < 2 * count; ++step) {
-      const int which = step & 1;
-      const FftWindow& w = a.from[which];
-      ptx::cp_async_wait<0>();
-      __syncthreads();
-      f.rows_first(w, which, a.dtype, Transform::skew(w, item));
-      __syncthreads();
-      if (which) item.advance(a);
-      if (step + 1 < 2 * count) f.load(a, which ^ 1, channel, item);
-      f.rows_second(w, which);
-      __syncthreads();
-      f.template columns<-1>(tables->in_y[which]);
-      __syncthreads();
-      if (which == 0) {
-        f.middle([&](auto round, Complex* at) {
-          Complex v[kP];
-          Transform::forward(at, v);
-          each<kP>([&](auto k) { gradient.put(round, k, v[k]); });
-          if (round == 0) total += v[0].re;
+  for (int step = 0; step < 2 * count; ++step) {
+    const int which = step & 1;
+    const FftWindow& w = a.from[which];
+    ptx::cp_async_wait<0>();
+    __syncthreads();
+    f.rows_first(w, which, a.dtype, Transform::skew(w, item));
+    __syncthreads();
+    if (which) item.advance(a);
+    if (step + 1 < 2 * count) f.load(a, which ^ 1, channel, item);
+    f.rows_second(w, which);
+    __syncthreads();
+    f.template columns<-1>(tables->in_y[which]);
+    __syncthreads();
+    if (which == 0) {
+      f.middle([&](auto round, Complex* at) {
+        Complex v[kP];
+        Transform::forward(at, v);
+        each<kP>([&](auto k) { gradient.put(round, k, v[k]); });
+        if (round == 0) total += v[0].re;
+      });
+    } else {
+      f.middle([&](auto round, Complex* at) {
+        Complex v[kP];
+        Transform::forward(at, v);
+        each<kP>([&](auto k) {
+          const Complex g = gradient.get(round, k);
+          sum[round][k].re += v[k].re * g.re + v[k].im * g.im;
+          sum[round][k].im += v[k].im * g.re - v[k].re * g.im;
         });
-      } else {
-        f.middle([&](auto round, Complex* at) {
-          Complex v[kP];
-          Transform::forward(at, v);
-          each<kP>([&](auto k) {
-            const Complex g = gradient.get(round, k);
-            sum[round][k].re += v[k].re * g.re + v[k].im * g.im;
-            sum[round][k].im += v[k].im * g.re - v[k].re * g.im;
-          });
-        });
-      }
+      });
     }
-    f.middle([&](auto round, Complex* at) {
-      each<kP>([&](auto k) { sum[round][k] = {a.scale * sum[round][k].re, a.scale * sum[round][k].im}; });
-      Transform::inverse(at, sum[round]);
-    });
-    __syncthreads();
-    f.template columns<1>(tables->in_y[2]);
-    __syncthreads();
-    f.rows_inverse_first(a.to);
-    __syncthreads();
-    f.rows_inverse_second(a.to);
-    __syncthreads();
-    const int64_t out = split * a.out_split + channel * a.to.channel;
-    fft_by_dtype(a.out_dtype, [&](auto type) {
-      f.template store<type>(a.to, a.out, out + a.to.origin_y * a.to.row + a.to.origin_x, a.to.rows, a.to.columns,
-                             [](float v) { return v; });
-      // taps that no output meets
-      for (int64_t i = threadIdx.x; i < a.to.channel; i += kThreads) {
-        const int row = static_cast<int>(i / a.to.row) - a.to.origin_y;
-        const int column = static_cast<int>(i % a.to.row) - a.to.origin_x;
-        if (row < 0 || row >= a.to.rows || column < 0 || column >= a.to.columns) fft_write<type>(a.out, out + i, 0.f);
-      }
-      if (a.grad_bias && threadIdx.x == 0)
-        fft_write<type>(a.grad_bias, split * static_cast<int64_t>(a.channels) + channel, 0.5f * total);
-    });
   }
+  f.middle([&](auto round, Complex* at) {
+    each<kP>([&](auto k) { sum[round][k] = {a.scale * sum[round][k].re, a.scale * sum[round][k].im}; });
+    Transform::inverse(at, sum[round]);
+  });
+  __syncthreads();
+  f.template columns<1>(tables->in_y[2]);
+  __syncthreads();
+  f.rows_inverse_first(a.to);
+  __syncthreads();
+  f.rows_inverse_second(a.to);
+  __syncthreads();
+  const int64_t out = split * a.out_split + channel * a.to.channel;
+  fft_by_dtype(a.out_dtype, [&](auto type) {
+    f.template store<type>(a.to, a.out, out + a.to.origin_y * a.to.row + a.to.origin_x, a.to.rows, a.to.columns,
+                           [](float v) { return v; });
+    // taps that no output meets
+    for (int64_t i = threadIdx.x; i < a.to.channel; i += kThreads) {
+      const int row = static_cast<int>(i / a.to.row) - a.to.origin_y;
+      const int column = static_cast<int>(i % a.to.row) - a.to.origin_x;
+      if (row < 0 || row >= a.to.rows || column < 0 || column >= a.to.columns) fft_write<type>(a.out, out + i, 0.f);
+    }
+    if (a.grad_bias && threadIdx.x == 0)
+      fft_write<type>(a.grad_bias, split * static_cast<int64_t>(a.channels) + channel, 0.5f * total);
+  });
 }
 
 }  // namespace replknet_ext::cuda

@@ -140,7 +140,7 @@ class Candidate {
     int64_t workspace = weight_ && splits > 1 ? (partial_bytes(splits) + 7) / 8 * 8 : 0;
     const int64_t jobs = p_.c * splits;
     // blocks that keep a spectrum in memory are as many as run at once
-    const int64_t blocks = v_.memory ? std::min<int64_t>(jobs, int64_t{limits_.sms} * resident_) : jobs;
+    const int64_t blocks = v_.memory && !weight_ ? std::min<int64_t>(jobs, int64_t{limits_.sms} * resident_) : jobs;
     if (v_.memory) a.spectra_offset = workspace, workspace += blocks * fft_spectrum(v_.q, v_.p, v_.threads) * 8;
     a.jobs = static_cast<unsigned>(jobs);
     out->warps = warps_, out->shared_bytes = shared_, out->blocks_per_sm = resident_, out->blocks = blocks;
