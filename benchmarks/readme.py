@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from benchmarks import harness
+from benchmarks import harness, timm_models
 from benchmarks.cpu_cases import GROUPS, TITLES
 from benchmarks.cpu_compare import compare, geomean, milliseconds, percent, times
 from benchmarks.cpu_problem import LAYOUTS, OURS, TORCH
@@ -75,7 +75,8 @@ def model_table(payload: dict[str, Any]) -> str:
 
 
 def section() -> str:
-    """Everything, for docs/benchmarks.md: the whole model, the main group with its picture, a line per results file."""
+    """Everything, for docs/benchmarks.md: the whole model, the main group with its picture, a line per results
+    file, and timm's networks."""
     files = sorted(harness.RESULTS.glob("cpu_ops_*.json"))
     payloads = [(path.name, json.loads(path.read_text())) for path in files]
     order = list(GROUPS)
@@ -93,6 +94,7 @@ def section() -> str:
                 )
     if payloads:
         parts.append(summary(payloads))
+    parts += [timm_models.table(harness.read_json(path)) for path in sorted(harness.RESULTS.glob("timm_models_*.json"))]
     return "\n\n".join(parts) or "No results stored yet."
 
 

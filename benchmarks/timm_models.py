@@ -27,9 +27,6 @@ from benchmarks.cpu_compare import milliseconds, times
 from benchmarks.cpu_model import deploy_call, gradients, training_step
 from benchmarks.cpu_problem import LAYOUTS, OURS, TORCH
 from benchmarks.harness import Candidate
-from tests.helpers import torchvision_shim  # noqa: F401  # before timm, for a torchvision that is not this torch's
-
-import timm  # isort: skip
 
 #: With depthwise filters of 5x5 to 11x11, and bands of 1x11 and 11x1.
 MODELS = (
@@ -45,6 +42,10 @@ LIMIT = 1e-3
 
 def build(name: str) -> nn.Module:
     """The model with random weights and nothing random in a step."""
+    from tests.helpers import torchvision_shim  # noqa: F401  # before timm, for a torchvision that is not this torch's
+
+    import timm  # isort: skip
+
     torch.manual_seed(0)
     model: nn.Module = timm.create_model(name, num_classes=100, drop_rate=0.0)
     return model
