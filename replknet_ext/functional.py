@@ -61,8 +61,8 @@ def depthwise_conv2d(
 
     Rounding of the direct CPU kernels, in eps of the dtype times the sum of abs(x * w) behind a result: at most half an
     eps per term. Of random terms of one sign 4 were measured (output; 5.1 with ReLU), 4.5 (gradient of input) and, for
-    the gradient of the filter, 10 in float32 and 19 in float64; equal terms err in one direction, 110 in sums of 961 and
-    1,320 in sums of 12,544 over images and pixels. 16-bit types sum in float32.
+    the gradient of the filter, 10 in float32 and 19 in float64; equal terms err in one direction, 110 in sums of 961
+    and 1,320 in sums of 12,544 over images and pixels. 16-bit types sum in float32.
 
     Args:
         input: (N, C, H, W) or unbatched (C, H, W); float32, float64, bfloat16 or float16. N may be 0.
