@@ -4,9 +4,9 @@
 
 auditwheel (delocate on macOS) writes the wheel with its platform tag to FOLDER; torch's libraries stay outside, as the
 process has them loaded. Then abi3audit must find no symbol outside CPython's limited API, and twine no fault in the
-
-
-
+metadata. AUDITWHEEL_PLAT, which the manylinux images set, is the tag to reach; without it, auditwheel takes the oldest
+that the wheel is consistent with. Prints what each tool says.
+"""
 
 from __future__ import annotations
 
