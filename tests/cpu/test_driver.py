@@ -1,4 +1,4 @@
-"""The CPU kernels without torch: under address and undefined-behaviour sanitizers, and counted by callgrind."""
+"""The CPU kernels without torch: under sanitizers, counted by callgrind, and compiled for aarch64."""
 
 from __future__ import annotations
 
@@ -15,6 +15,9 @@ import pytest
 from cases import AWKWARD, CASES, LAYERS, PASSES, Case
 
 WHY_NOT = driver_build.missing()
+WHY_NOT_AARCH64 = driver_build.missing(driver_build.AARCH64) or (
+    None if shutil.which("qemu-aarch64") else "qemu-aarch64 is not installed"
+)
 pytestmark = [
     pytest.mark.skipif(WHY_NOT is not None, reason=str(WHY_NOT)),
     pytest.mark.xdist_group("cpu_driver"),
@@ -49,10 +52,11 @@ def native() -> str:
     return "avx512" if "avx512dq" in flags and "avx512vl" in flags else "avx2" if "avx2" in flags else "base"
 
 
-def check(driver: Path, text: str) -> subprocess.CompletedProcess[str]:
+def check(driver: Path, text: str, *runner: str) -> subprocess.CompletedProcess[str]:
     # A leak would be the driver's own; and LeakSanitizer needs ptrace, which containers may lack.
     environment = {**os.environ, "ASAN_OPTIONS": "detect_leaks=0"}
-    return subprocess.run([driver, "check"], input=text, capture_output=True, text=True, check=False, env=environment)
+    command = [*runner, driver, "check"]
+    return subprocess.run(command, input=text, capture_output=True, text=True, check=False, env=environment)
 
 
 def sanitized(isas: tuple[str, ...]) -> None:
@@ -103,6 +107,19 @@ def test_avx2_kernels_on_every_plane() -> None:
     """Exact sums and the same bits in 1, 2 and 3 ranges, of each kernel by itself, also where none would choose it."""
     result = check(driver_build.build(driver_build.FAST, ("avx2",)), lines([case.small() for case in CASES]))
     assert result.returncode == 0, result.stdout[-2000:]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(WHY_NOT_AARCH64 is not None, reason=str(WHY_NOT_AARCH64))
+@pytest.mark.parametrize("case", [case for case in CASES if case.quick], ids=lambda case: case.name)
+def test_aarch64_kernels_under_qemu(case: Case) -> None:
+    """NEON and no other instruction set: the kernels in 16-byte vectors, compiled for aarch64."""
+    driver = driver_build.build(driver_build.AARCH64, ("base",))
+    assert driver.read_bytes()[18:20] == b"\xb7\0", "the machine of an ELF file: aarch64"
+    result = check(driver, lines([case.small(channels=2, batch=1)]), "qemu-aarch64")
+    assert result.returncode == 0, result.stdout[-2000:] + result.stderr[-2000:]
+    ran = {tuple(line.split()[1:3]) for line in result.stdout.splitlines()}
+    assert ran == ({("base", pass_) for pass_ in PASSES} if case.n else set())
 
 
 # ---- instructions ----

@@ -1,4 +1,4 @@
-"""Builds the driver: csrc/cpu without torch, for sanitizers and for callgrind, into `_build`."""
+"""Builds the driver: csrc/cpu without torch, for sanitizers, callgrind and qemu, into `_build`."""
 
 from __future__ import annotations
 
@@ -27,6 +27,7 @@ class Kind:
 
     name: str
     flags: str
+    compiler: str = "g++"
 
 
 FAST = Kind("fast", "-O3 -g1")
@@ -37,14 +38,16 @@ SANITIZED = Kind(
     "--param asan-stack=0 -fsanitize=signed-integer-overflow,shift,bounds,integer-divide-by-zero,float-cast-overflow,"
     "unreachable,return -fno-sanitize-recover=all",
 )
+#: For qemu. Static, so that no library of that machine is needed; -O3 takes minutes more to compile.
+AARCH64 = Kind("aarch64", "-O1 -static", "aarch64-linux-gnu-g++")
 
 
-def missing() -> str | None:
-    """Why the driver can't be built here, or None."""
-    if platform.machine() not in ("x86_64", "AMD64") or sys.platform != "linux":
+def missing(kind: Kind = FAST) -> str | None:
+    """Why a driver can't be built here, or None."""
+    if sys.platform != "linux" or (kind != AARCH64 and platform.machine() not in ("x86_64", "AMD64")):
         return "the driver's instruction sets are those of Linux on x86-64"
-    if shutil.which("g++") is None:
-        return "g++ is not installed"
+    if shutil.which(kind.compiler) is None:
+        return f"{kind.compiler} is not installed"
     if importlib.util.find_spec("ninja") is None:
         return "the Python package ninja is not installed"
     return None
@@ -65,11 +68,11 @@ def ninja_text(kind: Kind, isas: tuple[str, ...], source: Path = CSRC) -> str:
     lines = [
         f"builddir = {folder}",
         "rule cxx",
-        f"  command = {sys.executable} {COMPILER} $in $out g++ {flags} {kind.flags} $more",
+        f"  command = {sys.executable} {COMPILER} $in $out {kind.compiler} {flags} {kind.flags} $more",
         "  depfile = $out.d",
         "  deps = gcc",
         "rule link",
-        f"  command = g++ {kind.flags} -o $out $in -lpthread",
+        f"  command = {kind.compiler} {kind.flags} -o $out $in -lpthread",
     ]
     objects = []
     for path in [*sorted((source / "cpu").glob("*.cpp")), HERE / "driver.cpp"]:

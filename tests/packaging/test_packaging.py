@@ -23,6 +23,8 @@ import torch_pins
 from packaging.requirements import Requirement
 from setuptools.config.pyprojecttoml import read_configuration
 
+import replknet_ext
+
 ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 PROJECT: dict[str, Any] = read_configuration(ROOT / "pyproject.toml", expand=False)["project"]
@@ -30,6 +32,8 @@ SNIPPETS = re.findall(r"^```python\n(.*?)^```", README, re.MULTILINE | re.DOTALL
 
 #: What building, testing and running leave in a checkout.
 MADE = {"build", "dist", "demo_output", "__pycache__", "_build", ".git", ".venv"}
+#: Files and folders of the repository whose names begin with a dot.
+HIDDEN = {".ci", ".github", ".pre-commit-config.yaml"}
 #: Names of the tracked files that the source archive need not have.
 NOT_SHIPPED = {".gitignore"}
 
@@ -65,7 +69,7 @@ def sdist(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The source archive of a copy of the checkout's files, so that building leaves no trace in it."""
     copy = tmp_path_factory.mktemp("checkout")
     for path in ROOT.iterdir():
-        if path.name not in MADE and (path.name == ".ci" or path.name[0] != ".") and path.suffix != ".egg-info":
+        if path.name not in MADE and (path.name in HIDDEN or path.name[0] != ".") and path.suffix != ".egg-info":
             call("cp", "-R", path, copy, cwd=ROOT)
     return build("sdist", copy, tmp_path_factory.mktemp("sdist"))
 
@@ -233,12 +237,38 @@ print(replknet_ext.explain(torch.rand(1, 4, 9, 9), torch.rand(4, 1, 5, 5)))
 def test_readme_names_only_targets_and_files_that_exist() -> None:
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
     targets = set(re.findall(r"^([a-z][a-z-]*):", makefile, re.MULTILINE))
+    nightly = re.findall(r"target: \[(.*)\]", (ROOT / ".github/workflows/nightly.yml").read_text(encoding="utf-8"))
+    called = set(re.split(r", ", nightly[0]))
+    for workflow in ROOT.glob(".github/workflows/*.yml"):
+        for line in re.findall(r"run: make ((?:[a-z-]+ )+)", workflow.read_text(encoding="utf-8")):
+            called |= set(line.split())
+    assert {"test", "lint", "workflows", "test-all", "sdist", "matrix"} <= called
+    assert called - targets <= {"docs"}, "docs comes with the documentation site"
     text = README + (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
     used = set(re.findall(r"(?:^|`)make ([a-z-]+)", text, re.MULTILINE))
     assert used - targets == set()
     assert {"demo", "test", "lint", "bench", "wheel"} <= targets
     links = [link for link in re.findall(r"\]\(([^)#]+)\)", text) if "://" not in link]
     assert [link for link in links if not (ROOT / link).exists()] == []
+
+
+def test_the_version_is_the_same_everywhere() -> None:
+    """A tag is published only if `.ci/notes.py` finds its section of the changelog."""
+    version = replknet_ext.__version__
+    call(sys.executable, ".ci/notes.py", f"v{version}", cwd=ROOT)
+    for tag in ("v99.0.0", version):
+        done = subprocess.run(
+            [sys.executable, ".ci/notes.py", tag], cwd=ROOT, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 1 and done.stderr.startswith(f"the tag is {tag}, but"), done
+    changelog = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    releases = re.findall(r"^## \[([^\]]+)\]", changelog, re.MULTILINE)
+    assert releases[0] == "Unreleased" and version in releases
+    assert set(re.findall(r"^\[([^\]]+)\]: https://github.com/", changelog, re.MULTILINE)) == set(releases)
+    dated = re.findall(rf"^## \[{re.escape(version)}\] - (\S+)", changelog, re.MULTILINE)
+    citation = (ROOT / "CITATION.cff").read_text(encoding="utf-8")
+    assert re.findall(r"^version: (.*)$", citation, re.MULTILINE) == [version]
+    assert re.findall(r"^date-released: (.*)$", citation, re.MULTILINE) == dated
 
 
 @pytest.mark.parametrize(

@@ -62,6 +62,46 @@ def setup_functions() -> dict[str, Any]:
     return names
 
 
+@pytest.mark.parametrize("system", ["linux", "darwin", "win32"])
+def test_options_of_each_platform(
+    system: str, setup_functions: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "platform", system)
+    if system == "win32":
+        with pytest.raises(SystemExit) as told:
+            setup_functions["extension_arguments"]()
+        assert re.fullmatch(r".*MSVC.*REPLKNET_EXT_SKIP_EXT=1 to install the package.*", str(told.value))
+        return
+    setup_functions["check_platform"]()
+    compiler, plain = setup_functions["compile_options"](), setup_functions["link_options"](None)
+    assert {"-O3", "-fvisibility=hidden", "-ffp-contract=fast"} <= set(compiler)
+    cuda = setup_functions["link_options"](tmp_path)
+    if system == "linux":
+        assert "-Wno-psabi" in compiler
+        assert plain == ["-Wl,--exclude-libs,ALL"], "-lrt is for the static CUDA runtime alone"
+        assert cuda == [*plain, f"-L{tmp_path}", "-lcudart_static", "-ldl", "-lrt", "-lpthread"]
+    else:
+        assert "-Wno-psabi" not in compiler
+        assert plain == []
+        monkeypatch.setenv("REPLKNET_EXT_SKIP_CUDA", "0")
+        monkeypatch.setenv("CUDA_HOME", str(tmp_path))
+        assert setup_functions["find_cuda_home"]() is None
+        monkeypatch.setenv("REPLKNET_EXT_FORCE_CUDA", "1")
+        with pytest.raises(SystemExit, match="macOS has no CUDA"):
+            setup_functions["find_cuda_home"]()
+
+
+def test_windows_installs_without_the_extension(monkeypatch: pytest.MonkeyPatch) -> None:
+    """REPLKNET_EXT_SKIP_EXT=1, which the message names, keeps setup.py from everything that it refuses."""
+    seen: list[dict[str, Any]] = []
+    monkeypatch.setattr(sys, "platform", "win32")
+    monkeypatch.setenv("REPLKNET_EXT_SKIP_EXT", "1")
+    monkeypatch.setattr("setuptools.setup", lambda **arguments: seen.append(arguments))
+    code = (ROOT / "setup.py").read_text(encoding="utf-8")
+    exec(compile(code, "setup.py", "exec"), {"__file__": str(ROOT / "setup.py"), "__name__": "setup"})
+    assert seen == [{}]
+
+
 @pytest.mark.parametrize(
     ("named", "archs"),
     [

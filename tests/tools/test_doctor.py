@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import json
 import os
+import platform
 import subprocess
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+from setuptools.config.pyprojecttoml import read_configuration
 
 import replknet_ext
 from replknet_ext import _env, _ext
@@ -18,6 +24,8 @@ from replknet_ext.tools import doctor
 
 pytest.importorskip("rich")
 pytest.importorskip("typer")
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def run(*arguments: str, columns: int = 100, prelude: str = "") -> subprocess.CompletedProcess[str]:
@@ -53,6 +61,55 @@ def test_json_is_the_report() -> None:
     assert found["versions"]["replknet_ext"] == replknet_ext.__version__
     assert found["extension"]["loaded"] == _ext.HAS_EXT
     assert [row["problem"] for row in found["backends"]] == list(doctor.TYPICAL)
+
+
+def test_the_report_has_what_a_maintainer_asks_for(report: dict[str, Any]) -> None:
+    extras = read_configuration(ROOT / "pyproject.toml", expand=False)["project"]["optional-dependencies"]
+    asked = {
+        canonicalize_name(Requirement(line).name)
+        for extra in ("cli", "hub", "onnx", "timm", "triton")
+        for line in extras[extra]
+    }
+    assert asked <= {canonicalize_name(name) for name in report["versions"]}
+    for name in ("python", "torch", "numpy", "Pillow", "rich", "typer"):
+        assert report["versions"][name]
+    assert report["installation"]["folder"] == str(Path(replknet_ext.__file__).parent)
+    assert report["torch"]["cuda"] == torch.version.cuda
+    assert report["torch"]["cpu_capability"] in ("DEFAULT", "AVX2", "AVX512", "NO AVX", "SVE256")
+    assert report["torch"]["build"][0].startswith("PyTorch built with")
+    assert any("OpenMP" in line for line in report["torch"]["threads"])
+    assert report["extension"]["cpu_isa"] == _ext.cpu_isa()
+    assert report["extension"]["compiler"] == _ext.build_info().get("compiler")
+    system = report["system"]
+    assert system["machine"] and system["processors"] and system["processor"]
+    if sys.platform == "linux":
+        assert system["libc"].split() == [*platform.libc_ver()]
+
+
+def test_programs_are_asked_for_their_version(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, text in (("nvidia-smi", "echo 580.65.06; echo 580.65.06"), ("some-c++", "echo $0 $1; exit $BROKEN")):
+        (tmp_path / name).write_text(f"#!/bin/sh\n{text}\n")
+        (tmp_path / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/bin:/usr/bin")
+    monkeypatch.setenv("CXX", f"{tmp_path}/some-c++ --for-version")
+    monkeypatch.setenv("BROKEN", "0")
+    found = doctor._system()
+    assert found["gpu_driver"] == "580.65.06"
+    assert found["compiler"] == f"{tmp_path}/some-c++ --for-version"
+    monkeypatch.setenv("BROKEN", "1")
+    assert doctor._system()["compiler"] is None
+    monkeypatch.setenv("CXX", str(tmp_path / "none"))
+    assert doctor._system()["compiler"] is None
+
+
+@pytest.mark.parametrize(("url", "editable"), [('{"dir_info": {"editable": true}}', True), (None, False), ("{", None)])
+def test_what_pip_knows(url: str | None, editable: bool | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    files = {"WHEEL": "Wheel-Version: 1.0\nTag: cp310-abi3-manylinux_2_28_x86_64\n", "INSTALLER": "uv\n"}
+    dist = SimpleNamespace(read_text=lambda name: url if name == "direct_url.json" else files[name])
+    monkeypatch.setattr(doctor.metadata, "distribution", lambda name: dist)
+    found = doctor._installation()
+    assert found["wheel_tags"] == ["cp310-abi3-manylinux_2_28_x86_64"]
+    assert (found["installer"], found["editable"]) == ("uv", editable)
 
 
 def test_every_backend_answers_for_every_pass(report: dict[str, Any]) -> None:
