@@ -38,6 +38,6 @@ def on_page_markdown(markdown: str, page: Any, config: Any, files: Any) -> str:
         if posixpath.dirname(target) == PICTURES and target.endswith(".png"):
             return f"]({posixpath.relpath(SITE_PICTURES, folder or '.')}/{posixpath.basename(target)}"
         kind = "tree" if (ROOT / target).is_dir() else "blob"
-        return f"]({config.repo_url.rstrip('/')}/{kind}/main/{target}"
+        return f"]({config.extra['repository']}/{kind}/main/{target}"
 
     return LINK.sub(rewrite, markdown)

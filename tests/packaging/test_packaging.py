@@ -241,14 +241,6 @@ def test_readme_names_only_targets_and_files_that_exist() -> None:
     assert [link for link in links if not (ROOT / link).exists()] == []
 
 
-@pytest.mark.parametrize(
-    "page", sorted([*ROOT.glob("docs/*.md"), *ROOT.glob("csrc/**/*.md")]), ids=lambda page: page.name
-)
-def test_links_of_the_other_pages_exist(page: Path) -> None:
-    links = re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", page.read_text(encoding="utf-8"))
-    assert [link for link in links if "://" not in link and not (page.parent / link).exists()] == []
-
-
 def test_pages_stay_short() -> None:
     assert len(README.splitlines()) <= 150
     for page in ROOT.glob("csrc/cuda/**/README.md"):
