@@ -22,7 +22,7 @@ SOURCES := setup.py pyproject.toml MANIFEST.in $(shell find csrc -type f 2>/dev/
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-all mutants sanitize fuzz bench compat matrix coverage lint workflows format wheel sdist clean distclean FORCE
+.PHONY: help demo test test-all mutants sanitize fuzz bench compat matrix coverage lint workflows format docs docs-serve wheel sdist clean distclean FORCE
 
 help: ## this list
 	@echo "make TARGET [PYTHON=$(PYTHON)] [TORCH='$(TORCH)'] [WORKERS=$(WORKERS)]"
@@ -85,6 +85,12 @@ format: $(VENV)/.lint ## lets ruff rewrite the Python files
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+docs: $(VENV)/.docs ## the documentation site, into build/site; a dead link or a name that does not exist is an error
+	$(BIN)/python -m mkdocs build --strict
+
+docs-serve: $(VENV)/.docs ## shows the site at http://127.0.0.1:8000 while its pages are edited
+	$(BIN)/python -m mkdocs serve
+
 wheel: $(VENV)/.release ## dist/*.whl, for every Python from 3.10 and every torch from 2.11 on, with its platform tag and checked
 	rm -rf build/wheel
 	$(PIP) wheel --no-build-isolation --no-deps --wheel-dir build/wheel .
@@ -124,7 +130,7 @@ $(VENV)/.built: $(VENV)/.torch $(SOURCES)
 
 # The extras of pyproject.toml, by their names. The constraints keep that torch: the newest torchvision, which timm asks
 # for, would bring a newer one.
-$(VENV)/.demo $(VENV)/.test $(VENV)/.lint $(VENV)/.release: $(VENV)/.%: $(VENV)/.built tests/helpers/torch_pins.py
+$(VENV)/.demo $(VENV)/.test $(VENV)/.lint $(VENV)/.docs $(VENV)/.release: $(VENV)/.%: $(VENV)/.built tests/helpers/torch_pins.py
 	@echo "installing what $* needs"
 	@$(BIN)/python tests/helpers/torch_pins.py > $(VENV)/.constraints
 	@$(PIP) install --quiet --progress-bar off --constraint $(VENV)/.constraints "replknet_ext[$*]"

@@ -271,14 +271,6 @@ def test_the_version_is_the_same_everywhere() -> None:
     assert re.findall(r"^date-released: (.*)$", citation, re.MULTILINE) == dated
 
 
-@pytest.mark.parametrize(
-    "page", sorted([*ROOT.glob("docs/*.md"), *ROOT.glob("csrc/**/*.md")]), ids=lambda page: page.name
-)
-def test_links_of_the_other_pages_exist(page: Path) -> None:
-    links = re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", page.read_text(encoding="utf-8"))
-    assert [link for link in links if "://" not in link and not (page.parent / link).exists()] == []
-
-
 def test_pages_stay_short() -> None:
     assert len(README.splitlines()) <= 150
     for page in ROOT.glob("csrc/cuda/**/README.md"):

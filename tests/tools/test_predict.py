@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import subprocess
 import sys
 from pathlib import Path
@@ -20,9 +19,6 @@ from replknet_ext.data.transforms import Preprocessing
 from replknet_ext.errors import ToolError, UsageError
 from replknet_ext.models import CheckpointError, RepLKNet, get_model, register_model, registry
 from replknet_ext.tools import predict as tool
-
-DOCS = Path(__file__).resolve().parents[2] / "docs"
-PYTHON = re.compile(r"```python\n(.*?)```", re.DOTALL)
 
 
 @pytest.fixture(scope="module")
@@ -148,19 +144,6 @@ def test_the_library_does_not_load_the_tools() -> None:
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
     assert "has no attribute 'inference_modle'" in done.stdout, done.stderr
-
-
-def test_the_documented_python_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every Python block of the two pages, on untrained networks instead of downloaded ones."""
-    build = replknet_ext.get_model
-    monkeypatch.setattr(replknet_ext, "get_model", lambda name, pretrained=False, **kwargs: build(name, **kwargs))
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "demo").mkdir()
-    photo("chelsea").convert("RGB").save(tmp_path / "demo" / "bird.JPEG")
-    blocks = [block for page in ("usage.md", "erf.md") for block in PYTHON.findall((DOCS / page).read_text())]
-    assert len(blocks) >= 4
-    for block in blocks:
-        exec(compile(block, "docs", "exec"), {})
 
 
 # ---- another registered network ----
