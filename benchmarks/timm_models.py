@@ -105,10 +105,10 @@ def table(payload: dict[str, Any]) -> str:
     for model in dict.fromkeys(key[0] for key in rows):
         cells = []
         for column in columns:
-            row = rows[(model, *column)]
+            row = rows[model, column[0], column[1]]
             ms = [milliseconds(row[provider]["median_ms"]) for provider in (TORCH, OURS)]
             cells.append(f"**{times(row['speedup'])}** ({ms[0]} -> {ms[1]})")
-        lines.append(f"| {model} | {rows[(model, *columns[0])]['layers']} | {' | '.join(cells)} |")
+        lines.append(f"| {model} | {rows[model, columns[0][0], columns[0][1]]['layers']} | {' | '.join(cells)} |")
     meta = payload["meta"]
     return "\n".join([*lines, "", f"<sub>{harness.describe(meta)}. `{meta['command']}`</sub>"])
 

@@ -34,7 +34,10 @@ def _register_all() -> None:
 
     images, channels, filters, everything, summed = Shard(0), Shard(1), Shard(0), Replicate(), Partial()
     # For each op what a mesh dimension may do: placements of the outputs, then of the tensor arguments.
-    both_gradients = [([summed, summed], [images, images]), ([filters, filters], [channels, channels])]
+    both_gradients: list[tuple[list[Any], list[Any]]] = [
+        ([summed, summed], [images, images]),
+        ([filters, filters], [channels, channels]),
+    ]
     strategies: dict[Any, list[tuple[list[Any], list[Any]]]] = {
         RAW.fwd: [([images], [images, everything, everything]), ([channels], [channels, filters, filters])],
         RAW.bwd_input: [([images], [images, everything]), ([channels], [channels, filters])],

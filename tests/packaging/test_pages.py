@@ -24,6 +24,7 @@ from models_common import randomize
 
 import replknet_ext
 from examples import draw_kernels
+from replknet_ext import training
 from replknet_ext.cli.app import app
 from replknet_ext.models import RepLKNet
 
@@ -168,7 +169,7 @@ def documented() -> list[str]:
 def test_the_reference_has_every_public_name() -> None:
     names = {name.rpartition(".")[2] for name in documented()}
     text = "".join(page.read_text(encoding="utf-8") for page in (DOCS / "api").glob("*.md"))
-    public = {*replknet_ext.__all__, *replknet_ext.models.__all__}
+    public = {*replknet_ext.__all__, *replknet_ext.models.__all__, *training.__all__}
     settings = {name for name in public if getattr(replknet_ext.settings, name, None)}
     blocks_ = {name for name in public if hasattr(replknet_ext.models.blocks, name)}
     plain = {name for name in public if f"`replknet_ext.{name}`" in text}
