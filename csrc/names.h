@@ -27,7 +27,7 @@ enum class QueryPass { fwd, bwd_input, bwd_weight };
 constexpr Named<QueryPass> kPasses[] = {
     {"fwd", QueryPass::fwd}, {"bwd_input", QueryPass::bwd_input}, {"bwd_weight", QueryPass::bwd_weight}};
 
-// Throws std::invalid_argument, which says what `argument` may be.
+// Throws std::runtime_error, as torch's own checks do, which says what `argument` may be.
 template <class Value, size_t kCount>
 Value value_of(const char* argument, const std::string& name, const Named<Value> (&table)[kCount]) {
   std::string allowed;
@@ -35,7 +35,7 @@ Value value_of(const char* argument, const std::string& name, const Named<Value>
     if (name == table[i].name) return table[i].value;
     allowed += (i == 0 ? "'" : i + 1 < kCount ? ", '" : " or '") + std::string(table[i].name) + "'";
   }
-  throw std::invalid_argument(std::string(argument) + " must be " + allowed + ", got '" + name + "'");
+  throw std::runtime_error(std::string(argument) + " must be " + allowed + ", got '" + name + "'");
 }
 
 template <class Value, size_t kCount>

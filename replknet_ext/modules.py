@@ -134,6 +134,8 @@ class DepthwiseConv2dLarge(nn.Conv2d):
 
     def _left_to_torch(self, input: Tensor, weight: Tensor) -> bool:
         """Whether nobody asked for a kernel, and torch's is the better one for this call; see `left_to_torch`."""
+        if type(input) is not Tensor or type(weight) not in (Tensor, nn.Parameter) or torch.jit.is_tracing():
+            return False  # subclasses have rules of their own, and a trace shows this package's operator
         training = torch.is_grad_enabled() and (input.requires_grad or weight.requires_grad)
         return (
             self.backend == "auto"
@@ -147,7 +149,7 @@ class DepthwiseConv2dLarge(nn.Conv2d):
 
     @torch.jit.unused
     def _eager_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        if isinstance(input, Tensor) and self._left_to_torch(input, weight):
+        if self._left_to_torch(input, weight):
             return activate(super()._conv_forward(input, weight, bias), self.activation)
         if isinstance(input, fx.Proxy) and type(input.tracer).__name__ == "QuantizationTracer":
             name = input.tracer.path_of_module(self)

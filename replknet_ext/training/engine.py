@@ -233,6 +233,8 @@ def _accelerator(recipe: Recipe) -> Any:
     accelerate = library("accelerate")
     engine = recipe.engine
     on_cpu = engine.device == "cpu" or not torch.cuda.is_available()
+    if on_cpu and engine.amp == "fp16":  # accelerate says so only in the first run of a process
+        raise UsageError("engine.amp=fp16 needs a GPU; the CPU takes bf16")
     if int(os.environ.get("WORLD_SIZE", "1")) > 1 and "RANK" in os.environ and not dist.is_initialized():
         if not on_cpu:
             torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())

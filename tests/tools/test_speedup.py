@@ -96,8 +96,13 @@ def test_each_contender_runs_what_it_is_called(monkeypatch: pytest.MonkeyPatch) 
         assert list(found) == ALL
         calls = (1 if row.names else 3) if row.pass_ == tool.FORWARD else None
         for name, (layouts, ours, by_torch) in found.items():
-            assert layouts == {name.endswith("channels_last")}, (row.what, name)
-            assert (ours > 0) == name.startswith(tool.OURS) and calls in (None, ours or calls), (row.what, name)
+            nhwc = name.endswith("channels_last")
+            assert layouts == {nhwc}, (row.what, name)
+            # A 5x5 in channels_last is left to torch in inference.
+            left = calls is not None and nhwc and row.what != "4x9x9, 7x7"
+            wanted = calls - 1 if calls and left else calls
+            assert (ours > 0) == (name.startswith(tool.OURS) and wanted != 0), (row.what, name)
+            assert wanted in (None, ours or wanted), (row.what, name)
             assert (by_torch > 0) == (not ours or not row.names), (row.what, name)
     assert all(row.difference is not None and row.difference < 1e-5 for row in report.rows if row.pass_ == tool.FORWARD)
     assert [(entry.name, entry.shape) for entry in report.kept] == [("small", (4, 1, 3, 3)), ("down", (4, 1, 5, 5))]
