@@ -97,7 +97,7 @@ def test_other_problems_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
         assert variants(x, w) == [1]
 
 
-def test_a_gradient_in_another_memory_format_is_brought_into_that_of_the_output(
+def test_a_gradient_is_brought_into_the_format_of_the_output(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     x, w = operands()
