@@ -23,13 +23,11 @@ PAGE = (ROOT / "docs/training.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"^```bash\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL)
 SNIPPETS = re.findall(r"^```python\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL)
 
-#: What stands in for other programs; each gets its arguments as they are on the page. accelerate's imports timm, which the
-#: tests' torchvision, made for another torch, would not let it.
+#: What stands in for other programs; each gets its arguments as they are on the page.
 PROGRAMS = {
     "replknet-ext": '-m replknet_ext "$@"',
     "torchrun": '-m torch.distributed.run "$@"',
-    "accelerate": "-c 'from replknet_ext.training.libraries import timm; timm(); "
-    'from accelerate.commands.accelerate_cli import main; main()\' "$@"',
+    "accelerate": '-m accelerate_launcher "$@"',
 }
 
 

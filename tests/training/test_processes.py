@@ -24,7 +24,7 @@ SETTINGS = (
     "optimizer.name=momentum", "optimizer.eps=null", "optimizer.lr=0.05",
 )  # fmt: skip
 TORCHRUN = ("torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m")
-ACCELERATE = ("accelerate.commands.launch", "--cpu", "--num_processes", "2", "-m")
+ACCELERATE = ("accelerate_launcher", "launch", "--cpu", "--num_processes", "1", "-m")  # more need MPI on the CPU
 
 
 @pytest.fixture(scope="module")
@@ -105,5 +105,5 @@ def test_fsdp_saves_what_one_process_loads(data: Path, alone: Path, tmp_path: Pa
 
 @pytest.mark.slow
 def test_accelerate_launch_starts_it(data: Path, alone: Path, tmp_path: Path) -> None:
-    launch(ACCELERATE, data, tmp_path, "data.batch_size=8")
+    launch(ACCELERATE, data, tmp_path)
     assert_same(tmp_path / "out", alone)
