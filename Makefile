@@ -22,7 +22,7 @@ SOURCES := setup.py pyproject.toml MANIFEST.in $(shell find csrc -type f 2>/dev/
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-all mutants sanitize fuzz bench compat matrix coverage lint workflows format docs docs-serve wheel sdist clean distclean FORCE
+.PHONY: help demo test test-all mutants ptx sanitize fuzz bench compat matrix coverage lint workflows format docs docs-serve wheel sdist clean distclean FORCE
 
 help: ## this list
 	@echo "make TARGET [PYTHON=$(PYTHON)] [TORCH='$(TORCH)'] [WORKERS=$(WORKERS)]"
@@ -40,8 +40,11 @@ test-all: test ## `make test`, then what it leaves out: every case, architecture
 	$(PYTEST) -m slow $(PYTEST_ARGS)
 
 mutants: $(VENV)/.test ## plants every bug of tests/cuda/*/bugs.py and ptx_bugs.py; `make test-all` does so with some
-	REPLKNET_EXT_MUTANTS=all OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup \
+	REPLKNET_EXT_PTX=all REPLKNET_EXT_MUTANTS=all OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup \
 	  tests/cuda/test_bugs.py tests/cuda/test_ptx.py::test_planted_bugs_are_noticed
+
+ptx: $(VENV)/.test ## all that tests/cuda/test_ptx.py has: every instruction, random problems, large launches, planted bugs
+	REPLKNET_EXT_PTX=all REPLKNET_EXT_MUTANTS=all $(BIN)/python -m pytest tests/cuda/test_ptx.py
 
 sanitize: $(VENV)/.test ## the CPU kernels of every instruction set under address and undefined-behaviour sanitizers
 	REPLKNET_EXT_SANITIZE=all OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/cpu/test_driver.py -k "sanitized or planted"
