@@ -162,7 +162,7 @@ def run_group(console: Console, name: str, options: argparse.Namespace) -> int:
     meta = payload["meta"]
     isa = meta["kernel_isa"]
     meta["command"] = f"python -m benchmarks.cpu_ops --group {name}{f' --isa {options.isa}' if options.isa else ''}"
-    console.print(table(rows, f"{TITLES[name]}: milliseconds a call, {group.dtype}, batch {group.layers[-1].n}"))
+    console.print(table(rows, f"{TITLES[name]}: milliseconds per call, {group.dtype}, batch {group.layers[-1].n}"))
     peaks = [row["gflops"] for row in rows if row["provider"] == PEAK]
     console.print(f"FMA peak: {min(peaks):.0f} to {max(peaks):.0f} GFLOP/s between the calls", style="dim")
     console.print(harness.describe(meta), style="dim", soft_wrap=True)

@@ -43,7 +43,7 @@ def draw(payload: dict[str, Any], path: Path) -> None:
             panel.set_ylim(len(items) - 0.45, -0.55)
             panel.set_xscale("log")
             panel.set_xlim(min(everything) / 2, max(everything) * 20)  # room for the words right of the longest bar
-            panel.set_xlabel("milliseconds a call (log scale)")
+            panel.set_xlabel("milliseconds per call (log scale)")
             panel.set_title(PASS_TITLES[pass_], fontweight="bold", loc="left")
             panel.grid(axis="x", which="major", color="#e4e4e4")
             panel.set_axisbelow(True)

@@ -92,7 +92,8 @@ Problem fwd_problem(const Tensor& input, const Tensor& weight, const std::option
   }
   const auto& pad = options.padding;
   Problem p{input.size(0), input.size(1), input.size(2), input.size(3), weight.size(2), weight.size(3), 0, 0, pad[0],
-            pad[2], dtype, is_channels_last(input) || is_channels_last(weight), false, value_of("activation", activation, kActivations)};
+            pad[2], dtype, is_channels_last(input) || is_channels_last(weight), false,
+            value_of("activation", activation, kActivations)};
   p.ho = p.h + pad[0] + pad[1] - p.kh + 1;
   p.wo = p.w + pad[2] + pad[3] - p.kw + 1;
   set_options(&p, options);

@@ -11,26 +11,24 @@ from ..tools.show import console
 from . import errors, options
 from .errors import print_json, reporting, say
 
+InputSize = Annotated[
+    int | None,
+    typer.Option(
+        "--input-size", metavar="N", min=1, show_default=False, help="Input resolution in pixels. Default: the model's."
+    ),
+]
+BatchSize = Annotated[
+    int | None,
+    typer.Option("--batch-size", "-b", metavar="N", min=1, help="Default: 64, or 8 on the CPU.", show_default=False),
+]
+Device = Annotated[str, typer.Option("--device", metavar="NAME", help="auto, cpu, cuda, cuda:1, ...")]
+
 
 @reporting
 def tune(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="A name that `models` lists.")] = "replknet_31b",
-    input_size: Annotated[
-        int | None,
-        typer.Option(
-            "--input-size",
-            metavar="N",
-            min=1,
-            show_default=False,
-            help="Input resolution in pixels. Default: the model's.",
-        ),
-    ] = None,
-    batch_size: Annotated[
-        int | None,
-        typer.Option(
-            "--batch-size", "-b", metavar="N", min=1, help="Default: 64, or 8 on the CPU.", show_default=False
-        ),
-    ] = None,
+    input_size: InputSize = None,
+    batch_size: BatchSize = None,
     dtype: Annotated[
         options.Dtype | None,
         typer.Option("--dtype", help="Dtype of the layers. Default: bf16, or fp32 on the CPU.", show_default=False),
@@ -54,7 +52,7 @@ def tune(
     backend: Annotated[
         str, typer.Option("--backend", metavar="NAME", help="Restrict tuning to one backend: cpu, cuda or triton.")
     ] = "auto",
-    device: Annotated[str, typer.Option("--device", metavar="NAME", help="auto, cpu, cuda, cuda:1, ...")] = "auto",
+    device: Device = "auto",
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show predictions, measure nothing.")] = False,
     limits: Annotated[
         options.Limits | None,
@@ -125,22 +123,8 @@ def speedup(
             help="A name that `models` lists, any of timm's, or module:function, called without arguments.",
         ),
     ],
-    input_size: Annotated[
-        int | None,
-        typer.Option(
-            "--input-size",
-            metavar="N",
-            min=1,
-            show_default=False,
-            help="Input resolution in pixels. Default: the model's.",
-        ),
-    ] = None,
-    batch_size: Annotated[
-        int | None,
-        typer.Option(
-            "--batch-size", "-b", metavar="N", min=1, help="Default: 64, or 8 on the CPU.", show_default=False
-        ),
-    ] = None,
+    input_size: InputSize = None,
+    batch_size: BatchSize = None,
     deploy: Annotated[
         options.Level | None,
         typer.Option("--deploy", help="Re-parameterize the model for inference first.", show_default=False),
@@ -151,7 +135,7 @@ def speedup(
     min_kernel: Annotated[
         int, typer.Option("--min-kernel", metavar="K", min=1, help="Smaller kernels stay on torch.")
     ] = 5,
-    device: Annotated[str, typer.Option("--device", metavar="NAME", help="auto, cpu, cuda, cuda:1, ...")] = "auto",
+    device: Device = "auto",
     seconds: Annotated[
         float, typer.Option("--seconds", metavar="S", min=0, help="Time for each cell of the tables.")
     ] = 3.0,

@@ -21,7 +21,7 @@ class Candidate:
 
 @dataclass
 class Timing:
-    """Samples of one candidate in milliseconds a call; every sample is the mean of `calls` calls in a row."""
+    """Samples of one candidate in milliseconds per call; every sample is the mean of `calls` calls in a row."""
 
     name: str
     calls: int

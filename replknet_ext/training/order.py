@@ -1,4 +1,4 @@
-"""Which images a process sees in which pass, and every seed, as functions of the position in a run.
+"""Which images each process reads in each pass, and every seed, as functions of the position in a run.
 
 Nothing random has a state that must be saved: a run continues from the number of its step, with any number of reading
 processes.

@@ -142,7 +142,7 @@ class Optimizer(Part):
 
     Attributes:
         name: of timm's `create_optimizer_v2`.
-        lr: at `global_batch` images a step.
+        lr: at `global_batch` images per step.
         scale_lr: when `global_batch` is set to another number than the recipe's own, multiply lr by their ratio.
         global_batch: images of one step over all processes and accumulated passes.
         weight_decay: 0 for one-dimensional parameters and biases in any case.

@@ -34,7 +34,7 @@ def test_blocks_of_an_sm_by_hand(
 @pytest.mark.parametrize(
     ("blocks", "resident", "block", "work", "cycles"),
     [
-        (10, 1, (100, 600, 0, 50), (1000,), 2500 + 100 + 1000 + 50),  # one block an SM, all at once
+        (10, 1, (100, 600, 0, 50), (1000,), 2500 + 100 + 1000 + 50),  # one block per SM, all at once
         (11, 1, (100, 600, 0, 50), (1000,), 2500 + 100 + 2 * 1000 + 600 + 50),  # the tail: a second one, alone
         (11, 2, (100, 600, 0, 50), (1000, 1500), 2500 + 100 + 1500 + 0.3 * 100 + 50),  # beside the first
         # 5 rounds of 2: two full waves, then one alone; 3 of 5 take another's place

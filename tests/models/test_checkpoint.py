@@ -23,12 +23,6 @@ from replknet_ext.models.checkpoint import parse_state
 from replknet_ext.models.keys import canonical, infer_config, to_mmpretrain
 
 
-@pytest.fixture(scope="module")
-def trained() -> RepLKNet:
-    torch.manual_seed(0)
-    return small()
-
-
 @pytest.fixture
 def x() -> torch.Tensor:
     return images()

@@ -31,12 +31,6 @@ from replknet_ext.models.checkpoint import parse_state
 from replknet_ext.models.files import _read_torch
 
 
-@pytest.fixture(scope="module")
-def trained() -> RepLKNet:
-    torch.manual_seed(0)
-    return small()
-
-
 def refused(source, match: str) -> None:
     """Every way of reading says the same, and nothing else escapes."""
     for use in (read_checkpoint, model_from_checkpoint, lambda path: load_checkpoint(small(), path)):

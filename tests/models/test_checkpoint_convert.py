@@ -23,12 +23,6 @@ from replknet_ext.models import (
 )
 
 
-@pytest.fixture(scope="module")
-def trained() -> RepLKNet:
-    torch.manual_seed(0)
-    return small()
-
-
 @pytest.fixture
 def x() -> torch.Tensor:
     return images()
