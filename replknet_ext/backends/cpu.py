@@ -54,11 +54,11 @@ class CpuBackend(Backend):
 
 
 def left_to_torch(kernel_size: tuple[int, int], training: bool) -> bool:
-    """Whether oneDNN's convolution is as fast as these kernels or faster, in float32 and channels_last.
+    """Whether torch's convolution is expected to be as fast as these kernels or faster, in float32 and channels_last.
 
-    So it was measured on whole networks (benchmarks/timm_models.py): bands of one row or column of up to 11 taps in
-    inference and training (inception_next_atto), and up to 5x5 in inference (mobilenetv3_small); a training step
-    with 5x5 gains more in the weight's gradient than it loses.
+    The rule comes from whole networks on one AVX-512 machine with 2 threads, before it existed: inception_next_atto
+    lost 6 % in inference and 8 % in training to bands of one row or column of up to 11 taps, mobilenetv3_small 8 % in
+    inference to filters up to 5x5. What it gains is not measured yet: `python -m benchmarks.timm_models`.
     """
     least, most = sorted(kernel_size)
     return (least == 1 and most <= 11) or (most <= 5 and not training)
