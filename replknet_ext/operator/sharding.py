@@ -10,14 +10,11 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-import torch
-
 from .ops import RAW
 
 _registered = False
 
 
-@torch.compiler.assume_constant_result  # Dynamo runs it while it traces
 def register() -> bool:
     """Registers the strategies, once, if DTensors can exist in this process; whether they are registered."""
     global _registered
@@ -25,6 +22,11 @@ def register() -> bool:
         _register_all()
         _registered = True
     return _registered
+
+
+# Dynamo runs it while it traces. torch.compiler.assume_constant_result sets this too, but imports Dynamo, which takes
+# seconds, for everybody who imports this package.
+register._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def _register_all() -> None:

@@ -9,6 +9,7 @@ import sys
 from typing import Any
 
 import pytest
+import reference
 import torch
 from cases import Operands, assert_same_bits
 from torch import Tensor
@@ -32,12 +33,12 @@ def passes(o: Operands, padding: Padding, algorithm: str) -> dict[str, Tensor]:
 
 
 def oracle(o: Operands, padding: Padding) -> dict[str, Tensor]:
-    """All passes by torch in float64."""
-    x, weight = o.x.double().requires_grad_(), o.weight.double().requires_grad_()
-    top, bottom, left, right = padding
-    out = torch.conv2d(torch.nn.functional.pad(x, (left, right, top, bottom)), weight, groups=x.shape[1])
-    grads = torch.autograd.grad(out, (x, weight), o.grad.double())
-    return {"fwd": out.detach(), "bwd_input": grads[0], "bwd_weight": grads[1]}
+    """All passes in float64; torch's would take gigabytes for a wide map."""
+    return {
+        "fwd": reference.fwd(o.x, o.weight, None, padding),
+        "bwd_input": reference.bwd_input(o.grad, o.weight, padding),
+        "bwd_weight": reference.bwd_weight(o.grad, o.x, padding),
+    }
 
 
 # ---- FFT: what overflows or is lost in float32 on the way to a result that is neither ----
@@ -128,7 +129,7 @@ def test_inf_and_nan_stay_what_they_are_by_fft() -> None:
 WIDE: list[tuple[int, int, int, int, int, int, Padding]] = [
     (1, 3, 5, 9000, 3, 3, (1, 1, 1, 1)),
     (2, 17, 6, 9001, 5, 31, (2, 2, 15, 15)),
-    (1, 2, 31, 20000, 31, 31, (15, 15, 15, 15)),
+    (1, 1, 5, 20000, 31, 31, (15, 15, 15, 15)),
     (1, 2, 3, 20000, 3, 9, (1, 0, -2, 7)),
     (1, 1, 4, 50, 3, 3, (1, 1, 20000, 20000)),
     (1, 1, 2, 20000, 3, 5, (1, 1, 30000, -19000)),
@@ -145,10 +146,12 @@ def test_wide_maps_in_strips(case: Any) -> None:
     x, weight = torch.randn(n, c, h, w, generator=draw), torch.randn(c, 1, kh, kw, generator=draw)
     grad = torch.randn(n, c, h + top + bottom - kh + 1, w + left + right - kw + 1, generator=draw)
     threads = torch.get_num_threads()
+    rounded = {dtype: Operands(*(t.to(dtype) for t in (x, weight, torch.zeros(c), grad))) for dtype in DTYPES}
+    exact = {dtype: oracle(rounded[dtype], padding) for dtype in (torch.float32, torch.bfloat16)}
+    exact[torch.float64] = exact[torch.float32]  # the operands are the same numbers
     for dtype, channels_last in itertools.product(DTYPES, (False, True)):
         layout = torch.channels_last if channels_last else torch.contiguous_format
-        o = Operands(x.to(dtype), weight.to(dtype), torch.zeros(c), grad.to(dtype))
-        wanted = oracle(o, padding)
+        o = rounded[dtype]
         o = Operands(o.x.contiguous(memory_format=layout), o.weight, o.bias, o.grad.contiguous(memory_format=layout))
         try:
             torch.set_num_threads(1)
@@ -159,7 +162,7 @@ def test_wide_maps_in_strips(case: Any) -> None:
         finally:
             torch.set_num_threads(threads)
         for name, result in results.items():
-            error = ((result.double() - wanted[name]).norm() / wanted[name].norm().clamp_min(1e-30)).item()
+            error = ((result.double() - exact[dtype][name]).norm() / exact[dtype][name].norm().clamp_min(1e-30)).item()
             assert error < DTYPES[dtype], f"{name} {dtype} {layout}: {error:.3g}"
 
 

@@ -17,6 +17,7 @@ from cases import (
     Case,
     Operands,
     assert_close,
+    assert_format,
     assert_same_bits,
     by_name,
     expected,
@@ -63,11 +64,7 @@ def test_halves_keep_the_tolerances(case: Case, pass_: str) -> None:
             actual = run(pass_, case, placed)
             assert actual.dtype == dtype
             assert_close(actual.cpu(), wanted, torch_result=run_torch(pass_, case, o))
-            first = placed.x if pass_ == "fwd" else placed.grad
-            wanted_format = torch._prims_common.suggest_memory_format(first)
-            if pass_ == "bwd_weight":
-                wanted_format = torch.contiguous_format
-            assert actual.stride() == torch.empty(actual.shape, memory_format=wanted_format).stride()
+            assert_format(actual, pass_, placed)
 
 
 @pytest.mark.parametrize("layout", [name for name in LAYOUTS if name not in ("nchw", "nhwc")])

@@ -101,7 +101,8 @@ def test_the_other_families_are_still_there(emulator: ModuleType) -> None:
     assert emulator.plan(case.problem(), case.limits, -1)["family"] != "stand_in"
 
 
-def test_explain_and_the_tuner_name_it(extension: None) -> None:
+def test_explain_and_the_tuner_name_it(extension: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     backend = CudaBackend()
     assert backend.supports(LAYER) is None
     assert backend.kernel(LAYER) == "stand_in_1 (family stand_in)"

@@ -111,7 +111,8 @@ def build_module(module: str, build: Path = BUILD, cuda: Path = CUDA) -> Path:
 def load(module: str, build: Path = BUILD, cuda: Path = CUDA) -> ModuleType:
     """Builds and imports one module."""
     path = build_module(module, build, cuda)
-    spec = importlib.util.spec_from_file_location(f"emulator_{module}", path)
+    # pybind11 keeps one module per full name; Python takes the name of the init function from behind the last dot
+    spec = importlib.util.spec_from_file_location(f"{build}.emulator_{module}", path)
     assert spec is not None and spec.loader is not None
     loaded = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(loaded)

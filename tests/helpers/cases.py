@@ -318,3 +318,11 @@ def assert_same_bits(actual: Tensor, wanted: Tensor) -> None:
     """Equal values, NaN where NaN, equal dtype and shape."""
     assert actual.dtype == wanted.dtype
     torch.testing.assert_close(actual, wanted, rtol=0, atol=0, equal_nan=True)
+
+
+def assert_format(actual: Tensor, pass_: str, o: Operands) -> None:
+    """The memory format that conv2d gives: channels_last if either operand is; weight gradients are contiguous."""
+    laid = {"fwd": (o.x, o.weight), "bwd_input": (o.grad, o.weight)}.get(pass_, ())
+    either = torch.channels_last in map(torch._prims_common.suggest_memory_format, laid)
+    wanted = torch.channels_last if either else torch.contiguous_format
+    assert actual.stride() == torch.empty(actual.shape, memory_format=wanted).stride(), pass_

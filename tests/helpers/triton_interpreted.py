@@ -29,6 +29,7 @@ from cases import (  # noqa: E402
     Case,
     Operands,
     assert_close,
+    assert_format,
     assert_same_bits,
     by_name,
     expected,
@@ -89,8 +90,7 @@ def check_exact(case: Case, dtype: torch.dtype, layout: str, precision: str = "i
     for pass_ in ("fwd", "bwd_input"):
         actual = run(pass_, case, o, precision=precision)
         assert_same_bits(actual, expected(pass_, case, exact).to(dtype))
-        wanted = torch._prims_common.suggest_memory_format(o.x if pass_ == "fwd" else o.grad)
-        assert actual.stride() == torch.empty(actual.shape, memory_format=wanted).stride(), pass_
+        assert_format(actual, pass_, o)
     grad_weight, grad_bias = ops.RAW.bwd_weight_bias(o.grad, o.x, case.padding, precision, "direct", "triton", -1)
     assert_same_bits(grad_weight, expected("bwd_weight", case, exact).to(dtype))
     assert_same_bits(grad_bias, exact.grad.double().sum((0, 2, 3)).to(dtype))

@@ -25,6 +25,7 @@ from cases import (
     Case,
     Operands,
     assert_close,
+    assert_format,
     assert_same_bits,
     by_name,
     expected,
@@ -89,11 +90,7 @@ def check(pass_: str, case: Case, dtype: torch.dtype, layout: str = "nchw") -> N
     actual = run(pass_, case, placed)
     assert actual.dtype == dtype
     assert_close(actual, wanted, scale=scale, torch_result=run_torch(pass_, case, o) if dtype in HALVES else None)
-    # That of conv2d: channels_last if either operand is; weight gradients are contiguous.
-    laid = {"fwd": (placed.x, placed.weight), "bwd_input": (placed.grad, placed.weight)}.get(pass_, ())
-    either = torch.channels_last in map(torch._prims_common.suggest_memory_format, laid)
-    wanted_format = torch.channels_last if either else torch.contiguous_format
-    assert actual.stride() == torch.empty(actual.shape, memory_format=wanted_format).stride()
+    assert_format(actual, pass_, placed)
 
 
 # ---- the oracle itself ----
