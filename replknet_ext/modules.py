@@ -134,7 +134,7 @@ class DepthwiseConv2dLarge(nn.Conv2d):
 
     def _left_to_torch(self, input: Tensor, weight: Tensor) -> bool:
         """Whether nobody asked for a kernel, and torch's is the better one for this call; see `left_to_torch`."""
-        if type(input) is not Tensor or type(weight) not in (Tensor, nn.Parameter) or torch.jit.is_tracing():
+        if type(input) is not Tensor or type(weight) not in (Tensor, nn.Parameter) or torch.jit.is_tracing():  # type: ignore[attr-defined]
             return False  # subclasses have rules of their own, and a trace shows this package's operator
         training = torch.is_grad_enabled() and (input.requires_grad or weight.requires_grad)
         return (
