@@ -19,8 +19,7 @@ import torch
 from torch import Tensor
 
 import replknet_ext
-from benchmarks.gpu_plan import supported
-from benchmarks.gpu_table import device_limits
+from benchmarks.gpu_plan import device_limits, supported
 from benchmarks.shapes import MAIN, NUMBERS, PASSES, Layer
 from replknet_ext.backends import BACKENDS
 from replknet_ext.operator.problem import OP_OF_PASS

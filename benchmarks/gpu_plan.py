@@ -43,6 +43,14 @@ class Limits:
 H200 = Limits(90, 132, 227 << 10, 228 << 10)
 
 
+def device_limits() -> Limits:
+    """This GPU, as the planner asks for it."""
+    p = torch.cuda.get_device_properties(0)
+    block = int(getattr(p, "shared_memory_per_block_optin", H200.shared_per_block))
+    per_sm = int(getattr(p, "shared_memory_per_multiprocessor", H200.shared_per_sm))
+    return Limits(10 * p.major + p.minor, p.multi_processor_count, block, per_sm)
+
+
 @dataclass(frozen=True)
 class Plan:
     """A LaunchPlan: how one launch would go. `cycles` is the model's prediction for the busiest SM."""
@@ -79,7 +87,7 @@ def variants(pass_: str = "fwd") -> list[str]:
     return _ext.variant_names("cuda_variants", pass_)
 
 
-def _sizes(layer: Layer, pass_: str) -> tuple[int, ...]:
+def sizes_of(layer: Layer, pass_: str) -> tuple[int, ...]:
     """A pass of a layer as `_ext.cuda_plan` takes it."""
     pad_top, pad_left = layer.padding
     if pass_ == "bwd_input":  # the forward kernel on the gradient, filter rotated and pads mirrored
@@ -102,7 +110,7 @@ def planner(
         PlannerUnavailableError: the extension is not built.
     """
     _check()
-    sizes = [number for layer, pass_ in step for number in _sizes(layer, pass_)]
+    sizes = [number for layer, pass_ in step for number in sizes_of(layer, pass_)]
     passes = " ".join(pass_ for _, pass_ in step)
     device = [getattr(limits, field.name) for field in fields(limits)]
 
@@ -148,7 +156,7 @@ def plan(
         "shared_per_sm": limits.shared_per_sm,
     }
     how = (getattr(torch, dtype), pass_, precision, algorithm, device, variant)
-    answer: dict[str, Any] = _ext.cuda_plan(_sizes(layer, pass_), *how, channels_last=channels_last)
+    answer: dict[str, Any] = _ext.cuda_plan(sizes_of(layer, pass_), *how, channels_last=channels_last)
     if "unsupported" in answer:
         raise PlanError(answer["unsupported"])
     return Plan(**{field.name: answer[field.name] for field in fields(Plan)})

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import csv
-import ctypes
 import glob
 import io
 import json
@@ -18,7 +17,6 @@ import platform
 import re
 import shutil
 import signal
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -27,11 +25,12 @@ import traceback
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from functools import partial
+from dataclasses import asdict
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from benchmarks import gpu_ceilings, gpu_plan
 from benchmarks.harness import ROOT, write_json
 from benchmarks.shapes import MAIN, PASSES
 
@@ -128,6 +127,7 @@ def device(options: argparse.Namespace) -> dict[str, Any]:
         "gpu": p.name,
         "capability": [p.major, p.minor],
         "multiprocessors": p.multi_processor_count,
+        "limits": asdict(gpu_plan.device_limits()),
         "memory_gib": round(p.total_memory / 2**30, 1),
         "l2_mib": round(getattr(p, "L2_cache_size", 0) / 2**20, 1),
         "smi": smi("driver_version,pstate,clocks.sm,clocks.mem,clocks.max.sm,power.limit,temperature.gpu"),
@@ -229,66 +229,28 @@ def smoke(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def ceilings(options: argparse.Namespace) -> dict[str, Any]:
-    """Register-only tensor and FMA rates, copy bandwidth, bf16 matrix product, clocks under load."""
+    """What the GPU gives at most: see gpu_ceilings.py."""
     import torch
 
-    from replknet_ext.tuning.measure import timed
+    def run(line: list[str]) -> str | None:
+        done = command(line, 90)
+        return done.stdout[-TAIL:] if done.returncode else None
 
-    result: dict[str, Any] = {}
     p = torch.cuda.get_device_properties(0)
-
-    def best(run: Callable[[], object], samples: int) -> float:
-        run()
-        return statistics.median(timed(run) for _ in range(samples))
-
-    size = min(1 << 31, p.total_memory // 8)
-    source = torch.empty(size // 4, dtype=torch.int32, device="cuda").random_()
-    target = torch.empty_like(source)
-    result["copy_tb_per_s"] = round(2 * size / best(partial(target.copy_, source), 15) * 1e-12, 3)
-    del source, target
-    a, b = (torch.randn(8192, 8192, device="cuda", dtype=torch.bfloat16) for _ in "ab")
-    seconds = best(lambda: torch.mm(a, b), 20)
-    result["bf16_gemm_tflops"] = round(2 * 8192**3 / seconds * 1e-12, 1)
-    for _ in range(int(2.0 / seconds)):  # two seconds of work, to read the clocks meanwhile
-        torch.mm(a, b)
-    result["clocks_in_gemm"] = smi("clocks.sm,clocks.mem,power.draw,temperature.gpu")
-    torch.cuda.synchronize()
-
-    folder = tempfile.mkdtemp()
-    library = f"{folder}/peak.so"
-    arch = arch_of((p.major, p.minor)).replace(".", "")
-    flags = ["-O3", "-std=c++17", f"-gencode=arch=compute_{arch},code=sm_{arch}", "-shared", "-Xcompiler", "-fPIC"]
-    done = command([tool("nvcc"), *flags, "-o", library, str(ROOT / "benchmarks/peak.cu")], 60)
-    if done.returncode:
-        return result | {"failed": f"peak.cu does not compile:\n{done.stdout[-TAIL:]}"}
-    peak = ctypes.CDLL(library).peak
-    peak.argtypes = [ctypes.c_int] * 3 + [ctypes.c_void_p] * 3
-    most = p.multi_processor_count * 8
-    out = torch.empty(most * 256, device="cuda")
-    cycles = torch.zeros(most, dtype=torch.int64, device="cuda")
-    rows = []
-    for kind, name, flop in ((0, "mma bf16", 64 * 4096), (1, "mma tf32", 64 * 2048), (2, "ffma", 256 * 16 * 2)):
-        for per_sm in (1, 2, 4):
-            blocks, rounds = p.multi_processor_count * per_sm, 16000 // per_sm
-
-            def launch(kind: int = kind, blocks: int = blocks, rounds: int = rounds) -> None:
-                stream = torch.cuda.current_stream().cuda_stream
-                error = peak(kind, blocks, rounds, out.data_ptr(), cycles.data_ptr(), stream)
-                if error:
-                    raise StepError(f"peak.cu: CUDA error {error}")
-
-            seconds = best(launch, 9)
-            ticks = float(cycles[:blocks].double().median())
-            rate = round(blocks * rounds * flop / seconds * 1e-12, 1)
-            row: dict[str, Any] = {"unit": name, "warps_per_sm": 8 * per_sm, "tflops": rate}
-            row["sm_ghz"] = round(ticks / seconds * 1e-9, 3)
-            if kind != 2:  # four tensor cores an SM
-                row["cycles_per_mma"] = round(ticks * 4 / (per_sm * rounds * 64), 3)
-            rows.append(row)
-    result["registers_only"] = rows
-    top = {name: max(row["tflops"] for row in rows if row["unit"] == name) for name in ("mma bf16", "mma tf32", "ffma")}
-    print(f"copy {result['copy_tb_per_s']} TB/s, bf16 gemm {result['bf16_gemm_tflops']} TFLOP/s, registers only {top}")
-    return result | {"registers_only_tflops": top}
+    result: dict[str, Any] = {"multiprocessors": p.multi_processor_count}
+    failed = []
+    with gpu_ceilings.library(tool("nvcc"), (p.major, p.minor), run) as measured:
+        for name, part in gpu_ceilings.PARTS.items():
+            try:
+                result[name] = part(measured)
+                torch.cuda.synchronize()
+            except (gpu_ceilings.CeilingError, RuntimeError) as error:
+                failed.append(f"{name}: {error}")
+            print(f"{name}: {result.get(name, 'failed')}")
+        result |= gpu_ceilings.bandwidth()
+        result["clocks_after_gemm"] = smi("clocks.sm,clocks.mem,power.draw,temperature.gpu")
+    print(f"copy {result['copy_tb_per_s']} TB/s, bf16 gemm {result['bf16_gemm_tflops']} TFLOP/s")
+    return result | ({"failed": "; ".join(failed)} if failed else {})
 
 
 def tests(options: argparse.Namespace) -> dict[str, Any]:

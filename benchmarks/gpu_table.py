@@ -199,14 +199,6 @@ def plan_of(layer: Layer, pass_: str, numbers: str, limits: gpu_plan.Limits, rou
         return None
 
 
-def device_limits() -> gpu_plan.Limits:
-    """This GPU, as the planner asks for it."""
-    p = torch.cuda.get_device_properties(0)
-    block = int(getattr(p, "shared_memory_per_block_optin", gpu_plan.H200.shared_per_block))
-    per_sm = int(getattr(p, "shared_memory_per_multiprocessor", gpu_plan.H200.shared_per_sm))
-    return gpu_plan.Limits(10 * p.major + p.minor, p.multi_processor_count, block, per_sm)
-
-
 def layer_pass(
     layer: Layer, pass_: str, numbers: str, t: Tensors, options: argparse.Namespace, deadline: float
 ) -> Iterator[dict[str, Any]]:
@@ -214,7 +206,7 @@ def layer_pass(
     channels = sorted({0, layer.c // 2, layer.c - 1})
     images = sorted({0, layer.n // 2, layer.n - 1})
     exact = {"channels": channels, "images": images, "value": reference(t, pass_, channels, images)}
-    limits = device_limits()
+    limits = gpu_plan.device_limits()
     ours = our_routes(t, pass_, every_variant=not options.heuristics, nhwc=not (options.quick or options.heuristics))
     theirs = their_routes(t, pass_, benchmark=not options.heuristics, native=not options.heuristics)
     subjects: list[Subject] = []

@@ -20,6 +20,7 @@
 #include <vector>
 
 #include "cpu/backend.h"
+#include "names.h"
 
 using namespace replknet_ext;
 
@@ -60,16 +61,16 @@ std::vector<Line> read_lines() {
 Problem problem_of(const Line& l) {
   const int64_t ho = l.h + l.top + l.bottom - l.kh + 1, wo = l.w + l.left + l.right - l.kw + 1;
   Problem p{};
-  if (l.pass == "bwd_input")  // as bindings/arguments.cpp: the forward conv of the gradient with the rotated filter
+  const QueryPass pass = value_of("pass", l.pass, kPasses);
+  if (pass == QueryPass::bwd_input)  // as bindings/arguments.cpp: forward convolution of the gradient, rotated filter
     p = Problem{l.n, l.c, ho, wo, l.kh, l.kw, l.h, l.w, l.kh - 1 - l.top, l.kw - 1 - l.left};
   else
     p = Problem{l.n, l.c, l.h, l.w, l.kh, l.kw, ho, wo, l.top, l.left};
-  p.flip = l.pass == "bwd_input";
-  p.pass = l.pass == "bwd_weight" ? Pass::bwd_weight : Pass::fwd;
+  p.flip = pass == QueryPass::bwd_input;
+  p.pass = pass == QueryPass::bwd_weight ? Pass::bwd_weight : Pass::fwd;
   p.channels_last = l.layout == "nhwc";
-  p.dtype = l.dtype == "float64" ? DType::f64 : l.dtype == "float32" ? DType::f32 : l.dtype == "float16" ? DType::f16
-                                                                                                       : DType::bf16;
-  p.activation = l.activation == "relu" ? Activation::relu : l.activation == "gelu" ? Activation::gelu : Activation::none;
+  p.dtype = value_of("dtype", l.dtype, kDTypes);
+  p.activation = value_of("activation", l.activation, kActivations);
   return p;
 }
 
@@ -349,8 +350,13 @@ int run(const std::string& isa_name, const std::string& wanted) {
 
 int main(int argc, char** argv) {
   const std::string mode = argc > 1 ? argv[1] : "";
-  if (mode == "check" && argc == 2) return check();
-  if (mode == "run" && argc == 4) return run(argv[2], argv[3]);
+  try {
+    if (mode == "check" && argc == 2) return check();
+    if (mode == "run" && argc == 4) return run(argv[2], argv[3]);
+  } catch (const std::exception& error) {
+    std::fprintf(stderr, "driver: %s\n", error.what());
+    return 2;
+  }
   std::fprintf(stderr, "usage: driver check | driver run ISA NAME, problems on stdin\n");
   return 2;
 }

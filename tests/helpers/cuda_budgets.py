@@ -18,7 +18,7 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from replknet_ext import _ext
@@ -156,12 +156,20 @@ def sources_of(path: Path, seen: dict[Path, bytes]) -> dict[Path, bytes]:
 
 
 def compile_kernels(arch: str, nvcc: str, nvdisasm: str | None, family: Family, source: str) -> list[Kernel]:
-    """Compiles the kernels of a file for one architecture; results are kept by a hash of what went in.
+    """Compiles the kernels of a file for one architecture.
 
     Raises:
         RuntimeError: with the compiler's output; spills are errors.
     """
-    digest = hashlib.sha256(f"{arch} {nvcc_version(nvcc)} {nvdisasm is not None} {source} {family.work}".encode())
+    compiled = _compile(arch, nvcc, nvdisasm, family, source)
+    named = [(family.variant_of(kernel.name), kernel) for kernel in compiled]
+    return [replace(kernel, name=name) for name, kernel in named if name is not None]
+
+
+def _compile(arch: str, nvcc: str, nvdisasm: str | None, family: Family, source: str) -> list[Kernel]:
+    """All kernels of a file by their mangled names; results are kept by a hash of what went in."""
+    how = f"{arch} {nvcc_version(nvcc)} {nvdisasm is not None} {source} {family.work} {family.whole_loop}"
+    digest = hashlib.sha256(how.encode())
     digest.update(Path(__file__).read_bytes())
     for _, text in sorted(sources_of(CUDA / source, {}).items()):
         digest.update(text)
@@ -187,15 +195,12 @@ def compile_kernels(arch: str, nvcc: str, nvdisasm: str | None, family: Family, 
         re.S,
     )
     for symbol, stores, loads, registers in report:
-        name = family.variant_of(symbol)
-        if name is None:
-            continue
         find = _steady_loop if family.whole_loop else _steady_block
         block = find(sass[symbol], family.work) if symbol in sass else []
         ops = Counter(op.split(".")[0] for op in block)
         busy = len(block) - ops["NOP"]
         local = len(re.findall(r"\b(?:LDL|STL)\b", sass[symbol])) if symbol in sass else -1
-        kernels.append(Kernel(name, int(registers), int(stores) + int(loads), local, ops[family.work], ops["LDSM"],
+        kernels.append(Kernel(symbol, int(registers), int(stores) + int(loads), local, ops[family.work], ops["LDSM"],
                               ops["LDS"], round(ops[family.work] / max(1, busy), 3)))  # fmt: skip
     partial = kept.with_suffix(f".{os.getpid()}.tmp")
     partial.write_text(json.dumps([asdict(kernel) for kernel in kernels]))

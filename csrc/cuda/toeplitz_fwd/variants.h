@@ -31,7 +31,11 @@
   X("rt_5x7_w_g2", 5, 2, 2, 7,  true,  true,  8, 1, 1)                                                             \
   X("rt_5x4_w_g2", 5, 2, 2, 4,  true,  true,  8, 1, 1)                                                             \
   X("rt_3x2_w_p4", 3, 4, 1, 2,  true,  true,  8, 2, 2) /* 14 K27: half the shared memory traffic */                \
-  X("rt_5x3_w_g2", 5, 2, 2, 3,  true,  true,  8, 2, 2) /* 24 K27, likewise */
+  X("rt_5x3_w_g2", 5, 2, 2, 3,  true,  true,  8, 2, 2) /* 24 K27, likewise */                                      \
+  X("rt_3x3_w",    3, 2, 1, 3,  true,  true,  8, 2, 2) /* 24 and 20 K3 to K17 */                                   \
+  X("rt_3x5_w",    3, 2, 1, 5,  true,  true,  8, 2, 2) /* 40 K3 to K17 */                                          \
+  X("rt_3x6_w",    3, 2, 1, 6,  true,  true,  8, 2, 2) /* 48 K3 to K17 */                                          \
+  X("rt_7x7_w",    7, 2, 1, 7,  true,  true,  8, 1, 1) /* 56 K33 to K49 */
 
 namespace replknet_ext::cuda {
 

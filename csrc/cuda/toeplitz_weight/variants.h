@@ -20,7 +20,12 @@
   X("rtw_5x7_w_bf16x3",   bf16x3, 5, 4, 7, true, 8)                                      \
   X("rtw_3x2_w_bf16x3",   bf16x3, 3, 7, 2, true, 12)                                     \
   X("rtw_1x1_w_bf16x3",   bf16x3, 1, 7, 1, true, 16)                                    \
-  X("rtw_5x4_t_bf16x3",   bf16x3, 5, 4, 4, false, 12)
+  X("rtw_5x4_t_bf16x3",   bf16x3, 5, 4, 4, false, 12)                                    \
+  X("rtw_5x3_w",          half,   5, 4, 3, true, 16)  /* 24 K27, 20 K27 */               \
+  X("rtw_7x4_w",          half,   7, 3, 4, true, 12)  /* 32 K63, 28 K33 to K57 */        \
+  X("rtw_3x7_w",          half,   3, 5, 7, true, 16)  /* 56 K3 to K17, 51x5 */           \
+  X("rtw_3x4_w",          half,   3, 6, 4, true, 16)  /* 28 K3 to K17 */                 \
+  X("rtw_3x3_w",          half,   3, 7, 3, true, 16)  /* 24 and 20 K3 to K17 */
 
 namespace replknet_ext::cuda {
 

@@ -26,15 +26,16 @@ BUDGETS: dict[str, Budget] = {
 
 
 def variant_names() -> dict[tuple[str, ...], str]:
-    """(math, offsets, rows, chunks) of every line of the variants table."""
+    """(math, offsets, rows, chunks, whole) of every line of the variants table."""
     text = (CUDA / "toeplitz_weight/variants.h").read_text()
-    rows = re.findall(r'X\("(\w+)",\s*(\w+),\s*(\d+), (\d+), (\d+),', text)
-    return {row[1:]: row[0] for row in rows}
+    rows = re.findall(r'X\("(\w+)",\s*(\w+),\s*(\d+), (\d+), (\d+), (true|false),', text)
+    return {(*key, str(int(whole == "true"))): name for name, *key, whole in rows}
 
 
 def variant_of(symbol: str) -> str | None:
     """The variant that a mangled kernel name belongs to."""
-    found = re.search(r"toeplitz_weight_kernelIL\w+?ToeplitzWeightKernelMathE(\d)ELi(\d+)ELi(\d+)ELi(\d+)E", symbol)
+    kernel = r"toeplitz_weight_kernelIL\w+?ToeplitzWeightKernelMathE(\d)ELi(\d+)ELi(\d+)ELi(\d+)ELb(\d)E"
+    found = re.search(kernel, symbol)
     if found is None:
         return None
     math = {"0": "half", "1": "half", "2": "tf32", "3": "bf16x3"}[found.group(1)]
