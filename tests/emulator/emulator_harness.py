@@ -278,17 +278,22 @@ VARIANT_CASES = {
     "rt_5x4_w_g2": Case(17, 1, 19, 28, (13, 29)),
     "rt_3x2_w_p4": Case(17, 2, 14, 14, 27),
     "rt_5x3_w_g2": Case(17, 1, 24, 24, 27),
+    "rt_3x3_w": Case(9, 1, 20, 20, 13),
+    "rt_3x5_w": Case(9, 1, 19, 40, (11, 13)),
+    "rt_3x6_w": Case(9, 1, 19, 48, (11, 13)),
+    "rt_7x7_w": Case(9, 1, 19, 56, (11, 41)),
 }
 
 
 def _staged(suffix: str, names: str, **changes: Any) -> dict[str, Case]:
-    batch = {"rt_5x7_w": 9, "rt_5x4_w": 9, "rt_3x2_w": 17, "rt_1x1_w": 17, "rt_3x4_t": 9, "rt_5x4_t": 9}
-    return {f"{name}_{suffix}": VARIANT_CASES[name].but(n=batch[name], **changes) for name in names.split()}
+    batch = {"rt_3x2_w": 17, "rt_1x1_w": 17}
+    return {f"{name}_{suffix}": VARIANT_CASES[name].but(n=batch.get(name, 9), **changes) for name in names.split()}
 
 
 #: Likewise for the staged kernels: channels_last, and float32 in either memory format.
 STAGED_CASES = {
     **_staged("cl", "rt_5x7_w rt_5x4_w rt_3x2_w rt_1x1_w rt_3x4_t rt_5x4_t", c=2, channels_last=True),
+    **_staged("cl", "rt_5x6_w rt_5x3_w rt_3x7_w rt_3x4_w", c=2, channels_last=True),
     **_staged("tf32", "rt_5x7_w rt_5x4_w rt_3x2_w rt_1x1_w rt_3x4_t rt_5x4_t", dtype="float32", precision="tf32"),
     **_staged("bf16x3", "rt_5x7_w rt_5x4_w rt_3x2_w rt_1x1_w rt_3x4_t rt_5x4_t", dtype="float32", precision="bf16x3"),
 }

@@ -42,6 +42,11 @@ VARIANT_CASES = {
     "rtw_3x2_w_bf16x3": weight(17, 2, 13, 14, kernel=(9, 27)),
     "rtw_1x1_w_bf16x3": weight(17, 3, 7, 7, kernel=13),
     "rtw_5x4_t_bf16x3": weight(17, 1, 7, 43, kernel=(5, 31)),
+    "rtw_5x3_w": weight(17, 1, 24, 24, kernel=27),
+    "rtw_7x4_w": weight(9, 1, 19, 32, kernel=(11, 49)),
+    "rtw_3x7_w": weight(9, 1, 19, 56, kernel=(11, 13)),
+    "rtw_3x4_w": weight(9, 1, 19, 28, kernel=(11, 13)),
+    "rtw_3x3_w": weight(9, 1, 19, 20, kernel=(11, 13)),
 }
 
 
