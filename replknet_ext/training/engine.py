@@ -168,6 +168,10 @@ class Engine:
         dist.all_reduce(self.flags, dist.ReduceOp.MAX)
         return bool(self.flags[0]), bool(self.flags[1])
 
+    def wait(self) -> None:
+        """Until every process is here."""
+        self.total(0.0)
+
     def update(self, step: int) -> None:
         """Clips, steps and averages; `step` counts from 1."""
         clip = self.recipe.optimizer.clip_grad
