@@ -1,7 +1,7 @@
 """What the trainer costs over a bare loop, per step: `python -m benchmarks.trainer`.
 
 Both train the same network on the same data loader with the same optimizer, schedule and averaged weights; the trainer
-adds seeds, its check for a finite loss and its look at signals. Steps are interleaved; the overhead is the median of the
+adds seeds, its check for a finite loss and its look at signals. Steps are interleaved, the overhead is the median of
 differences between neighbours. Goals: at most 2 % of a step of 1 s, and at most 5 ms of a shorter one.
 """
 

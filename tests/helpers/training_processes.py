@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import socket
 import sys
 import time
 from collections.abc import Callable
@@ -14,10 +15,11 @@ _CONTEXT = multiprocessing.get_context("forkserver")
 _CONTEXT.set_forkserver_preload(["training_processes", "training_imports"])
 
 
-def run(arguments: list[str], log: str, folder: str) -> None:
+def run(arguments: list[str], log: str, folder: str, environment: dict[str, str]) -> None:
     """In the child, which is the leader of a process group of its own: ends with the command's exit status."""
     import torch
 
+    os.environ |= environment
     os.setsid()
     os.chdir(folder)
     torch.set_num_threads(1)
@@ -30,13 +32,14 @@ def run(arguments: list[str], log: str, folder: str) -> None:
     sys.exit(main())
 
 
-def start(*arguments: object, log: Path, folder: Path) -> ForkServerProcess:
+def start(*arguments: object, log: Path, folder: Path, environment: dict[str, str] | None = None) -> ForkServerProcess:
     """Starts `replknet-ext ...` in a folder; what it says is added to `log`."""
     helpers = Path(__file__).resolve().parent
     before = os.environ.get("PYTHONPATH")
     os.environ["PYTHONPATH"] = os.pathsep.join([str(helpers.parents[1]), str(helpers), before or ""])
     try:  # the server takes it from here
-        process = _CONTEXT.Process(target=run, args=([str(each) for each in arguments], str(log), str(folder)))
+        words = [str(each) for each in arguments]
+        process = _CONTEXT.Process(target=run, args=(words, str(log), str(folder), environment or {}))
         process.start()
     finally:
         if before is None:
@@ -44,6 +47,17 @@ def start(*arguments: object, log: Path, folder: Path) -> ForkServerProcess:
         else:
             os.environ["PYTHONPATH"] = before
     return process
+
+
+def start_two(*arguments: object, log: Path, folder: Path) -> list[ForkServerProcess]:
+    """Two processes of one run, with the variables that torchrun sets."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        common = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1]), "WORLD_SIZE": "2"}
+    return [
+        start(*arguments, log=log, folder=folder, environment={**common, "RANK": rank, "LOCAL_RANK": rank})
+        for rank in ("0", "1")
+    ]
 
 
 def until(condition: Callable[[], object], process: ForkServerProcess, log: Path, seconds: float = 60.0) -> None:

@@ -118,9 +118,8 @@ def losses(folder: Path, *settings: str) -> list[float]:
 def test_modes_compute_the_same(tmp_path: Path) -> None:
     plain = losses(tmp_path / "plain")
     assert len(plain) == 2
-    exact = ("model.gradient_checkpointing=true", "engine.compile=eager")
-    for number, settings in enumerate([*((each,) for each in exact), ("engine.channels_last=true",)]):
-        assert losses(tmp_path / str(number), *settings) == pytest.approx(plain, rel=1e-4)
+    for number, setting in enumerate(("model.gradient_checkpointing=true", "engine.channels_last=true")):
+        assert losses(tmp_path / str(number), setting) == pytest.approx(plain, rel=1e-4)
     low = losses(tmp_path / "bf16", "engine.amp=bf16")
     assert low != plain and low == pytest.approx(plain, rel=2e-2)
     with pytest.raises(UsageError, match="fp16"):
@@ -150,7 +149,7 @@ def test_clipping_bounds_the_step(tmp_path: Path) -> None:
         torch.manual_seed(0)
         start = dict(build_network(tiny(*FEW).model).named_parameters())
         end = weights(tmp_path / name)
-        far[name] = sum(float((end[key] - start[key]).square().sum()) for key in start) ** 0.5
+        far[name] = sum(float((end[key] - start[key].detach()).square().sum()) for key in start) ** 0.5
     assert far["clipped"] == pytest.approx(0.01 * 0.008, rel=0.02) and far["free"] > 10 * far["clipped"]
 
 
@@ -202,9 +201,10 @@ def test_tar_files_are_the_same_data(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_compiled_training_is_the_same(tmp_path: Path) -> None:
+@pytest.mark.parametrize("backend", ["eager", "inductor"])
+def test_compiled_training_is_the_same(backend: str, tmp_path: Path) -> None:
     plain = losses(tmp_path / "plain")
-    assert losses(tmp_path / "compiled", "engine.compile=inductor") == pytest.approx(plain, rel=1e-3)
+    assert losses(tmp_path / "compiled", f"engine.compile={backend}") == pytest.approx(plain, rel=1e-3)
 
 
 @pytest.mark.slow
