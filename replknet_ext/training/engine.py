@@ -105,6 +105,9 @@ class Engine:
                 _shard(self.ema.module, self.device)
                 self.ema.foreach = False  # those calls do not mix split parameters with buffers
         if engine.compile is not None:
+            if engine.compile not in torch.compiler.list_backends(exclude_tags=()):  # those for debugging, too
+                usual = ", ".join(torch.compiler.list_backends())
+                raise UsageError(f"engine.compile={engine.compile}: no such backend; there are {usual}")
             net.compile(backend=engine.compile)
         optimizer = make_optimizer(net, recipe)
         self.model: Any = net

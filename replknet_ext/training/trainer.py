@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from .data import Batch, Sources, open_sources
 from .engine import Engine, make_mixup
 from .evaluation import Accuracy, Merged, evaluate, merge_and_evaluate
 from .libraries import library
-from .logs import Log, draw
+from .logs import Log, draw, warn
 from .networks import build_network
 from .order import Order, Passes, seed_all
 from .reading import changed, dump, load_recipe
@@ -159,6 +159,7 @@ class Run:
         self.mixup = make_mixup(recipe, self.classes)
         self.schedule = make_schedule(engine.optimizer, recipe.schedule, self.order.steps)
         self.step, self.best, self.loss_sum = 0, -math.inf, 0.0
+        self.warn: Callable[[str], None] = warn
         self.epoch, self.loss = 0, math.nan  # epochs that are over, with their evaluation; mean loss of the last one
         if saved is not None:
             self._restore(saved)
@@ -215,6 +216,7 @@ class Run:
                 with replacing(self.folder.path / CLASSES) as path:
                     path.write_text("\n".join(self.sources.classes) + "\n", encoding="utf-8")
         log = Log(self.folder.path, self.recipe, engine.accelerator, self.step, total, self.quiet)
+        self.warn = log.warn
         with log.shown(self.step):
             while self.epoch < epochs:
                 self.loss = self._steps(log, request)
@@ -277,7 +279,7 @@ class Run:
             for line in batch.broken:
                 if self.recipe.data.broken_images == "stop":
                     raise ToolError(f"an image cannot be read: {line} (data.broken_images=skip goes on without it)")
-                print(f"skipped: {line}", flush=True)
+                self.warn(f"skipped: {line}")
             images, labels = engine.to_device(batch.images), batch.labels.to(engine.device, non_blocking=True)
             wrong = batch.labels[(batch.labels < 0) | (batch.labels >= self.classes)]
             if len(wrong):  # on a GPU it would be a failed assertion of a kernel

@@ -42,7 +42,10 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (root / "bin").mkdir()
     for name, line in PROGRAMS.items():
         (root / "bin" / name).write_text(f"#!/bin/sh\nexec {sys.executable} {line}\n")
-    (root / "bin/srun").write_text('#!/bin/sh\nexec "$@"\n')
+    (root / "bin/srun").write_text(f'#!/bin/sh\necho $$ > {root}/srun.pid\nexec "$@"\n')
+    (root / "bin/scancel").write_text(
+        f'#!/bin/sh\ntest "$*" = "--signal=TERM 7" && kill -TERM $(cat {root}/srun.pid)\n'
+    )
     (root / "bin/scontrol").write_text(f'#!/bin/sh\necho "$@" >> {root}/scontrol.log\necho localhost\necho other\n')
     for program in (root / "bin").iterdir():
         program.chmod(0o755)
@@ -160,7 +163,7 @@ def test_many_nodes_and_slurm(place: Path) -> None:
         time.sleep(0.05)
     process.send_signal(signal.SIGUSR1)  # as Slurm does before the time is over
     told, _ = process.communicate(timeout=100)
-    assert process.returncode == 0 and "stopped: SIGUSR1: saved runs/31b-slurm/last.pth" in told, told
+    assert process.returncode == 0 and "stopped: SIGTERM: saved runs/31b-slurm/last.pth" in told, told
     assert (place / "scontrol.log").read_text().splitlines()[-1] == "requeue 7"
     assert "wrote runs/31b-slurm" in shell(script, place)
     assert len([entry for entry in read_log(folder) if "train_loss" in entry]) == 40

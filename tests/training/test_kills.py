@@ -25,6 +25,7 @@ from replknet_ext.training.signals import STOPPED, TOGETHER
 
 pytestmark = pytest.mark.xdist_group("training")
 
+SMALL = ("optimizer.global_batch=8", "data.batch_size=8", "evaluate=false")
 KEYS = ("model", "model_ema", "optimizer", "step", "epoch", "loss")
 
 
@@ -38,9 +39,9 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def train(place: Path, output: Path, *settings: str, resume: bool = False) -> ForkServerProcess:
-    chosen = ["optimizer.global_batch=8", "data.batch_size=8", "evaluate=false", *settings]
     return start(
-        "train", "data", "--recipe", "tiny.yaml", "-o", output, *(word for each in chosen for word in ("-s", each)),
+        "train", "data", "--recipe", "tiny.yaml", "-o", output,
+        *(word for each in (*SMALL, *settings) for word in ("-s", each)),
         *(["--resume"] if resume else []), log=output.with_suffix(".log"), folder=place,
     )  # fmt: skip
 
@@ -65,7 +66,10 @@ def test_killed_at_any_moment_it_goes_on(place: Path, tmp_path: Path, moments: i
     for moment in range(moments):
         process, before = train(place, output, *settings, resume=moment > 0), written(output)
         until(lambda before=before: written(output) != before, process, output.with_suffix(".log"))  # type: ignore[misc]
-        time.sleep(0.1 * random.random())
+        if moment % 2:
+            until(lambda: list(output.glob(".last-*")), process, output.with_suffix(".log"))
+        else:
+            time.sleep(0.1 * random.random())
         os.kill(process.pid or 0, signal.SIGKILL)
         process.join()
         assert process.exitcode == -signal.SIGKILL
@@ -75,7 +79,7 @@ def test_killed_at_any_moment_it_goes_on(place: Path, tmp_path: Path, moments: i
         for path in (*output.glob("epoch-*.pth"), *output.glob("best.pth")):
             torch.load(path, weights_only=True)
         in_a_save += bool(list(output.glob(".last-*")))
-    assert in_a_save >= moments // 7  # 2 of 20: the test has seen kills during saves
+    assert in_a_save >= moments // 4  # the test has seen kills during saves
     for process in (train(place, output, *settings, resume=True), train(place, whole, *settings[:1])):
         process.join()
         assert process.exitcode == 0
@@ -130,8 +134,8 @@ def ranks(agent: int) -> dict[str, int]:
 def test_signals_under_torchrun(place: Path, tmp_path: Path, to: str) -> None:
     """Whoever gets it, all save once and end with the same status, however long the first process writes."""
     output = tmp_path / "out"
-    settings = ("optimizer.global_batch=8", "evaluate=false", "schedule.epochs=200", "logs.every=1")
-    chosen = [word for each in settings for word in ("-s", each)]
+    settings = ("schedule.epochs=100", "logs.every=1")
+    chosen = [word for each in (*SMALL, *settings) for word in ("-s", each)]
     agent = start_slowly(
         "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "training_slow_save", "train",
         str(place / "data"), "--recipe", str(place / "tiny.yaml"), "-o", str(output), *chosen,
@@ -148,10 +152,10 @@ def test_signals_under_torchrun(place: Path, tmp_path: Path, to: str) -> None:
     assert agent.returncode == 1
     assert told.count("saving") == 1, told
     step = saved(output)["step"]
-    assert 0 < step < 400
+    assert 0 < step < 200
     assert told.count(f"saved {output / 'last.pth'} at step {step}; resume it") == 2, told
     if to != "torchrun":
-        assert told.count(f"exitcode  : {STOPPED}") == 2, told
+        assert f"exitcode  : {STOPPED}" in told, told  # torchrun ends the other one, if it has not yet ended
     process = train(place, output, *settings, resume=True)  # one process goes on
     process.join()
-    assert process.exitcode == 0 and saved(output)["step"] == 400
+    assert process.exitcode == 0 and saved(output)["step"] == 200

@@ -217,7 +217,7 @@ def test_a_broken_image_stops_or_is_skipped(tmp_path: Path, capsys: pytest.Captu
     with pytest.raises(ToolError, match=r"an image cannot be read: .*train/b/3\.png"):
         train(tiny(*SMALL), data, output=tmp_path / "stop", quiet=True)
     result = train(tiny(*SMALL, "data.broken_images=skip"), data, output=tmp_path / "skip", quiet=True)
-    assert result.steps == 2 and "skipped: " in (said := capsys.readouterr().out) and "train/b/3.png" in said
+    assert result.steps == 2 and "skipped: " in (said := capsys.readouterr().err) and "train/b/3.png" in said
     (data / "val" / "a" / "0.png").write_bytes(b"no picture")
     with pytest.raises(ToolError, match=r"a validation image cannot be read: .*val/a/0\.png"):
         train(tiny(*SMALL, "data.broken_images=skip"), data, output=tmp_path / "val", quiet=True)
@@ -247,6 +247,7 @@ def test_other_misfits_are_one_clear_line(tmp_path: Path) -> None:
         (("model.num_classes=5",), "model.num_classes is 5, but the data has 2 classes"),
         ((), "16 training images, less than one step's optimizer.global_batch=64"),
         ((*SMALL, "optimizer.name=adamx"), "optimizer: .*adamx"),
+        ((*SMALL, "engine.compile=indactor"), "engine.compile=indactor: no such backend; there are .*inductor"),
         ((*SMALL, "logs.trackers=[nobody]"), "'nobody' is not installed"),
         ((*SMALL, "data.val_split=null"), "needs a split to evaluate on"),
         ((*SMALL, "model.frozen_stages=7"), "frozen_stages must be at most 2"),

@@ -88,8 +88,9 @@ def test_fine_tuning_another_head_and_frozen_stages(run: Result, tmp_path: Path)
     assert {"stages.1.blocks.1.pw1.conv.weight", "transitions.0.0.conv.weight"} <= changed
 
 
-def test_weights_that_are_not_there(tmp_path: Path) -> None:
+def test_weights_that_cannot_be_had(run: Result, tmp_path: Path) -> None:
     for source, says in [
+        (str(run.folder / "deploy.safetensors"), "merged weights are for inference; training needs those before"),
         ("replknet-31B_3rdparty_in1", "did you mean 'replknet-31B_3rdparty_in1k'"),
         ("nothing.pth", "no such file"),
     ]:
