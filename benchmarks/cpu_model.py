@@ -19,7 +19,6 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from rich.console import Console
 from torch import Tensor, nn
 
 import replknet_ext
@@ -213,6 +212,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--output", type=Path, help="JSON file; default: benchmarks/results/cpu_model_ISA_Nt.json")
     options = parser.parse_args(arguments)
+    from rich.console import Console  # not where the GPU benchmark imports this file
+
     torch.set_num_threads(options.threads)
     console = Console()
     model = build(options.arch)

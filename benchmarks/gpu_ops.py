@@ -69,6 +69,7 @@ STEPS = (
     _step("tests", 110, 45),
     _step("sanitizer", 75, 40),
     _step("ncu", 75, 35),
+    Step("training step", "benchmarks.gpu_training", (), 60),
     _table("table: large and small", "large and small", 50),
     _table("table: main, cuDNN heuristics", "main", 45, extra=("--heuristics",)),
     _table("table: small batches", "small batches", 40),
@@ -209,7 +210,7 @@ def dry_run() -> None:
     Raises:
         BenchmarkError: two steps share a name, or a run would not fit its limit.
     """
-    from benchmarks import gpu_cases, gpu_routes, gpu_steps, gpu_table  # noqa: F401
+    from benchmarks import gpu_cases, gpu_routes, gpu_steps, gpu_table, gpu_training  # noqa: F401
 
     if len({step.name for step in STEPS}) != len(STEPS):
         raise BenchmarkError("two steps have the same name")
@@ -218,8 +219,8 @@ def dry_run() -> None:
         limit = QUICK_LIMIT if quick else LIMIT
         print(f"{'--quick' if quick else 'full run'}: at most {limit:.0f} s, budgets together {total:.0f} s")
         for step, budget in chosen(quick):
-            known = gpu_steps.STEPS if step.module.endswith("steps") else GROUPS
-            if (step.group or step.name) not in known:
+            known: dict[str, Any] = {"benchmarks.gpu_steps": gpu_steps.STEPS, "benchmarks.gpu_table": GROUPS}
+            if step.module in known and (step.group or step.name) not in known[step.module]:
                 raise BenchmarkError(f"step {step.name!r} is unknown to {step.module}")
             print(f"  {step.name:<30} {budget:>4.0f} s  {' '.join(step.command(Path('PART'), budget, quick)[2:])}")
     variants = [*gpu_plan.variants(), *gpu_plan.variants("bwd_weight")]
@@ -230,7 +231,7 @@ def dry_run() -> None:
             routes = {pass_: gpu_routes.names(layer, pass_, "bfloat16") for pass_ in PASSES}
             print(f"  {layer.name:<22} {'; '.join(f'{pass_} {len(names)} routes' for pass_, names in routes.items())}")
             print(f"    {', '.join(routes['fwd'])}")
-    print()
+    print(f"\ntraining step of {gpu_training.ARCH}, batch {gpu_training.BATCHES[0]}: {gpu_training.prediction()}\n")
     print(roofline.table([roofline.predict(layer) for layers in GROUPS.values() for layer in layers]))
 
 

@@ -180,15 +180,29 @@ def reference(t: Tensors, pass_: str, channels: Sequence[int], images: Sequence[
     return result
 
 
-def kernels_of(run: Callable[[], object]) -> list[str]:
-    """Names of the kernels that a call runs, from torch's profiler, in order and shortened."""
+def device_times(run: Callable[[], object]) -> dict[str, float]:
+    """Microseconds of each kernel that a call runs, from torch's profiler, in order; names are shortened."""
     torch.cuda.synchronize()
     activities = [torch.profiler.ProfilerActivity.CPU, torch.profiler.ProfilerActivity.CUDA]
     with torch.profiler.profile(activities=activities) as profile:
         run()
         torch.cuda.synchronize()
-    on_device = [e.name for e in profile.events() if e.device_type == DeviceType.CUDA]
-    return [re.sub(r"^void ", "", name)[:160] for name in dict.fromkeys(on_device)]
+    times: dict[str, float] = {}
+    for event in profile.events():
+        if event.device_type == DeviceType.CUDA:
+            name = re.sub(r"^void ", "", event.name)[:160]
+            times[name] = times.get(name, 0.0) + event.time_range.elapsed_us()
+    return times
+
+
+def kernels_of(run: Callable[[], object]) -> list[str]:
+    """Names of the kernels that a call runs."""
+    return list(device_times(run))
+
+
+def is_ours(kernel: str) -> bool:
+    """Whether a kernel of this name is one of this package's."""
+    return re.search(OURS, kernel) is not None
 
 
 def whose(kernels: Sequence[str]) -> str:

@@ -6,7 +6,7 @@ import os
 import re
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +49,9 @@ class Folder:
         except OSError as error:
             raise ToolError(f"{self.path}: cannot be written to ({error.strerror or error})") from None
         try:
+            for left in self.path.glob(f".*-{'[0-9a-f]' * 8}.*"):  # of a run that was killed while it saved
+                with suppress(OSError):
+                    left.unlink()
             yield
         finally:
             lock.__exit__(None, None, None)

@@ -12,16 +12,24 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Subset
+from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset
 
+from ..data.shards import Shards, find_shards
 from ..data.transforms import KEEP_UP_TO, SUFFIXES, WARP_FROM, Preprocessing, pictures_below
 from ..errors import ToolError, UsageError
 from .builtin import BUILTIN, builtin_folder
 from .libraries import timm
 from .order import Order, seed_of
 from .recipe import Augment, Data, Recipe
+from .signals import reading_process
 
 __all__ = ["Batch", "Images", "Source", "open_sources", "preprocessing", "training_transform"]
+
+_STREAMS = ("wds", "hfids", "tfds")  # prefixes of timm's names
+_NO_STREAMS = (
+    "a run could not continue in the middle of one. Use an image folder, tar shards (train-*.tar with NAME.jpg and "
+    "NAME.cls), hfds/..., or any data set with len() and numbered images"
+)
 
 _RETRIES = 10  # images in the place of a broken one that are tried
 
@@ -85,7 +93,7 @@ class Images(Dataset[tuple[Tensor | None, int, list[str]]]):
         reader = getattr(self.source, "reader", None)
         if reader is None:
             image, label = self.source[number]
-            return image, int(label)
+            return (image.convert(self.mode) if hasattr(image, "convert") else image), int(label)
         # Not by timm's own __getitem__, which skips broken images by itself and only logs their index.
         from PIL import Image
 
@@ -176,6 +184,7 @@ class Sources:
             "num_workers": data.workers,
             "collate_fn": collate,
             "pin_memory": device.type == "cuda",
+            "worker_init_fn": reading_process,
         }
         images = Images(
             self.train, training_transform(data, recipe.augment), mode, recipe.engine.seed, data.broken_images == "skip"
@@ -193,26 +202,29 @@ def open_sources(data: Data, given: Any = None, evaluate: bool = True, mode: str
 
     Args:
         data: that part of a recipe.
-        given: in place of `data.path`: a folder or archive, or a pair of map-style data sets (train, val or None) of
-            (Pillow image or tensor, label).
+        given: in place of `data.path`: a folder, or a pair of map-style data sets (train, val or None) of (Pillow image
+            or tensor, label).
         evaluate: a validation split is needed.
         mode: of Pillow, "RGB" or "L".
 
     Raises:
-        UsageError: no such folder, no images, an empty class, or splits with different classes; says which.
+        UsageError: no such folder, no images, an empty class, splits with different classes, or a stream; says which.
     """
     if isinstance(given, (tuple, list)) and len(given) == 2:
         train, val = given
         if evaluate and val is None:
             raise UsageError("evaluate: there is no validation data; set evaluate=false or give some")
+        for source in (train, val):
+            if source is not None and not _numbered(source):
+                raise UsageError(f"data: {type(source).__name__} is a stream; {_NO_STREAMS}")
         return Sources(train, val, None)
     path = data.path if given is None else str(given)
+    if data.dataset:
+        return _named(data, path, evaluate, mode)
     if path is None:
         raise UsageError("which data? Give a folder with train/CLASS/... and val/CLASS/..., or a recipe with its own")
     if path in BUILTIN and (given is None or not os.path.exists(path)):  # a recipe means the data set
         path = str(builtin_folder(path))
-    if data.dataset:
-        return _named(data, path, evaluate, mode)
     root = Path(path)
     if not root.exists():
         raise UsageError(f"{path}: no such folder")
@@ -220,27 +232,28 @@ def open_sources(data: Data, given: Any = None, evaluate: bool = True, mode: str
     if evaluate and val_split is None:
         raise UsageError("data.val_split: evaluate=true needs a split to evaluate on")
     train_at, classes = _split(root, data.train_split)
-    train = _timm_dataset("", train_at, data.train_split, classes, mode)
+    train = _opened(train_at, classes, mode)
     val = None
     if val_split is not None:
         val_at, val_classes = _split(root, val_split)
         if classes is not None and val_classes is not None and set(val_classes) - set(classes):
             extra = sorted(set(val_classes) - set(classes))[0]
             raise UsageError(f"{val_at}: there is a class {extra!r} that {train_at} has not")
-        val = _timm_dataset("", val_at, val_split, classes or _labels(train), mode)
+        val = _opened(val_at, classes or _labels(train), mode)
     return Sources(train, val, classes or _labels(train))
 
 
-def _split(root: Path, split: str) -> tuple[Path, list[str] | None]:
-    """The folder or tar file of a split, and for a folder its classes."""
+def _split(root: Path, split: str) -> tuple[Path | list[Path], list[str] | None]:
+    """The folder, tar file or shards of a split, and for a folder its classes."""
     archive = root / f"{split}.tar"
     if archive.is_file():
         return archive, None
+    if shards := find_shards(root, split):
+        return shards, None
     folder = root / split
     if not folder.is_dir():
-        raise UsageError(
-            f"{root}: {'no such folder' if not root.is_dir() else f'no folder or tar file {split!r} in it'}"
-        )
+        what = f"no folder, tar file or shards {split!r} in it" if root.is_dir() else "no such folder"
+        raise UsageError(f"{root}: {what}")
     classes = sorted(path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
     if not classes:
         raise UsageError(f"{folder}: no class folders in it")
@@ -250,28 +263,40 @@ def _split(root: Path, split: str) -> tuple[Path, list[str] | None]:
     return folder, classes
 
 
-def _timm_dataset(name: str, root: Path, split: str, classes: list[str] | None, mode: str) -> Any:
+def _opened(at: Path | list[Path], classes: list[str] | None, mode: str) -> Any:
+    """timm's data set of a folder, a tar file or shards."""
     timm()
-    from timm.data import create_dataset
+    from timm.data import ImageDataset, create_dataset
 
+    if isinstance(at, list):
+        return ImageDataset(str(at[0].parent), reader=Shards(at), input_img_mode=mode)
     class_map = None if classes is None else {label: index for index, label in enumerate(classes)}
-    return create_dataset(
-        name, root=str(root), split=split, search_split=False, class_map=class_map, input_img_mode=mode
-    )
+    return create_dataset("", root=str(at), search_split=False, class_map=class_map, input_img_mode=mode)
 
 
-def _named(data: Data, path: str, evaluate: bool, mode: str) -> Sources:
+def _named(data: Data, path: str | None, evaluate: bool, mode: str) -> Sources:
     """Data sets that timm opens by name, such as "hfds/..."."""
     timm()
     from timm.data import create_dataset
 
+    name = f"data.dataset={data.dataset}"
+    if data.dataset.partition("/")[0].lower() in _STREAMS:
+        raise UsageError(f"{name} is a stream; {_NO_STREAMS}")
     opened: list[Any] = []
     for split in (data.train_split, data.val_split if evaluate else None):
-        made = create_dataset(data.dataset, root=path, split=split, input_img_mode=mode) if split else None
-        if made is not None and not hasattr(made, "__getitem__"):
-            raise UsageError(f"data.dataset={data.dataset}: a stream; only data sets with numbered images are read")
+        try:
+            made = create_dataset(data.dataset, root=path, split=split, input_img_mode=mode) if split else None
+        except Exception as error:  # whatever the library behind the name raises
+            raise ToolError(
+                f"{name}, split {split!r}: {' '.join(str(error).split()) or type(error).__name__}"
+            ) from None
         opened.append(made)
     return Sources(opened[0], opened[1], _labels(opened[0]))
+
+
+def _numbered(source: Any) -> bool:
+    """Whether images can be had by number; torch's streams have a `__getitem__` that only raises."""
+    return not isinstance(source, IterableDataset) and hasattr(source, "__getitem__") and hasattr(source, "__len__")
 
 
 def _labels(source: Any) -> list[str] | None:

@@ -105,6 +105,9 @@ class Engine:
                 _shard(self.ema.module, self.device)
                 self.ema.foreach = False  # those calls do not mix split parameters with buffers
         if engine.compile is not None:
+            if engine.compile not in torch.compiler.list_backends(exclude_tags=()):  # those for debugging, too
+                usual = ", ".join(torch.compiler.list_backends())
+                raise UsageError(f"engine.compile={engine.compile}: no such backend; there are {usual}")
             net.compile(backend=engine.compile)
         optimizer = make_optimizer(net, recipe)
         self.model: Any = net
@@ -167,6 +170,10 @@ class Engine:
         self.flags[0], self.flags[1] = int(broken), int(stop)
         dist.all_reduce(self.flags, dist.ReduceOp.MAX)
         return bool(self.flags[0]), bool(self.flags[1])
+
+    def wait(self) -> None:
+        """Until every process is here."""
+        self.total(0.0)
 
     def update(self, step: int) -> None:
         """Clips, steps and averages; `step` counts from 1."""

@@ -25,6 +25,11 @@ def read_log(folder: str | Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in lines if line.endswith("}")]
 
 
+def warn(line: str) -> None:
+    """A line on stderr."""
+    print(line, file=sys.stderr, flush=True)
+
+
 class Log:
     """Of the first process; on others nothing is written.
 
@@ -97,12 +102,15 @@ class Log:
 
     def say(self, line: str) -> None:
         """A line on stderr, above the bar."""
-        if self.quiet:
-            return
+        if not self.quiet:
+            self.warn(line)
+
+    def warn(self, line: str) -> None:
+        """As `say`, but from every process and also a quiet one."""
         if self.bar is not None and not self.bar.disable:
             self.bar.console.print(line, highlight=False, markup=False)
         else:
-            print(line, file=sys.stderr, flush=True)
+            warn(line)
 
     def _write(self, entry: dict[str, Any]) -> None:
         if self.file is not None:

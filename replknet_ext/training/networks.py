@@ -119,7 +119,10 @@ def load_weights(net: nn.Module, source: str) -> None:
         hint = f"did you mean {near[0]!r}?" if near else f"names are {', '.join(names)}"
         raise UsageError(f"--from {source}: no such file, and no published model of that name; {hint}")
     if isinstance(net, RepLKNet):
-        load_checkpoint(net, adapt_checkpoint(read_checkpoint(source), net, source))
+        checkpoint = read_checkpoint(source)
+        if checkpoint.form != "train":
+            raise UsageError(f"--from {source}: merged weights are for inference; training needs those before merging")
+        load_checkpoint(net, adapt_checkpoint(checkpoint, net, source))
         return
     entries, _ = read_entries(Path(download(source) if is_url(source) else source), "auto", source)
     _load_matching(net, dict(entries), source)

@@ -74,9 +74,10 @@ class Data(Part):
     """Images and how they are read.
 
     Attributes:
-        path: folder or archive; None for what the command or `train` is given.
-        dataset: what timm's `create_dataset` calls it: "" for an image folder or tar files, "wds/...", "hfds/...".
-        train_split, val_split: names of the splits; for folders their subfolders.
+        path: folder; None for what the command or `train` is given.
+        dataset: "" for a folder of splits, or timm's name of a data set, such as "hfds/NAME" or "torch/NAME".
+        train_split, val_split: names of the splits. In a folder, SPLIT is a folder of one folder per class, a file
+            SPLIT.tar of those, or WebDataset shards SPLIT-*.tar or SPLIT/*.tar, also by a pattern that ends in .tar.
         num_train: images of the train split, for a dry run without data.
         input_size: side of the square input.
         mean, std: of each channel, for values in [0, 1].

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from .data import Batch, Sources, open_sources
 from .engine import Engine, make_mixup
 from .evaluation import Accuracy, Merged, evaluate, merge_and_evaluate
 from .libraries import library
-from .logs import Log, draw
+from .logs import Log, draw, warn
 from .networks import build_network
 from .order import Order, Passes, seed_all
 from .reading import changed, dump, load_recipe
@@ -73,7 +73,7 @@ def train(
 
     Args:
         recipe: a `Recipe`, a name of `recipe_names()` or a YAML file. None with `resume`: that of the run.
-        data: a folder or archive in place of the recipe's own, or a pair of map-style data sets (train, val or None)
+        data: a folder in place of the recipe's own, or a pair of map-style data sets (train, val or None)
             of (Pillow image or tensor, label).
         output: the run's folder; `runs/NAME` by default.
         settings: "key=value" each, as `--set`.
@@ -159,6 +159,8 @@ class Run:
         self.mixup = make_mixup(recipe, self.classes)
         self.schedule = make_schedule(engine.optimizer, recipe.schedule, self.order.steps)
         self.step, self.best, self.loss_sum = 0, -math.inf, 0.0
+        self.warn: Callable[[str], None] = warn
+        self.epoch, self.loss = 0, math.nan  # epochs that are over, with their evaluation; mean loss of the last one
         if saved is not None:
             self._restore(saved)
 
@@ -175,6 +177,7 @@ class Run:
         if engine.scaler is not None:
             engine.scaler.load_state_dict(saved["scaler"])
         self.step, self.best, self.loss_sum = saved["step"], saved["best"], saved["loss_sum"]
+        self.epoch, self.loss = saved["epoch"], saved["loss"]
 
     def save(self, *, best: bool = False, number: int | None = None) -> None:
         """A checkpoint of this step; every process must call it."""
@@ -184,10 +187,11 @@ class Run:
             "model": model,
             "optimizer": optimizer,
             "step": self.step,
-            "epoch": self.step // self.order.steps,
+            "epoch": self.epoch,
             "steps_per_epoch": self.order.steps,
             "best": self.best,
             "loss_sum": self.loss_sum,
+            "loss": self.loss,
             "recipe": self.recipe.model_dump(mode="json"),
         }
         if engine.ema is not None:
@@ -198,6 +202,7 @@ class Run:
             content["meta"] = {"config": asdict(engine.net.config)}
         if engine.rank == 0:
             self.folder.save(content, best=best, number=number, keep=self.recipe.checkpoints.keep)
+        engine.wait()  # torchrun ends all processes as soon as one has ended
 
     def run(self, request: Request) -> Result:
         """From where it stands to the end."""
@@ -211,25 +216,29 @@ class Run:
                 with replacing(self.folder.path / CLASSES) as path:
                     path.write_text("\n".join(self.sources.classes) + "\n", encoding="utf-8")
         log = Log(self.folder.path, self.recipe, engine.accelerator, self.step, total, self.quiet)
-        loss, scores = math.nan, {}
+        self.warn = log.warn
         with log.shown(self.step):
-            while self.step < total:
-                epoch = self.step // self.order.steps
-                loss = self._epoch(epoch, log, request)
+            while self.epoch < epochs:
+                self.loss = self._steps(log, request)
                 scores = self._scores()
                 lr = max(group["lr"] for group in engine.optimizer.param_groups)
-                log.epoch(self.step, epoch, epochs, loss, lr, scores)
+                log.epoch(self.step, self.epoch, epochs, self.loss, lr, scores)
                 score = scores.get("ema_top1", scores.get("top1", -math.inf))
                 best = score > self.best
                 self.best = max(score, self.best)
+                self.epoch += 1
                 every = self.recipe.checkpoints.every
-                numbered = every and (epoch + 1) % every == 0
-                self.save(best=best, number=epoch + 1 if numbered else None)
-            return self._finish(log, loss, time.perf_counter() - began)
+                self.save(best=best, number=self.epoch if every and self.epoch % every == 0 else None)
+                if engine.agree(False, bool(request))[1]:  # it came in the evaluation
+                    raise self._stopped(request)
+            return self._finish(log, time.perf_counter() - began)
 
-    def _epoch(self, epoch: int, log: Log, request: Request) -> float:
-        """The steps of an epoch that are left; returns its mean loss, which counts those before a resume, too."""
-        engine, recipe, order = self.engine, self.recipe, self.order
+    def _stopped(self, request: Request) -> Stopped:
+        return Stopped(f"{request.name or 'a signal'}: saved {self.folder.last} at step {self.step}; resume it")
+
+    def _steps(self, log: Log, request: Request) -> float:
+        """The steps of the epoch that are left; returns its mean loss, which counts those before a resume, too."""
+        engine, recipe, order, epoch = self.engine, self.recipe, self.order, self.epoch
         engine.training_mode()
         order.epoch, order.start = epoch, self.step - epoch * order.steps
         batches = iter(self.train_loader)
@@ -243,7 +252,7 @@ class Run:
                 recent, since = 0.0, 0
             if self.stop:
                 self.save()
-                raise Stopped(f"{request.name or 'a signal'}: saved {self.folder.last} at step {self.step}; resume it")
+                raise self._stopped(request)
             steps = recipe.checkpoints.every_steps
             if steps and self.step % steps == 0 and index + 1 < order.steps:
                 self.save()
@@ -270,8 +279,11 @@ class Run:
             for line in batch.broken:
                 if self.recipe.data.broken_images == "stop":
                     raise ToolError(f"an image cannot be read: {line} (data.broken_images=skip goes on without it)")
-                print(f"skipped: {line}", flush=True)
+                self.warn(f"skipped: {line}")
             images, labels = engine.to_device(batch.images), batch.labels.to(engine.device, non_blocking=True)
+            wrong = batch.labels[(batch.labels < 0) | (batch.labels >= self.classes)]
+            if len(wrong):  # on a GPU it would be a failed assertion of a kernel
+                raise UsageError(f"the data has the label {wrong[0]}, but there are {self.classes} classes, from 0 on")
             if self.mixup is not None:
                 images, labels = self.mixup(images, labels)
             loss = float(engine.run_pass(images, labels, last=number + 1 == self.passes.count))
@@ -296,7 +308,7 @@ class Run:
                 ).top1
         return scores
 
-    def _finish(self, log: Log, loss: float, seconds: float) -> Result:
+    def _finish(self, log: Log, seconds: float) -> Result:
         """The averaged weights, merged and not, evaluated and written."""
         engine, recipe, folder = self.engine, self.recipe, self.folder.path
         averaged = engine.net if engine.ema is None else engine.ema.module
@@ -327,7 +339,7 @@ class Run:
         return Result(
             folder=folder,
             steps=self.step,
-            loss=loss,
+            loss=self.loss,
             top1=None if accuracy is None else accuracy.top1,
             merged_top1=None if merged is None else merged.after.top1,
             difference=None if merged is None else merged.difference,

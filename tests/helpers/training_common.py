@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from PIL import Image
 
-from replknet_ext.training import Recipe, load_recipe
+from replknet_ext.training import Recipe, load_recipe, trainer
 
 #: On 8x8 digits; the large kernels see the whole map.
 TINY: dict[str, Any] = {
@@ -78,6 +80,18 @@ def equal(one: Any, other: Any) -> bool:
     if isinstance(one, (list, tuple)):
         return len(one) == len(other) and all(equal(a, b) for a, b in zip(one, other, strict=True))
     return bool(one == other)
+
+
+def signal_at(monkeypatch: pytest.MonkeyPatch, at: int, number: int = signal.SIGTERM) -> None:
+    """The signal arrives while step `at` is computed."""
+    real = trainer.seed_all
+
+    def seed_all(*position: int) -> None:
+        real(*position)
+        if position[2] == at:
+            os.kill(os.getpid(), number)
+
+    monkeypatch.setattr(trainer, "seed_all", seed_all)
 
 
 def environment() -> dict[str, str]:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import re
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -40,8 +42,11 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (root / "bin").mkdir()
     for name, line in PROGRAMS.items():
         (root / "bin" / name).write_text(f"#!/bin/sh\nexec {sys.executable} {line}\n")
-    (root / "bin/srun").write_text('#!/bin/sh\nexec "$@"\n')
-    (root / "bin/scontrol").write_text("#!/bin/sh\necho localhost\necho other\n")
+    (root / "bin/srun").write_text(f'#!/bin/sh\necho $$ > {root}/srun.pid\nexec "$@"\n')
+    (root / "bin/scancel").write_text(
+        f'#!/bin/sh\ntest "$*" = "--signal=TERM 7" && kill -TERM $(cat {root}/srun.pid)\n'
+    )
+    (root / "bin/scontrol").write_text(f'#!/bin/sh\necho "$@" >> {root}/scontrol.log\necho localhost\necho other\n')
     for program in (root / "bin").iterdir():
         program.chmod(0o755)
     for split in ("train", "val"):
@@ -83,14 +88,19 @@ def small(block: str, place: Path) -> str:
     return block
 
 
-def shell(text: str, place: Path) -> str:
-    path = f"{place}/bin:{environment()['PATH']}"
-    done = subprocess.run(
-        ["bash", "-euc", text], cwd=place, capture_output=True, text=True, timeout=500,
-        env={**environment(), "PATH": path, "HEAD": "localhost", "SLURM_NNODES": "1", "SLURM_JOB_NODELIST": "x"},
+def begin(text: str, place: Path) -> subprocess.Popen[str]:
+    slurm = {"SLURM_NNODES": "1", "SLURM_JOB_NODELIST": "x", "SLURM_JOB_ID": "7"}
+    return subprocess.Popen(
+        ["bash", "-euc", text], cwd=place, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        env={**environment(), **slurm, "PATH": f"{place}/bin:{environment()['PATH']}", "HEAD": "localhost"},
     )  # fmt: skip
-    assert done.returncode == 0, f"{text}\n{done.stdout}\n{done.stderr}"
-    return done.stdout + done.stderr
+
+
+def shell(text: str, place: Path) -> str:
+    process = begin(text, place)
+    told, _ = process.communicate(timeout=500)
+    assert process.returncode == 0, f"{text}\n{told}"
+    return told
 
 
 def number(words: str) -> int:
@@ -145,7 +155,20 @@ def test_eight_gpus(place: Path) -> None:
 def test_many_nodes_and_slurm(place: Path) -> None:
     assert "wrote runs/31b-nodes" in shell(small(BLOCKS[number("31b-nodes")], place), place)
     script = small(BLOCKS[number("#SBATCH")], place)
+    script = script.replace("$RESUME &", "--set schedule.epochs=40 --set logs.every=1 $RESUME &")
+    folder = place / "runs/31b-slurm"
+    process = begin(script, place)
+    while not read_log(folder):
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.05)
+    process.send_signal(signal.SIGUSR1)  # as Slurm does before the time is over
+    told, _ = process.communicate(timeout=100)
+    assert process.returncode == 0 and "stopped: SIGTERM: saved runs/31b-slurm/last.pth" in told, told
+    assert (place / "scontrol.log").read_text().splitlines()[-1] == "requeue 7"
     assert "wrote runs/31b-slurm" in shell(script, place)
+    assert len([entry for entry in read_log(folder) if "train_loss" in entry]) == 40
+    assert (place / "scontrol.log").read_text().count("requeue") == 1
+    assert begin(script.replace(" train ", " trian "), place).wait(100) == 1  # a run that fails is not queued again
 
 
 @pytest.mark.slow

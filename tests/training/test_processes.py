@@ -12,6 +12,7 @@ from PIL import Image
 pytest.importorskip("accelerate")
 
 from training_common import TINY, start, tiny, weights
+from training_processes import start_two
 
 from replknet_ext.training import build_network, train
 from replknet_ext.training.logs import read_log
@@ -47,13 +48,15 @@ def alone(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def launch(launcher: tuple[str, ...], data: Path, folder: Path, *settings: str) -> None:
+def arguments(data: Path, folder: Path, *settings: str) -> list[str]:
     recipe = folder / "tiny.yaml"
     recipe.write_text(json.dumps(TINY))
     chosen = [word for setting in (*SETTINGS, *settings) for word in ("-s", setting)]
-    done = start(
-        *launcher, "replknet_ext", "train", str(data), "--recipe", str(recipe), "-o", str(folder / "out"), *chosen
-    )
+    return ["train", str(data), "--recipe", str(recipe), "-o", str(folder / "out"), *chosen]
+
+
+def launch(launcher: tuple[str, ...], data: Path, folder: Path, *settings: str) -> None:
+    done = start(*launcher, "replknet_ext", *arguments(data, folder, *settings))
     out, err = done.communicate(timeout=300)
     assert done.returncode == 0, out + err
     assert err.count("epoch 1/2  loss") == 1  # one voice
@@ -76,6 +79,16 @@ def assert_same(folder: Path, alone: Path) -> None:
 
 def test_two_processes_are_one(data: Path, alone: Path, tmp_path: Path) -> None:
     """With BatchNorms over both halves."""
+    log = tmp_path / "log"
+    for process in start_two(*arguments(data, tmp_path, "data.batch_size=8"), log=log, folder=tmp_path):
+        process.join()
+        assert process.exitcode == 0, log.read_text()
+    assert log.read_text().count("epoch 1/2  loss") == 1  # one voice
+    assert_same(tmp_path / "out", alone)
+
+
+@pytest.mark.slow
+def test_torchrun_starts_it(data: Path, alone: Path, tmp_path: Path) -> None:
     launch(TORCHRUN, data, tmp_path, "data.batch_size=8")
     assert_same(tmp_path / "out", alone)
 

@@ -18,18 +18,18 @@ pytest.importorskip("accelerate")
 pytest.importorskip("sklearn")
 
 from tools_common import cli
-from training_common import TINY, equal, image_folder, tiny, weights
+from training_common import TINY, equal, image_folder, signal_at, tiny, weights
 
 from replknet_ext.errors import ToolError, UsageError
 from replknet_ext.training import Stopped, engine, train, trainer
 from replknet_ext.training.checkpoints import Folder
 from replknet_ext.training.data import open_sources
 from replknet_ext.training.logs import read_log
-from replknet_ext.training.signals import STOPPED, stop_requests
+from replknet_ext.training.signals import STOPPED, TOGETHER, stop_requests
 
 pytestmark = pytest.mark.xdist_group("training")
 
-ALL = ("model", "model_ema", "optimizer", "step", "best", "loss_sum")
+ALL = ("model", "model_ema", "optimizer", "step", "epoch", "best", "loss_sum")
 
 
 def content(folder: Path) -> dict[str, Any]:
@@ -37,25 +37,14 @@ def content(folder: Path) -> dict[str, Any]:
     return {key: saved[key] for key in ALL}
 
 
-def signal_at(monkeypatch: pytest.MonkeyPatch, at: int, number: int = signal.SIGTERM) -> None:
-    """The signal arrives while step `at` is computed."""
-    real = trainer.seed_all
-
-    def seed_all(*position: int) -> None:
-        real(*position)
-        if position[2] == at:
-            os.kill(os.getpid(), number)
-
-    monkeypatch.setattr(trainer, "seed_all", seed_all)
-
-
-def test_resuming_in_an_epoch_gives_the_same_bits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Stopped twice at random steps, with accumulation, averaged weights and drop path."""
+@pytest.mark.parametrize("at_ends", [False, True])
+def test_resuming_gives_the_same_bits(at_ends: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stopped twice at random steps, with accumulation, averaged weights and drop path; or at the ends of epochs."""
     settings = ("schedule.epochs=3", "data.batch_size=24", "evaluate=false", "model.num_classes=10")
     assert tiny().optimizer.global_batch == 64  # three passes
     data = (torch.utils.data.TensorDataset(torch.randn(256, 1, 8, 8), torch.arange(256) % 10), None)
     train(tiny(*settings), data, output=tmp_path / "whole", quiet=True)
-    first, second = sorted(random.sample([0, 1, 2, 4, 5, 6, 8, 9, 10], 2))  # within an epoch
+    first, second = (3, 11) if at_ends else sorted(random.sample([0, 1, 2, 4, 5, 6, 8, 9, 10], 2))
     where = tmp_path / "stopped"
     for at, number in ((first, signal.SIGTERM), (second, signal.SIGUSR1)):
         with monkeypatch.context() as patch:
@@ -95,6 +84,24 @@ def test_the_gradient_scaler_is_resumed(tmp_path: Path, monkeypatch: pytest.Monk
     assert all(equal(saved[0][key], saved[1][key]) for key in (*ALL, "scaler"))
 
 
+def test_a_signal_in_an_evaluation_saves_after_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data, settings = image_folder(tmp_path / "data"), ("optimizer.global_batch=8", "schedule.epochs=2")
+    real = trainer.evaluate
+
+    def evaluate(*arguments: Any, **options: Any) -> Any:
+        os.kill(os.getpid(), signal.SIGTERM)
+        return real(*arguments, **options)
+
+    for epoch in (1, 2):  # the second time nothing is left but to write the result
+        with monkeypatch.context() as patch, pytest.raises(Stopped, match=f"SIGTERM: saved .* at step {2 * epoch}"):
+            patch.setattr(trainer, "evaluate", evaluate)
+            train(tiny(*settings), data, output=tmp_path / "out", resume=epoch == 2, quiet=True)
+        assert content(tmp_path / "out")["epoch"] == epoch
+    result = train(None, data, output=tmp_path / "out", resume=True, quiet=True)
+    assert result.steps == 4 and result.loss > 0
+    assert [e["epoch"] for e in read_log(tmp_path / "out") if "top1" in e] == [0, 1]
+
+
 def test_the_command_ends_with_its_own_status(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     recipe = tmp_path / "tiny.yaml"
     recipe.write_text(json.dumps(TINY))
@@ -116,8 +123,10 @@ def test_a_second_signal_ends_at_once() -> None:
     if child == 0:
         with stop_requests() as request:
             os.kill(os.getpid(), signal.SIGTERM)
+            os.kill(os.getpid(), signal.SIGTERM)  # together they are one
             if not request or request.name != "SIGTERM":
                 os._exit(1)
+            request.arrived -= TOGETHER
             os.kill(os.getpid(), signal.SIGTERM)
             os._exit(2)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 128 + signal.SIGTERM
@@ -208,7 +217,7 @@ def test_a_broken_image_stops_or_is_skipped(tmp_path: Path, capsys: pytest.Captu
     with pytest.raises(ToolError, match=r"an image cannot be read: .*train/b/3\.png"):
         train(tiny(*SMALL), data, output=tmp_path / "stop", quiet=True)
     result = train(tiny(*SMALL, "data.broken_images=skip"), data, output=tmp_path / "skip", quiet=True)
-    assert result.steps == 2 and "skipped: " in (said := capsys.readouterr().out) and "train/b/3.png" in said
+    assert result.steps == 2 and "skipped: " in (said := capsys.readouterr().err) and "train/b/3.png" in said
     (data / "val" / "a" / "0.png").write_bytes(b"no picture")
     with pytest.raises(ToolError, match=r"a validation image cannot be read: .*val/a/0\.png"):
         train(tiny(*SMALL, "data.broken_images=skip"), data, output=tmp_path / "val", quiet=True)
@@ -219,10 +228,10 @@ def test_a_broken_image_stops_or_is_skipped(tmp_path: Path, capsys: pytest.Captu
     [
         (lambda data: data / "none", "no such folder"),
         (lambda data: data / "train" / "a" / "0.png", "no such folder"),
-        (lambda data: data / "train", "no folder or tar file 'train' in it"),
+        (lambda data: data / "train", "no folder, tar file or shards 'train' in it"),
         (lambda data: (data / "train" / "c").mkdir() or data, r"train/c: a class without pictures"),
         (lambda data: (data / "val" / "a").rename(data / "val" / "z") and data, "a class 'z' that .*train has not"),
-        (lambda data: (data / "val").rename(data / "test") and data, "no folder or tar file 'val' in it"),
+        (lambda data: (data / "val").rename(data / "test") and data, "no folder, tar file or shards 'val' in it"),
     ],
 )
 def test_a_bad_folder_is_one_clear_line(change: Any, says: str, tmp_path: Path) -> None:
@@ -238,6 +247,7 @@ def test_other_misfits_are_one_clear_line(tmp_path: Path) -> None:
         (("model.num_classes=5",), "model.num_classes is 5, but the data has 2 classes"),
         ((), "16 training images, less than one step's optimizer.global_batch=64"),
         ((*SMALL, "optimizer.name=adamx"), "optimizer: .*adamx"),
+        ((*SMALL, "engine.compile=indactor"), "engine.compile=indactor: no such backend; there are .*inductor"),
         ((*SMALL, "logs.trackers=[nobody]"), "'nobody' is not installed"),
         ((*SMALL, "data.val_split=null"), "needs a split to evaluate on"),
         ((*SMALL, "model.frozen_stages=7"), "frozen_stages must be at most 2"),
@@ -257,7 +267,7 @@ def test_a_folder_of_that_name_does_not_hide_a_data_set(tmp_path: Path, monkeypa
     (tmp_path / "digits").mkdir()
     monkeypatch.chdir(tmp_path)
     assert len(open_sources(tiny().data).train) == 1442
-    with pytest.raises(UsageError, match="digits: no folder or tar file 'train' in it"):
+    with pytest.raises(UsageError, match="digits: no folder, tar file or shards 'train' in it"):
         open_sources(tiny().data, "digits")
 
 

@@ -1,0 +1,42 @@
+"""The benchmark of the trainer's overhead: that it compares the same steps, and that it sees a trainer that is slow."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("accelerate")
+
+from benchmarks import trainer
+from benchmarks.harness import BenchmarkError
+
+
+def run(output: Path) -> int:
+    return trainer.main(["short steps", "--rounds", "2", "--output", str(output)])
+
+
+def test_a_slow_trainer_is_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = trainer.Run.one_step
+
+    def slow(*arguments: Any) -> float:
+        time.sleep(0.1)
+        return real(*arguments)
+
+    monkeypatch.setattr(trainer.Run, "one_step", slow)
+    assert run(tmp_path / "out.json") == 1
+    found = json.loads((tmp_path / "out.json").read_text())
+    assert {"cpu", "commit", "command", "torch"} <= found["meta"].keys()
+    row = found["rows"][0]
+    assert not row["kept"] and row["extra_ms"] > row["allowed_ms"] >= 5.0 and row["bare"]["samples"] == 2
+
+
+def test_another_step_is_not_timed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = trainer.Run.one_step
+    monkeypatch.setattr(trainer.Run, "one_step", lambda *arguments: real(*arguments) * 1.1)
+    with pytest.raises(BenchmarkError, match="the first losses differ"):
+        run(tmp_path / "out.json")
+    assert not (tmp_path / "out.json").exists()
