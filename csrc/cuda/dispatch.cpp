@@ -20,6 +20,7 @@ std::atomic<int64_t> made{0};
 const char* refuse(const Problem& p, const DeviceLimits& limits) {
   if (limits.capability == 0) return "this build has no code for the GPU, or its CUDA runtime needs a newer driver";
   if (limits.capability < 80) return "needs a GPU of compute capability 8.0 or newer";
+  if (limits.sms < 1) return "the device has no multiprocessors";
   constexpr int64_t kMost = 1 << 28;  // leaves room for sums of a few sizes in 32 bits
   if (p.c < 1 || p.h < 1 || p.w < 1 || p.kh < 1 || p.kw < 1 || p.ho < 1 || p.wo < 1 || p.n < 0) return "empty sizes";
   for (int64_t v : {p.n, p.c, p.h, p.w, p.kh, p.kw, p.ho, p.wo, std::abs(p.pad_top), std::abs(p.pad_left)})

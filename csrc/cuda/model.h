@@ -1,6 +1,7 @@
 // The time model that every family's planner uses, so that their plans compare: cycles of the busiest SM, from what a
 // block costs (a family's own) and from how blocks share an SM and follow each other (here, for all).
-// Predictions for an H200, used to choose between kernels; none was fitted to a measurement.
+// Predictions for an H200, used to choose between kernels; none was fitted to a measurement. Processors that fuse a product
+// and a sum (aarch64) may round them otherwise in the last bit, and so break a tie of two plans otherwise.
 #pragma once
 #include <algorithm>
 
