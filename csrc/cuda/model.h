@@ -20,9 +20,11 @@ constexpr double kFmaPerCycle = 128;   // float32, of an SM
 constexpr double kStartCycles = 2500;  // launch, first loads, filter, barriers of a block
 constexpr double kSecondLaunch = 3500; // a launch that waits for the one before, and its loads
 constexpr double kExposed = 0.3;       // share of a block's waiting that the other blocks of its SM do not hide
+constexpr double kAlmost = 1 - 1e-9;   // of a bound that rounding must not lift above what it bounds
 
 // Tensor-core utilisation with w warps per SM: a single warp per scheduler sometimes waits for its own products.
-inline double busy(int w) { return w >= 12 ? 0.95 : w >= 8 ? 0.9 : w >= 4 ? 0.75 : 0.75 * w / 4; }
+constexpr double kMostBusy = 0.95;
+inline double busy(int w) { return w >= 12 ? kMostBusy : w >= 8 ? 0.9 : w >= 4 ? 0.75 : 0.75 * w / 4; }
 
 // Blocks that an SM holds at once. register_warps: those that the kernel's registers leave room for, as its variant and
 // __launch_bounds__ say.

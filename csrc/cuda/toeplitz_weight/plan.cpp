@@ -363,6 +363,6 @@ void set_access(const Problem& p, int variant, int block_channels, int access, T
   t->by_units = fast_divisor(block_channels * l.element / t->access);
 }
 
-const Family toeplitz_weight_family = family_of<Planner>("toeplitz_weight");
+const Family toeplitz_weight_family = family_of<Planner>("toeplitz_weight", Candidates::many);
 
 }  // namespace replknet_ext::cuda
