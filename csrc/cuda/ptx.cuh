@@ -97,17 +97,6 @@ PTX void store_global(T* p, T v) {
   *p = v;
 }
 
-// The same for 2 or 4 bytes where the compiler does not see that the address is one of global memory.
-template <class T>
-PTX void store_word(T* p, T v) {
-#ifdef __CUDACC__
-  if constexpr (sizeof(T) == 4) asm volatile("st.global.b32 [%0], %1;\n" ::"l"(__cvta_generic_to_global(p)), "r"(v) : "memory");
-  else asm volatile("st.global.b16 [%0], %1;\n" ::"l"(__cvta_generic_to_global(p)), "h"(v) : "memory");
-#else
-  store_global(p, v);
-#endif
-}
-
 // Four elements of shared memory, aligned to 16 bytes.
 template <class T>
 struct alignas(16) Quad {

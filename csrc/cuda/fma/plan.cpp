@@ -71,16 +71,18 @@ class Candidate {
     if (!is_counted_) block_ = work_->block(t_), is_counted_ = true;
     return cycles(images, block_.issue, block_.longest, block_.waves);
   }
-  // Less than that, without FmaWork, which takes most of a plan's time: the products alone.
-  double least_cycles(int64_t images) {
-    if (least_issue_ < 0) count_products();
-    return cycles(images, least_issue_, least_issue_ * 4 / warps_, 0);
-  }
-  // Less than that for any number of images: the products of all blocks, spread over the device.
+  // Less than that in less time; of these, the later ones take longer and are closer.
+  //   least_cycles(): of any number of images: the products of all blocks, spread over the device
+  //   least_cycles(images): by the products; even_cycles(images): by all work, were it spread evenly over a block's warps
   double least_cycles() {
-    if (least_issue_ < 0) count_products();
+    if (products_ < 0) products_ = work_->products(t_);
     const double rounds = static_cast<double>(blocks_of(1)) * static_cast<double>(ceil_div(p_.n, t_.images));
-    return kStartCycles + kAlmost * rounds * least_issue_ / kMostBusy / limits_.sms;
+    return kStartCycles + kAlmost * rounds * products_ / kMostBusy / limits_.sms;
+  }
+  double least_cycles(int64_t images) const { return cycles(images, products_, products_ * 4 / warps_, 0); }
+  double even_cycles(int64_t images) {
+    if (even_.issue < 0) even_ = work_->even_block(t_, warps_);
+    return cycles(images, even_.issue, even_.longest, even_.waves);
   }
 
   void fill(int64_t images, FmaPlan* out) {
@@ -143,30 +145,6 @@ class Candidate {
   }
   int64_t count() const { return p_.c * s_.oh * s_.ow; }
 
-  // At most FmaWork's instructions of a scheduler, from the tiles that it looks at: pairs of an output row and a filter
-  // row, and of a column group and a chunk, that meet the input.
-  void count_products() {
-    double down = 0, along = 0;
-    fma_each_tile(row_tiles_, [&](int tile, int times) {
-      const int64_t first = int64_t{tile} * t_.rows * v_.rows, rows = std::min<int64_t>(t_.rows * v_.rows, s_.oh - first);
-      down += times * pairs_between(s_.fh, rows, p_.pad_top - first, p_.pad_top + p_.h - first);
-    });
-    const int tail = s_.fw + s_.shift - 4 * (s_.chunks - 1);
-    fma_each_tile(column_tiles_, [&](int tile, int times) {
-      const int first = tile * t_.columns, columns = std::min(t_.columns, s_.column_groups - first);
-      const int low = s_.first_window - first, high = low + s_.windows;
-      double taps = 4 * pairs_between(columns, s_.chunks, low, high);
-      taps -= (4 - tail) * pairs_between(columns, 1, low - (s_.chunks - 1), high - (s_.chunks - 1));
-      if (s_.shift) taps -= pairs_between(columns, 1, low, high);
-      const double lanes = static_cast<double>(columns) * t_.merge * planes_;
-      along += times * 4 * taps * (lanes < 32 ? 32 / lanes : 1);  // idle lanes of the only warp
-    });
-    // of more rows, columns or parts FmaWork looks at some
-    const bool all = ceil_div(t_.rows, t_.merge) <= 64 && item_warps_ < 1024;
-    const double share = parts_down_ >= 16 ? 0 : all ? kAlmost : 0.8;
-    least_issue_ = share * down * along * planes_ * s_.elements / (128. * row_tiles_ * column_tiles_);
-  }
-
   const Problem& p_;
   const DeviceLimits& limits_;
   const FmaVariant& v_;
@@ -177,9 +155,9 @@ class Candidate {
   int planes_, row_tiles_, column_tiles_, parts_down_, parts_along_, item_warps_, warps_, slices_, slice_rows_;
   int in_rows_, in_pitch_, in_tail_, f_pitch_;
   int64_t items_, in_plane_, f_plane_, shared_;
-  double least_issue_ = -1;
+  double products_ = -1;
   bool is_counted_ = false;
-  FmaWork::Block block_;
+  FmaWork::Block block_, even_{-1};
 };
 
 // Calls use(size) for the whole extent, its halves, quarters ... down to 1.
@@ -270,18 +248,21 @@ bool plan_variant(const Problem& p, const DeviceLimits& limits, const FmaVariant
     for (int64_t splits = 1; splits <= (weight ? std::min<int64_t>(rounds, 256) : 1); splits += (splits + 1) / 2)
       use(weight ? ceil_div(rounds, splits) * images : images);
   };
-  // The most promising one first: its cycles are a bound by which most others need no FmaWork.
+  // The most promising one first: its cycles are a bound by which most others need no FmaWork::block.
   Candidate& first = *std::min_element(candidates.begin(), candidates.end(),
                                        [](Candidate& a, Candidate& b) { return a.least_cycles() < b.least_cycles(); });
-  constexpr double kInfinity = std::numeric_limits<double>::infinity();
+  const auto beats = [&](Candidate& candidate, int64_t images) {
+    return candidate.least_cycles(images) < best->cycles && candidate.even_cycles(images) < best->cycles &&
+           candidate.cycles(images) < best->cycles;
+  };
   each_number_of_images(first, [&](int64_t images) {
-    if (first.least_cycles(images) < best->cycles)
-      best->cycles = std::min(best->cycles, std::nextafter(first.cycles(images), kInfinity));
+    constexpr double kInfinity = std::numeric_limits<double>::infinity();
+    if (beats(first, images)) best->cycles = std::nextafter(first.cycles(images), kInfinity);
   });
   for (Candidate& candidate : candidates)
     if (candidate.least_cycles() < best->cycles)
       each_number_of_images(candidate, [&](int64_t images) {
-        if (candidate.least_cycles(images) < best->cycles && candidate.cycles(images) < best->cycles) candidate.fill(images, best);
+        if (beats(candidate, images)) candidate.fill(images, best);
       });
   return found;
 }

@@ -77,19 +77,45 @@ class FmaWork {
 
   // The average block, for a round of its images.
   Block block(const FmaTileShape& t) {
-    const std::vector<Rows>& all_rows = rows_of(t);
-    const int row_tiles = ceil_div(s_.row_groups, t.rows), column_tiles = ceil_div(s_.column_groups, t.columns);
-    const double item = kItemIssue / (ceil_div(s_.fh, t.part_rows) * ceil_div(s_.chunks, t.part_chunks));
+    const double item = item_issue(t);
     Block sum;
-    fma_each_tile(column_tiles, [&](int tile, int times) {
-      const Columns c = columns_of(t, tile);
-      const double share = static_cast<double>(times) / (static_cast<double>(row_tiles) * column_tiles);
-      for (const Rows& r : all_rows) {
+    for (const Columns& c : columns_of(t))
+      for (const Rows& r : rows_of(t).all) {
         const Block b = part(t, item, r, c);
-        sum.issue += share * r.times * b.issue, sum.longest += share * r.times * b.longest, sum.waves += share * r.times * b.waves;
+        const double times = r.times * c.times;
+        sum.issue += times * b.issue, sum.longest += times * b.longest, sum.waves += times * b.waves;
       }
+    const double blocks = tiles(t);
+    return {sum.issue / blocks, sum.longest / blocks, sum.waves / blocks};
+  }
+
+  // The same in less time, were all schedulers and warps equally busy: less issue and longest, the same waves.
+  Block even_block(const FmaTileShape& t, int warps) {
+    const RowsOf& rows = rows_of(t);
+    const double item = item_issue(t), wave = filter_wave(t);
+    Block sum;
+    for (const Columns& c : columns_of(t)) {
+      sum.issue += c.times * rows.items * c.warps_with_work * item;
+      for (int kind = 0; kind < kKinds; ++kind) {
+        sum.issue += c.times * rows.issue[kind] * c.all[kind];
+        sum.waves += c.times * c.all[kind] * s_.elements * (8. * rows.steps[kind] + wave * rows.loads[kind]);
+      }
+    }
+    const double one = (1 - 1e-9) / tiles(t);
+    return {sum.issue / 4 * one, sum.issue / warps * one, sum.waves * one};
+  }
+
+  // Less than block's issue in even less time: the products alone. 0 where block looks at some parts, not at all.
+  double products(const FmaTileShape& t) {
+    double down = 0, along = 0;
+    fma_each_tile(ceil_div(s_.row_groups, t.rows), [&](int tile, int times) {
+      const int64_t first = int64_t{tile} * t.rows * v_.rows, rows = std::min<int64_t>(t.rows * v_.rows, s_.oh - first);
+      down += times * pairs_between(s_.fh, rows, p_.pad_top - first, p_.pad_top + p_.h - first);
     });
-    return sum;
+    for (const Columns& c : columns_of(t))
+      along += c.times * (4 * c.all[kWhole] + tail_ * c.all[kTail] + 3 * c.all[kHead]);
+    const double share = ceil_div(s_.fh, t.part_rows) >= 16 ? 0 : ceil_div(t.rows, t.merge) <= 64 ? 1 - 1e-9 : 0.8;
+    return share * down * along * s_.elements / (t.merge * tiles(t));
   }
 
  private:
@@ -104,7 +130,9 @@ class FmaWork {
   };
   // The warps that lie beside each other in a tile, by their number modulo 4: how many there are, and their chunks.
   struct Columns {
+    double times;  // how many tiles it stands for
     int warps;
+    double warps_with_work = 0;
     double items[4] = {}, chunks[4][kKinds] = {}, all[kKinds] = {};
     int most_whole[4] = {-1, -1, -1, -1};  // whole chunks of one, by whether it has a last (1) and a first one (2)
   };
@@ -112,16 +140,39 @@ class FmaWork {
     double issue, steps, filter_loads;
   };
 
-  const std::vector<Rows>& rows_of(const FmaTileShape& t) {
+  // Those of all tiles and parts, and what they add up to.
+  struct RowsOf {
+    std::vector<Rows> all;
+    double items = 0, issue[kKinds] = {}, steps[kKinds] = {}, loads[kKinds] = {};
+  };
+
+  double tiles(const FmaTileShape& t) const {
+    return static_cast<double>(ceil_div(s_.row_groups, t.rows)) * ceil_div(s_.column_groups, t.columns);
+  }
+  double item_issue(const FmaTileShape& t) const {
+    return kItemIssue / (ceil_div(s_.fh, t.part_rows) * ceil_div(s_.chunks, t.part_chunks));
+  }
+  double filter_wave(const FmaTileShape& t) const {  // shared memory cycles; fewer if a warp shares the filter
+    return weight_ || t.channels > 1 ? 4 : 2;
+  }
+
+  const RowsOf& rows_of(const FmaTileShape& t) {
     const auto [found, missing] = rows_.try_emplace({t.rows, t.merge, t.part_rows, t.slices});
-    std::vector<Rows>& all = found->second;
-    if (!missing) return all;
+    RowsOf& sums = found->second;
+    if (!missing) return sums;
     const int parts_down = ceil_div(s_.fh, t.part_rows), sample = std::max(1, parts_down / 8);
     fma_each_tile(ceil_div(s_.row_groups, t.rows), [&](int tile, int times) {
       for (int down = 0; down < parts_down; down += sample)
-        all.push_back(rows(t, tile, down, static_cast<double>(times) * std::min(sample, parts_down - down)));
+        sums.all.push_back(rows(t, tile, down, static_cast<double>(times) * std::min(sample, parts_down - down)));
     });
-    return all;
+    for (const Rows& r : sums.all) {
+      for (int i = 0; i < 4; ++i) sums.items += r.times * r.items[i];
+      for (int kind = 0; kind < kKinds; ++kind) {
+        for (int i = 0; i < 4; ++i) sums.issue[kind] += r.times * r.issue[i][kind];
+        sums.steps[kind] += r.times * r.steps[kind], sums.loads[kind] += r.times * r.loads[kind];
+      }
+    }
+    return sums;
   }
 
   Rows rows(const FmaTileShape& t, int tile, int down, double times) const {
@@ -161,10 +212,18 @@ class FmaWork {
   }
   double of_chunk(const Sum& sum) const { return sum.issue * s_.elements + kChunkIssue; }
 
-  Columns columns_of(const FmaTileShape& t, int tile) const {
+  const std::vector<Columns>& columns_of(const FmaTileShape& t) {
+    const auto [found, missing] = columns_.try_emplace({t.columns, t.merge, t.channels * t.images});
+    if (missing)
+      fma_each_tile(ceil_div(s_.column_groups, t.columns),
+                    [&](int tile, int times) { found->second.push_back(columns(t, tile, times)); });
+    return found->second;
+  }
+
+  Columns columns(const FmaTileShape& t, int tile, double tile_count) const {
     const int groups = std::min(t.columns, s_.column_groups - tile * t.columns), planes = t.channels * t.images;
     const int last_window = s_.first_window + s_.windows - 1;
-    Columns c{static_cast<int>((static_cast<int64_t>(groups) * t.merge * planes + 31) / 32)};
+    Columns c{tile_count, static_cast<int>((static_cast<int64_t>(groups) * t.merge * planes + 31) / 32)};
     const int sample = std::max(1, c.warps / 512) | 1;  // odd, so that all schedulers have some
     for (int warp = 0; warp < c.warps; warp += sample) {
       const int64_t low = int64_t{warp} * 32 / planes, high = (int64_t{warp} * 32 + 31) / planes;
@@ -177,7 +236,7 @@ class FmaWork {
       const int times = std::min(sample, c.warps - warp);
       const bool has_tail = t_high == s_.chunks - 1 && tail_ < 4, has_head = t_low == 0 && s_.shift;
       const int chunks[kKinds] = {t_high - t_low + 1 - has_tail - has_head, has_tail, has_head};
-      c.items[warp % 4] += times;
+      c.items[warp % 4] += times, c.warps_with_work += times;
       for (int kind = 0; kind < kKinds; ++kind) c.chunks[warp % 4][kind] += times * chunks[kind], c.all[kind] += times * chunks[kind];
       int& most = c.most_whole[has_tail + 2 * has_head];
       most = std::max(most, chunks[kWhole]);
@@ -188,7 +247,7 @@ class FmaWork {
   // The items of all rows and columns. Item number i * warps + warp goes to a scheduler by its number modulo 4: of a block
   // with more items than warps, these are a multiple of 4, too.
   Block part(const FmaTileShape& t, double item, const Rows& r, const Columns& c) const {
-    const double filter_wave = weight_ || t.channels > 1 ? 4 : 2;  // shared memory cycles; fewer if a warp shares it
+    const double wave = filter_wave(t);
     double scheduler[4] = {};
     Block b;
     for (int i = 0; i < 4; ++i)
@@ -198,7 +257,7 @@ class FmaWork {
         for (int kind = 0; kind < kKinds; ++kind) sum += r.issue[i][kind] * c.chunks[warp][kind];
       }
     for (int kind = 0; kind < kKinds; ++kind)
-      b.waves += c.all[kind] * s_.elements * (8. * r.steps[kind] + filter_wave * r.loads[kind]);
+      b.waves += c.all[kind] * s_.elements * (8. * r.steps[kind] + wave * r.loads[kind]);
     for (const std::array<double, kKinds>& one : r.different)
       for (int has = 0; has < 4; ++has)
         if (c.most_whole[has] >= 0)
@@ -238,7 +297,8 @@ class FmaWork {
   const FmaShape& s_;
   const bool weight_;
   const int tail_;  // taps of the last chunk
-  std::map<std::array<int, 4>, std::vector<Rows>> rows_;  // by rows, merge, part_rows and slices of a tile
+  std::map<std::array<int, 4>, RowsOf> rows_;                 // by rows, merge, part_rows and slices of a tile
+  std::map<std::array<int, 3>, std::vector<Columns>> columns_;  // by columns, merge and planes
 };
 
 }  // namespace replknet_ext::cuda

@@ -59,9 +59,9 @@ __device__ __forceinline__ void read_words(uint32_t* v, const void* p) {
     const uint2 u = *static_cast<const uint2*>(p);
     v[0] = u.x, v[1] = u.y;
   } else if constexpr (kBytes == 4) {
-    v[0] = ptx::load_global(static_cast<const uint32_t*>(p));
+    v[0] = *static_cast<const uint32_t*>(p);
   } else {
-    v[0] = ptx::load_global(static_cast<const uint16_t*>(p));
+    v[0] = *static_cast<const uint16_t*>(p);
   }
 }
 
@@ -69,8 +69,8 @@ template <int kBytes>
 __device__ __forceinline__ void write_words(void* p, const uint32_t* v) {
   if constexpr (kBytes == 16) *static_cast<uint4*>(p) = make_uint4(v[0], v[1], v[2], v[3]);
   else if constexpr (kBytes == 8) *static_cast<uint2*>(p) = make_uint2(v[0], v[1]);
-  else if constexpr (kBytes == 4) ptx::store_word(static_cast<uint32_t*>(p), v[0]);
-  else ptx::store_word(static_cast<uint16_t*>(p), static_cast<uint16_t>(v[0]));
+  else if constexpr (kBytes == 4) *static_cast<uint32_t*>(p) = v[0];
+  else *static_cast<uint16_t*>(p) = static_cast<uint16_t>(v[0]);
 }
 
 // 8 columns of kCount channels, as they lie in memory: kWords words per column.
