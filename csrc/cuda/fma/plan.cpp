@@ -170,8 +170,23 @@ void each_split(int extent, const Use& use) {
   }
 }
 
+// Less than the cycles of any tile: all products, spread over the device. 0 for paddings that crop or that exceed the filter,
+// as of many tiles FmaWork looks at the first, the middle and the last, and there the middle may have the fewest products.
+double least_cycles(const Problem& p, const DeviceLimits& limits, const FmaVariant& v) {
+  const auto same = [](int64_t in, int64_t out, int64_t k, int64_t pad) {
+    const int64_t after = out + k - 1 - in - pad;
+    return std::min(pad, after) >= 0 && std::max(pad, after) < k;
+  };
+  if (!same(p.h, p.ho, p.kh, p.pad_top) || !same(p.w, p.wo, p.kw, p.pad_left)) return 0;
+  const double products = pairs_between(p.kh, p.ho, p.pad_top, p.pad_top + p.h) *
+                          pairs_between(p.kw, p.wo, p.pad_left, p.pad_left + p.w);
+  const double issue = products * static_cast<double>(p.n) * static_cast<double>(p.c) * (v.f64 ? 2 : 1) / kFmaPerCycle;
+  return kStartCycles + 0.8 * issue / kMostBusy / limits.sms;
+}
+
 // strict: only tiles that use memory well; not every problem has one.
 bool plan_variant(const Problem& p, const DeviceLimits& limits, const FmaVariant& v, bool strict, FmaPlan* best) {
+  if (least_cycles(p, limits, v) >= best->cycles) return false;
   const FmaShape s = fma_shape_of(p, v);
   FmaWork work(p, v, s);
   const bool weight = p.pass == Pass::bwd_weight;
