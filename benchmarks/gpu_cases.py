@@ -11,6 +11,7 @@ told to look at our kernels alone, must see who initialised their memory.
 from __future__ import annotations
 
 import argparse
+import functools
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -23,6 +24,8 @@ from benchmarks.gpu_plan import device_limits, supported
 from benchmarks.shapes import MAIN, NUMBERS, PASSES, Layer
 from replknet_ext.backends import BACKENDS
 from replknet_ext.operator.problem import OP_OF_PASS
+
+BACKEND = "cuda"  # whose variants are tried
 
 #: Plane widths and kernels that between them need every variant; few rows, so that they stay small.
 CASES = [
@@ -71,6 +74,21 @@ def draw(*size: int, seed: int) -> Tensor:
     return torch.randint(-16, 17, size, generator=torch.Generator().manual_seed(seed)).float() / 32
 
 
+@functools.lru_cache(maxsize=2 * len(PASSES))
+def case(layer: Layer, pass_: str) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Input, filter, gradient and the result in float64, once for all numbers and memory formats."""
+    x, grad = (draw(layer.n, layer.c, layer.h, layer.w, seed=seed) for seed in (1, 3))
+    weight = draw(layer.c, 1, layer.kh, layer.kw, seed=2)
+    if pass_ == "bwd_weight":  # long sums: fewer and coarser values keep them exact
+        x, grad = (torch.sign(t) * (t.abs() > 0.4) for t in (x, grad))
+    return x, weight, grad, EXACT[pass_](x.double(), weight.double(), grad.double(), pads_of(layer))
+
+
+def pads_of(layer: Layer) -> tuple[int, int, int, int]:
+    top, left = layer.padding
+    return top, top, left, left
+
+
 def check(
     layer: Layer, numbers: str, pass_: str, *, every_variant: bool, nhwc: bool = False, known: set[str] | None = None
 ) -> tuple[int, list[str]]:
@@ -83,17 +101,13 @@ def check(
     """
     what = NUMBERS[numbers]
     dtype: torch.dtype = getattr(torch, what.dtype)
-    x, grad = (draw(layer.n, layer.c, layer.h, layer.w, seed=seed) for seed in (1, 3))
-    weight = draw(layer.c, 1, layer.kh, layer.kw, seed=2)
-    if pass_ == "bwd_weight":  # long sums: fewer and coarser values keep them exact
-        x, grad = (torch.sign(t) * (t.abs() > 0.4) for t in (x, grad))
-    top, left = layer.padding
-    pads, options = (top, top, left, left), (what.precision, "auto")
+    x, weight, grad, exact = case(layer, pass_)
+    pads = pads_of(layer)
     layout = torch.channels_last if nhwc else torch.contiguous_format
     on_gpu = [t.to(dtype).cuda().contiguous(memory_format=layout) for t in (x, grad)]
     weight_gpu = weight.to(dtype).cuda()
     first = {"fwd": (on_gpu[0], weight_gpu), "bwd_input": (on_gpu[1], weight_gpu), "bwd_weight": (on_gpu[1], on_gpu[0])}
-    wanted = EXACT[pass_](x.double(), weight.double(), grad.double(), pads).to(dtype)
+    wanted = exact.to(dtype)
     variants = {-1: "auto"}
     if every_variant:
         form: dict[str, Any] = {"channels_last": nhwc, "precision": what.precision}
@@ -107,7 +121,8 @@ def check(
     for number, name in variants.items():
         run = getattr(torch.ops.replknet_ext, OP_OF_PASS[pass_])
         extra = (None, pads, "none") if pass_ == "fwd" else (pads,)
-        actual = run(*first[pass_], *extra, *options, number).cpu()
+        backend = "auto" if number < 0 else BACKEND
+        actual = run(*first[pass_], *extra, what.precision, "auto", backend, number).cpu()
         may_be_fft = numbers == "float32" or (numbers != "float64" and max(layer.h, layer.w) > 64)
         rounds = name.startswith("fft") or (name == "auto" and may_be_fft)
         eps = 1e-5 if what.element == 4 else torch.finfo(dtype).eps
@@ -151,8 +166,7 @@ def profile() -> None:
     for layer in MAIN:
         x = torch.randn(layer.n, layer.c, layer.h, layer.w, dtype=torch.bfloat16, device="cuda")
         weight = torch.randn(layer.c, 1, layer.kh, layer.kw, dtype=torch.bfloat16, device="cuda") / layer.kh
-        top, left = layer.padding
-        pads = (top, top, left, left)
+        pads = pads_of(layer)
         torch.ops.replknet_ext.dwconv2d(x, weight, None, pads, "none", "ieee", "auto", "auto", -1)
         torch.ops.replknet_ext.dwconv2d_backward_weight(x, x, pads, "ieee", "auto", "auto", -1)
         torch.cuda.synchronize()

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <exception>
+#include <limits>
 #include <stdexcept>
 
 #include "../names.h"
@@ -78,6 +79,12 @@ void check_sizes(const Problem& p) {
 }
 
 }  // namespace
+
+int variant_number(int64_t variant) {
+  STD_TORCH_CHECK(variant >= kPlanned && variant <= std::numeric_limits<int32_t>::max(),
+                  "variant must be the number of a variant of the backend, or -1 to have one chosen; got ", variant);
+  return static_cast<int>(variant);
+}
 
 Problem fwd_problem(const Tensor& input, const Tensor& weight, const std::optional<Tensor>& bias, const Options& options,
                     const std::string& activation) {

@@ -24,6 +24,11 @@ using torch::headeronly::MemoryFormat;
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
+constexpr int64_t kPlanned = -1;  // the variant that the backend's planner chooses
+
+// A variant's number as planners take it; an error where no backend could have it.
+int variant_number(int64_t variant);
+
 // The arguments of an op after its tensors.
 struct Options {
   const std::vector<int64_t>& padding;  // top, bottom, left, right

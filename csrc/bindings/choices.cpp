@@ -3,7 +3,6 @@
 #include "choices.h"
 
 #include <atomic>
-#include <limits>
 #include <stdexcept>
 
 #include "../plan_cache.h"
@@ -21,8 +20,7 @@ void forget_choices() { generation++; }
 Choice chosen(const Problem& p, const Call& call, const char* own, int32_t device, int threads) {
   const std::string& backend = call.options.backend;
   const int64_t variant = call.options.variant;
-  STD_TORCH_CHECK(variant >= kPlanned && variant <= std::numeric_limits<int32_t>::max(),
-                  "variant must be the number of a variant of the backend, or -1 to have one chosen; got ", variant);
+  variant_number(variant);
   STD_TORCH_CHECK(variant == kPlanned || backend != "auto", "variant ", variant,
                   " is one of a backend: name it by the argument backend, which is 'auto'");
   const Choice asked{backend, variant};

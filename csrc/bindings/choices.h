@@ -12,8 +12,6 @@
 
 namespace replknet_ext {
 
-constexpr int64_t kPlanned = -1;  // the variant that the backend's planner chooses
-
 // A backend by its name in replknet_ext.backends and its variant, or kPlanned. "auto": nothing was measured, the planner of
 // the device's own kernels decides.
 struct Choice {

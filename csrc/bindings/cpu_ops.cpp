@@ -15,7 +15,7 @@ int thread_count() { return static_cast<int>(torch::stable::get_num_threads()); 
 // A named variant or an FFT that can't run the problem is an error, never something else in its place.
 cpu::Choice choose(const Problem& p, int64_t variant) {
   cpu::Choice choice;
-  const char* why = cpu::choose(p, thread_count(), static_cast<int>(variant), &choice);
+  const char* why = cpu::choose(p, thread_count(), variant_number(variant), &choice);
   if (why != nullptr) {
     STD_TORCH_CHECK(variant == kPlanned, "variant ", variant, " can't run this: ", why);
     STD_TORCH_CHECK(false, "algorithm '", p.algorithm == Algorithm::fft ? "fft" : "direct", "' can't run this: ", why);
@@ -112,7 +112,7 @@ std::string cpu_plan(std::vector<int64_t> sizes, std::string dtype, bool channel
   STD_TORCH_CHECK(p.n >= 0 && p.c >= 1 && p.h >= 1 && p.w >= 1 && p.kh >= 1 && p.kw >= 1 && p.ho >= 1 && p.wo >= 1,
                   "sizes must be positive");
   cpu::Choice choice;
-  if (const char* why = cpu::choose(p, static_cast<int>(threads), static_cast<int>(variant), &choice))
+  if (const char* why = cpu::choose(p, static_cast<int>(threads), variant_number(variant), &choice))
     return std::string("{\"unsupported\": \"") + why + "\"}";
   const cpu::Kernel& kernel = cpu::variant(p.pass, choice.variant);
   const cpu::Plan& plan = choice.plan;

@@ -18,7 +18,8 @@ namespace {
 
 constexpr const char* kOwn = "cuda";
 
-// The function is in libtorch_cuda.so, which a CPU-only torch does not have: this library must load there too.
+// The function is in libtorch_cuda.so, which a CPU-only torch does not have: this library must load there too. dlopen and
+// that name are Linux's; CUDA kernels are built nowhere else (setup.py).
 void* current_stream(int32_t device) {
   using Get = AOTITorchError (*)(int32_t, void**);
   static const Get get = [] {
@@ -56,7 +57,7 @@ struct Route : cuda::Route {
 Route route(const Problem& p, int32_t device, const Choice& choice) {
   Route r{{nullptr, false, 0}, p.n == 0};
   if (p.n == 0 || !is_own(choice, kOwn)) return r;
-  const int variant = static_cast<int>(choice.variant);
+  const int variant = variant_number(choice.variant);
   const char* why = cuda::plan_route(p, limits_of(device), variant, &r);
   r.covered = why == nullptr;
   STD_TORCH_CHECK(r.covered || variant == kPlanned, "variant ", variant, " can't run this: ", why);

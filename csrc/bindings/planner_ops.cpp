@@ -12,6 +12,8 @@ namespace {
 
 cuda::DeviceLimits limits_of(const std::vector<int64_t>& limits) {
   STD_TORCH_CHECK(limits.size() == 4, "limits must be (capability, multiprocessors, shared_per_block, shared_per_sm)");
+  for (const int64_t limit : limits)  // leaves room for a few times as much in 32 bits
+    STD_TORCH_CHECK(limit >= 0 && limit <= 1 << 24, "limits must lie between 0 and 2^24, got ", limit);
   return {static_cast<int>(limits[0]), static_cast<int>(limits[1]), static_cast<int>(limits[2]),
           static_cast<int>(limits[3])};
 }
@@ -21,7 +23,7 @@ std::string cuda_plan(std::vector<int64_t> sizes, std::string dtype, bool channe
                       std::string precision, std::string algorithm, std::vector<int64_t> limits, int64_t variant) {
   const Problem p = problem_of(sizes, dtype, channels_last, pass, precision, algorithm);
   cuda::Route route;
-  if (const char* why = cuda::plan_route(p, limits_of(limits), static_cast<int>(variant), &route))
+  if (const char* why = cuda::plan_route(p, limits_of(limits), variant_number(variant), &route))
     return std::string("{\"unsupported\": \"") + why + "\"}";
   const cuda::LaunchPlan& plan = *route.plan;
   std::string details;

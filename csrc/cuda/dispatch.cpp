@@ -1,7 +1,9 @@
 // The table of families and the choice between them. Host code without CUDA.
 #include <algorithm>
 #include <atomic>
+#include <cmath>
 #include <cstdlib>
+#include <limits>
 
 #include "../plan_cache.h"
 #include "family.h"
@@ -20,6 +22,7 @@ std::atomic<int64_t> made{0};
 const char* refuse(const Problem& p, const DeviceLimits& limits) {
   if (limits.capability == 0) return "this build has no code for the GPU, or its CUDA runtime needs a newer driver";
   if (limits.capability < 80) return "needs a GPU of compute capability 8.0 or newer";
+  if (limits.sms < 1) return "the device has no multiprocessors";
   constexpr int64_t kMost = 1 << 28;  // leaves room for sums of a few sizes in 32 bits
   if (p.c < 1 || p.h < 1 || p.w < 1 || p.kh < 1 || p.kw < 1 || p.ho < 1 || p.wo < 1 || p.n < 0) return "empty sizes";
   for (int64_t v : {p.n, p.c, p.h, p.w, p.kh, p.kw, p.ho, p.wo, std::abs(p.pad_top), std::abs(p.pad_left)})
@@ -35,20 +38,26 @@ const char* make_plan(const Problem& p, const DeviceLimits& limits, int variant,
   if (const char* why = refuse(p, limits)) return why;
   if (variant < -1 || variant >= variant_count(p.pass)) return "there is no variant of that number";
   const char* reason = "no family of kernels has this pass";
+  int reason_of = -1;
   std::shared_ptr<LaunchPlan> best;
-  int first = 0;
-  for (int f = 0; f < kFamilyCount; first += kFamilies[f++]->count(p.pass)) {
-    const int count = kFamilies[f]->count(p.pass);
-    if (count == 0 || (variant >= 0 && (variant < first || variant >= first + count))) continue;
-    std::shared_ptr<LaunchPlan> plan;
-    if (const char* why = kFamilies[f]->plan(p, limits, variant < 0 ? -1 : variant - first, &plan)) {
-      reason = why;  // of the last family that has the pass
-      continue;
+  for (const Candidates candidates : {Candidates::few, Candidates::many, Candidates::most}) {
+    int first = 0;
+    for (int f = 0; f < kFamilyCount; first += kFamilies[f++]->count(p.pass)) {
+      const int count = kFamilies[f]->count(p.pass);
+      if (kFamilies[f]->candidates != candidates || count == 0) continue;
+      if (variant >= 0 && (variant < first || variant >= first + count)) continue;
+      constexpr double kInfinity = std::numeric_limits<double>::infinity();
+      // of two that take the same time, the first in the table
+      const double below = !best ? kInfinity : f < best->family_index ? std::nextafter(best->cycles, kInfinity) : best->cycles;
+      std::shared_ptr<LaunchPlan> plan;
+      if (const char* why = kFamilies[f]->plan(p, limits, variant < 0 ? -1 : variant - first, below, &plan)) {
+        if (f > reason_of) reason = why, reason_of = f;  // of the last family that has the pass
+        continue;
+      }
+      best = plan;
+      best->problem = p, best->family_index = f, best->family = kFamilies[f]->name;
+      best->variant = first + best->family_variant;
     }
-    if (best && plan->cycles >= best->cycles) continue;
-    best = plan;
-    best->problem = p, best->family_index = f, best->family = kFamilies[f]->name;
-    best->variant = first + best->family_variant;
   }
   *result = best;
   return best ? nullptr : reason;

@@ -12,13 +12,19 @@
 
 namespace replknet_ext::cuda {
 
+// How many candidates a family's planner looks at: those that look at few are asked first, and what they find is a bound
+// by which the others leave most of theirs out.
+enum class Candidates { few, many, most };
+
 struct Family {
   const char* name;
+  Candidates candidates;
   int (*count)(Pass pass);  // variants of a pass, numbered from 0 within the family
   const char* (*variant_name)(Pass pass, int variant);
-  // Null and the plan, or the reason why not; variant -1: the family's best. Of the common part of a plan it leaves
-  // problem, family and variant to its caller.
-  const char* (*plan)(const Problem& p, const DeviceLimits& limits, int variant, std::shared_ptr<LaunchPlan>* plan);
+  // Null and the plan, or the reason why not; variant -1: the family's best, if it takes less than `below` cycles. Of the
+  // common part of a plan it leaves problem, family and variant to its caller.
+  const char* (*plan)(const Problem& p, const DeviceLimits& limits, int variant, double below,
+                      std::shared_ptr<LaunchPlan>* plan);
 };
 
 // x_family is host code (x/plan.cpp), launch_x is not (x/launch.cu): planners are also used without CUDA. launch_x
@@ -36,10 +42,12 @@ REPLKNET_EXT_FAMILIES(REPLKNET_EXT_DECLARE)
 //   static const char* name(Pass, int variant);
 //   const char* refuse() const;                why no variant runs the problem, or null
 //   const char* refuse(int variant) const;     why this one is not for such problems, or null
-//   bool plan(int variant, Plan* best) const;  the variant's fastest plan, if it has one
+//   bool plan(int variant, Plan* best) const;  the variant's fastest plan, if it has one that takes less than best->cycles;
+//                                              one that takes longer is no error
 //   const char* none(int variant) const;       why it has none; -1: why no variant has one
 template <class Planner>
-const char* best_plan(const Problem& p, const DeviceLimits& limits, int variant, std::shared_ptr<LaunchPlan>* result) {
+const char* best_plan(const Problem& p, const DeviceLimits& limits, int variant, double below,
+                      std::shared_ptr<LaunchPlan>* result) {
   Problem some = p;
   some.n = std::max<int64_t>(1, p.n);  // an empty batch has the plan of one image, and launches nothing
   const Planner planner(some, limits);
@@ -50,7 +58,9 @@ const char* best_plan(const Problem& p, const DeviceLimits& limits, int variant,
   std::shared_ptr<typename Planner::Plan> best;
   for (int i = first; i < end; ++i) {
     typename Planner::Plan plan{};
-    if (planner.refuse(i) || !planner.plan(i, &plan) || (best && plan.cycles >= best->cycles)) continue;
+    plan.cycles = below;
+    if (planner.refuse(i) || !planner.plan(i, &plan) || plan.cycles >= below) continue;
+    below = plan.cycles;
     plan.family_variant = i, plan.name = Planner::name(p.pass, i);
     best = std::make_shared<typename Planner::Plan>(plan);
   }
@@ -59,8 +69,8 @@ const char* best_plan(const Problem& p, const DeviceLimits& limits, int variant,
 }
 
 template <class Planner>
-constexpr Family family_of(const char* name) {
-  return {name, Planner::count, Planner::name, best_plan<Planner>};
+constexpr Family family_of(const char* name, Candidates candidates = Candidates::few) {
+  return {name, candidates, Planner::count, Planner::name, best_plan<Planner>};
 }
 
 }  // namespace replknet_ext::cuda

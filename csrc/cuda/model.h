@@ -1,6 +1,7 @@
 // The time model that every family's planner uses, so that their plans compare: cycles of the busiest SM, from what a
 // block costs (a family's own) and from how blocks share an SM and follow each other (here, for all).
-// Predictions for an H200, used to choose between kernels; none was fitted to a measurement.
+// Predictions for an H200, used to choose between kernels; none was fitted to a measurement. Processors that fuse a product
+// and a sum (aarch64) may round them otherwise in the last bit, and so break a tie of two plans otherwise.
 #pragma once
 #include <algorithm>
 
@@ -19,9 +20,11 @@ constexpr double kFmaPerCycle = 128;   // float32, of an SM
 constexpr double kStartCycles = 2500;  // launch, first loads, filter, barriers of a block
 constexpr double kSecondLaunch = 3500; // a launch that waits for the one before, and its loads
 constexpr double kExposed = 0.3;       // share of a block's waiting that the other blocks of its SM do not hide
+constexpr double kAlmost = 1 - 1e-9;   // of a bound that rounding must not lift above what it bounds
 
 // Tensor-core utilisation with w warps per SM: a single warp per scheduler sometimes waits for its own products.
-inline double busy(int w) { return w >= 12 ? 0.95 : w >= 8 ? 0.9 : w >= 4 ? 0.75 : 0.75 * w / 4; }
+constexpr double kMostBusy = 0.95;
+inline double busy(int w) { return w >= 12 ? kMostBusy : w >= 8 ? 0.9 : w >= 4 ? 0.75 : 0.75 * w / 4; }
 
 // Blocks that an SM holds at once. register_warps: those that the kernel's registers leave room for, as its variant and
 // __launch_bounds__ say.

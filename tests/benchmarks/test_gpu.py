@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from fake_cuda import CUDNN_KERNEL, NATIVE_KERNEL, OUR_KERNEL, TINY, FakeGraph
 
-from benchmarks import gpu_cases, gpu_ops, gpu_plan, gpu_routes, gpu_steps, gpu_table, roofline, tuning
+from benchmarks import gpu_cases, gpu_ops, gpu_plan, gpu_routes, gpu_table, roofline
 from benchmarks.gpu_ops import Step
 from benchmarks.harness import ROOT
 from benchmarks.shapes import GROUPS, MAIN, NUMBERS, PASSES
@@ -57,6 +57,45 @@ def test_every_step_fits_its_run() -> None:
         assert all(budget <= limit for _, budget in gpu_ops.chosen(quick))
     measured = {step.group for step in gpu_ops.STEPS if step.group}
     assert measured == set(GROUPS)
+
+
+def test_what_is_right_is_known_before_times_are_taken() -> None:
+    """Also in the shortest run, which once left neither tests nor sanitizer any time."""
+    for quick in (False, True):
+        names = [step.name for step, _ in gpu_ops.chosen(quick)]
+        first_table = next(i for i, name in enumerate(names) if name.startswith("table"))
+        assert {"smoke", "tests", "sanitizer"} <= set(names[:first_table])
+
+
+def test_the_limit_is_an_option(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    budgets: list[float] = []
+    monkeypatch.setattr(gpu_ops, "run_step", lambda step, seconds, *_: budgets.append(seconds) or {})
+    assert gpu_ops.main(["--limit", "12", "--only", "tests", "tuning", "--", str(tmp_path / "out.json")]) == 0
+    assert all(11 < seconds <= 12 for seconds in budgets) and len(budgets) == 2
+
+
+@pytest.mark.parametrize("pass_", PASSES)
+def test_small_cases_call_the_operators(pass_: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the arguments that these take, a variant by its backend, and one float64 result for all numbers."""
+    exact: list[str] = []
+
+    def once(*arguments: Any) -> torch.Tensor:
+        exact.append(pass_)
+        return original(*arguments)
+
+    original = gpu_cases.EXACT[pass_]
+    monkeypatch.setitem(gpu_cases.EXACT, pass_, once)
+    monkeypatch.setattr(torch.Tensor, "cuda", lambda tensor: tensor)
+    monkeypatch.setattr(gpu_cases, "device_limits", lambda: gpu_plan.H200)
+    monkeypatch.setattr(gpu_cases, "BACKEND", "cpu")
+    plans = {0: SimpleNamespace(name="a direct kernel", copied=False)}
+    monkeypatch.setattr(gpu_cases, "supported", lambda *arguments, **form: plans)
+    gpu_cases.case.cache_clear()
+    for numbers in ("float32", "bfloat16"):
+        for nhwc in (False, True):
+            assert gpu_cases.check(TINY, numbers, pass_, every_variant=True, nhwc=nhwc) == (2, [])
+    assert exact == [pass_]
+    gpu_cases.case.cache_clear()
 
 
 def test_small_cases_reach_every_variant() -> None:
@@ -159,117 +198,6 @@ def test_out_of_time_skips_what_is_left(tmp_path: Path, monkeypatch: pytest.Monk
     found = json.loads(output.read_text())
     assert all(part == {"skipped": "no time was left"} for part in found["steps"].values())
     assert found["status"].startswith("no time for: device")
-
-
-# ---- parsers of other programs' output ----
-
-
-def test_junit() -> None:
-    found = gpu_steps.junit(
-        '<testsuites><testsuite tests="3" failures="1" errors="0" skipped="1"><testcase classname="a" name="b">'
-        '<failure message="1 is not 2"/></testcase><testcase classname="a" name="c"><skipped message="one GPU"/>'
-        '</testcase><testcase classname="a" name="d"/></testsuite></testsuites>'
-    )
-    assert (found["tests"], found["failures"]) == (3, 1)
-    assert found["wrong"] == ["a::b: 1 is not 2"]
-    assert found["why_skipped"] == ["a::c: one GPU"]
-
-
-def test_counters() -> None:
-    text = (
-        '==PROF== Connected\n"ID","Kernel Name","gpu__time_duration.sum","sm__pipe_tensor_cycles.pct","other"\n'
-        '"","","us","%",""\n"0","toeplitz_fwd_kernel","101.5","61.2","7"\n'
-    )
-    assert gpu_steps.counters(text) == [
-        {"kernel": "toeplitz_fwd_kernel", "gpu__time_duration.sum": "101.5 us", "sm__pipe_tensor_cycles.pct": "61.2 %"}
-    ]
-    assert gpu_steps.counters("==ERROR== no counters") == []
-
-
-def test_a_command_that_hangs_returns_its_output() -> None:
-    done = gpu_steps.command([sys.executable, "-c", "import time; print('here', flush=True); time.sleep(30)"], 1.5)
-    assert done.returncode == 124
-    assert "here" in done.stdout
-    assert not gpu_steps.GROUPS
-
-
-def test_the_arch_that_is_built() -> None:
-    assert [gpu_steps.arch_of(c) for c in ((8, 0), (9, 0), (12, 0))] == ["8.0", "9.0", "12.0"]
-
-
-def test_an_extension_for_another_gpu_is_not_usable() -> None:
-    found = {"extension": True, "cuda_ops": ["dwconv2d"], "info": {"cuda_archs": "8.0;9.0+PTX"}}
-    assert not gpu_steps.usable(found, "10.0")
-    assert not gpu_steps.usable({**found, "cuda_ops": []}, "9.0")
-    assert not gpu_steps.usable({"extension": False}, "9.0")
-
-
-# ---- steps that start other programs ----
-
-
-def steps_options(seconds: float) -> argparse.Namespace:
-    return argparse.Namespace(seconds=seconds, quick=False)
-
-
-def fake_tool(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str) -> Path:
-    """A program in place of a CUDA tool; every start adds its arguments to the file returned."""
-    program, log = tmp_path / "tool", tmp_path / "arguments"
-    program.write_text(f'#!/bin/sh\necho "$@" >> {log}\n{script}\n')
-    program.chmod(0o755)
-    monkeypatch.setattr(gpu_steps, "tool", lambda *_: str(program))
-    return log
-
-
-def test_the_kernels_of_every_family_are_in_the_namespace_that_tools_look_for() -> None:
-    sources = [path for path in (ROOT / "csrc/cuda").rglob("*.cu*") if "__global__" in path.read_text()]
-    assert len(sources) >= 8
-    for path in sources:
-        before = path.read_text().split("__global__")[0]
-        assert f"namespace {gpu_steps.OURS}::" in before, path.name
-
-
-def test_the_sanitizer_looks_at_every_family(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    log = fake_tool(tmp_path, monkeypatch, "echo '5 launches, 0 wrong'; echo '==1== ERROR SUMMARY: 0 errors'")
-    result = gpu_steps.sanitizer(steps_options(60))
-    assert "failed" not in result, result
-    lines = log.read_text().splitlines()
-    assert len(lines) == 4
-    assert all("--kernel-name kns=replknet_ext " in line for line in lines)
-
-
-def test_the_profiler_looks_at_every_family(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    script = (
-        'case "$1" in --import) echo \'"ID","Kernel Name","gpu__time_duration.sum"\'; echo \'"","","us"\';'
-        ' echo \'"0","small_fwd_kernel","9"\';; *) while [ "$1" != -o ]; do shift; done; : > "$2.ncu-rep";; esac'
-    )
-    log = fake_tool(tmp_path, monkeypatch, script)
-    assert gpu_steps.ncu(steps_options(60)) == {
-        "kernels": [{"kernel": "small_fwd_kernel", "gpu__time_duration.sum": "9 us"}]
-    }
-    assert "--kernel-name-base mangled -k regex:replknet_ext " in log.read_text()
-
-
-def test_every_candidate_is_measured_in_the_time_of_the_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[list[str]] = []
-
-    def command(arguments: list[str], seconds: float) -> subprocess.CompletedProcess[str]:
-        asked.append(arguments)
-        summary = {"passes": 12, "geometric_mean": 1.0, "worst": 1.1, "within_10_percent": 12}
-        found = {"summary": summary, "rows": [{"layer": "a"}]}
-        Path(arguments[arguments.index("--output") + 1]).write_text(json.dumps(found))
-        return subprocess.CompletedProcess(arguments, 0, "", "")
-
-    monkeypatch.setattr(gpu_steps, "command", command)
-    budget = next(step.seconds for step in gpu_ops.STEPS if step.name == "tuning")
-    result = gpu_steps.tuning(steps_options(budget - 2))
-    assert result["summary"]["passes"] == 12
-    assert result["rows"] == [{"layer": "a"}]
-    each = float(asked[0][asked[0].index("--seconds") + 1])
-    assert each > 1
-    assert len(tuning.subjects("cuda", True)) * each <= budget - 20
-    monkeypatch.setattr(gpu_steps, "command", lambda *_: subprocess.CompletedProcess([], 1, "no candidate", ""))
-    with pytest.raises(gpu_steps.StepError, match="no candidate"):
-        gpu_steps.tuning(steps_options(60))
 
 
 # ---- the table, on the CPU ----

@@ -12,7 +12,7 @@ import driver_budgets
 import driver_build
 import driver_count
 import pytest
-from cases import AWKWARD, CASES, LAYERS, PASSES, Case
+from cases import AWKWARD, CASES, LAYERS, PASSES, Case, same
 
 WHY_NOT = driver_build.missing()
 WHY_NOT_AARCH64 = driver_build.missing(driver_build.AARCH64) or (
@@ -33,6 +33,25 @@ FORMS = (
     ("float64", "nchw", "relu"),
     ("float64", "nhwc", "gelu"),
 )
+
+#: Maps that the direct kernels take in strips of columns (on vectors of 64 bytes, those of 16 bytes), in bands of rows,
+#: by several tiles of an FFT.
+WIDE = [
+    same("strips", 1, 1, 9, 9001, 3, 3),
+    same("strips-of-an-even-filter", 1, 2, 12, 6001, 9, 4),
+    same("strips-of-16-bytes", 1, 1, 8, 40000, 3, 3),
+    same("one-row", 2, 1, 1, 70000, 1, 7),
+    Case("strips-beside-the-map", 1, 1, 9, 50, 3, 3, (1, 1, 9000, 9000)),
+    Case("strips-and-a-crop", 1, 1, 9, 20000, 3, 5, (1, 1, 9000, -12000)),
+]
+#: Paddings at the limits of what is taken, with a result that can be had.
+FAR = [
+    Case("far-left", 1, 2, 9, 9, 3, 3, (1, 1, 2**40, 3 - 2**40)),
+    Case("far-right", 1, 2, 9, 9, 3, 3, (1, 1, -(2**40), 5 + 2**40)),
+    Case("far-up", 1, 2, 9, 9, 5, 3, (2**40, 2 - 2**40, 1, 1)),
+    Case("far-down", 1, 2, 9, 9, 5, 3, (2 - 2**40, 2**40, 1, 1)),
+    Case("32-bits", 1, 2, 9, 9, 5, 5, (2**31, 3 - 2**31, -(2**32), 2**32)),
+]
 
 
 def lines(cases: list[Case]) -> str:
@@ -60,8 +79,8 @@ def check(driver: Path, text: str, *runner: str) -> subprocess.CompletedProcess[
 
 
 def sanitized(isas: tuple[str, ...]) -> None:
-    """Every kernel on the awkward shapes and the layers' planes, all buffers of their exact size."""
-    cases = [*AWKWARD, *(case.small(channels=2, batch=1) for case in LAYERS)]
+    """Every kernel on awkward shapes, wide maps, far paddings and the layers' planes; buffers of their exact size."""
+    cases = [*AWKWARD, *WIDE, *FAR, *(case.small(channels=2, batch=1) for case in LAYERS)]
     result = check(driver_build.build(driver_build.SANITIZED, isas), lines(cases))
     assert result.returncode == 0, result.stdout[-2000:] + result.stderr[-4000:]
     ran = {tuple(line.split()[1:]) for line in result.stdout.splitlines()}
@@ -105,7 +124,8 @@ def test_a_planted_bug_is_seen(tmp_path: Path, file: str, right: str, wrong: str
 @pytest.mark.skipif(native() == "base", reason="this CPU has no AVX2")
 def test_avx2_kernels_on_every_plane() -> None:
     """Exact sums and the same bits in 1, 2 and 3 ranges, of each kernel by itself, also where none would choose it."""
-    result = check(driver_build.build(driver_build.FAST, ("avx2",)), lines([case.small() for case in CASES]))
+    cases = [*(case.small() for case in CASES), *WIDE, *FAR]
+    result = check(driver_build.build(driver_build.FAST, ("avx2",)), lines(cases))
     assert result.returncode == 0, result.stdout[-2000:]
 
 

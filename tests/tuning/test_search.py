@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import threading
 from contextlib import nullcontext
 from types import SimpleNamespace
 from typing import Any
@@ -130,6 +131,30 @@ def test_a_model_is_as_it_was_and_each_layer_is_counted() -> None:
         assert {p.dtype for p in collecting.of_model(model, {"input": torch.rand(2, 4, 12, 12)})} == {torch.bfloat16}
     report = r.tune(model, (2, 4, 12, 12), passes="fwd", progress=False, save=False)
     assert [row.count for row in report] == [2, 1] and report.path is None
+
+
+def test_calls_of_other_threads_are_neither_noted_nor_broken() -> None:
+    """They were, by one list for all threads: a call that found it and then did not was an AttributeError."""
+    layer, foreign = r.DepthwiseConv2dLarge(4, 5), torch.rand(1, 4, 7, 7)
+    ends: list[object] = []
+
+    def elsewhere() -> None:
+        try:
+            ends.append(layer(foreign).shape)
+        except BaseException as error:
+            ends.append(error)
+
+    class Threaded(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            thread = threading.Thread(target=elsewhere)
+            thread.start()
+            thread.join()
+            result: torch.Tensor = layer(x)
+            return result
+
+    found = collecting.of_model(Threaded(), torch.rand(2, 4, 12, 12))
+    assert [problem.input_shape for problem in found] == [(2, 4, 12, 12)]
+    assert ends == [(1, 4, 7, 7)]
 
 
 def test_random_numbers_of_others_stay(monkeypatch: pytest.MonkeyPatch) -> None:

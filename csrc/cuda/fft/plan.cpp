@@ -79,6 +79,7 @@ class Candidate {
     items_ = p.n * y.tiles * static_cast<int64_t>(x.tiles);
     warps_ = v.threads / 32;
     resident_ = resident_blocks(limits, warps_, shared_, v.blocks * warps_);
+    count_work();
   }
 
   bool runs() const { return shared_ <= limits_.shared_per_block && p_.c <= 0x7fffffff; }
@@ -95,6 +96,26 @@ class Candidate {
   }
 
   double predict(int64_t splits) const {
+    const double block = once_ + ceil_div(items_, splits) * each_;
+    const double all = sm_cycles(Waves(p_.c * splits, resident_, limits_.sms), {0, kBlockCycles, 0, kBlockCycles},
+                                 [&](int n) { return n * block / filled(n, warps_); });
+    return all + (splits > 1 && weight_ ? second_launch_cycles(limits_, partial_bytes(splits)) : 0);
+  }
+
+  // The number of splits that is predicted to be the fastest, and its cycles.
+  double choose_splits(int64_t* best) const {
+    int64_t splits = std::max<int64_t>(1, ceil_div(items_, 1 << 30));  // a block counts its items in 32 bits
+    double least = predict(splits);
+    for (int64_t s = splits + 1; s <= std::min<int64_t>(items_, 512); s += std::max<int64_t>(1, s / 8))
+      if (p_.c * s <= 0x7fffffff)
+        if (const double cycles = predict(s); cycles < least) splits = s, least = cycles;
+    const int64_t per_split = std::max<int64_t>(1, ceil_div(items_, splits));
+    *best = std::max<int64_t>(1, ceil_div(items_, per_split));
+    return *best == splits ? least : predict(*best);
+  }
+
+  // What a block computes once, and for each of its items.
+  void count_work() {
     const double in = static_cast<double>(y_.in) * x_.in, out = static_cast<double>(y_.out) * x_.out;
     const double taps = static_cast<double>(y_.taps) * x_.taps;
     const double once = weight_ ? inverse(out_pairs_, taps) : forward(pairs_[0], taps);
@@ -102,20 +123,11 @@ class Candidate {
                                  : forward(pairs_[1], in) + inverse(out_pairs_, out);
     // a spectrum in memory is read for every item, a gradient's is also written
     const double kept = v_.memory ? (weight_ ? 16 : 8) * fft_spectrum(v_.q, v_.p, v_.threads) / kL2Bytes : 0;
-    const double each = std::max(pipes, kept);
-    const double block = once + ceil_div(items_, splits) * each;
-    const double all = sm_cycles(Waves(p_.c * splits, resident_, limits_.sms), {0, kBlockCycles, 0, kBlockCycles},
-                                 [&](int n) { return n * block / filled(n, warps_); });
-    return all + (splits > 1 && weight_ ? second_launch_cycles(limits_, partial_bytes(splits)) : 0);
+    once_ = once, each_ = std::max(pipes, kept);
   }
 
-  void fill(FftPlan* out) const {
-    int64_t splits = std::max<int64_t>(1, ceil_div(items_, 1 << 30));  // a block counts its items in 32 bits
-    for (int64_t s = splits + 1; s <= std::min<int64_t>(items_, 512); s += std::max<int64_t>(1, s / 8))
-      if (p_.c * s <= 0x7fffffff && predict(s) < predict(splits)) splits = s;
+  void fill(int64_t splits, double predicted, FftPlan* out) const {
     const int64_t per_split = std::max<int64_t>(1, ceil_div(items_, splits));
-    splits = std::max<int64_t>(1, ceil_div(items_, per_split));
-
     out->args = {};
     FftArgs& a = out->args;
     a.items = items_, a.split_items = per_split, a.splits = static_cast<int>(splits);
@@ -136,7 +148,6 @@ class Candidate {
     if (weight_ && (a.to.origin_y < 0 || a.to.origin_x < 0)) a.to.rows = a.to.columns = 0;
     for (FftWindow* w : {&a.from[0], &a.from[1], &a.to}) pair_rows(w), w->pitch = pitch(w->columns);
 
-    const double predicted = predict(splits);
     int64_t workspace = weight_ && splits > 1 ? (partial_bytes(splits) + 7) / 8 * 8 : 0;
     const int64_t jobs = p_.c * splits;
     // blocks that keep a spectrum in memory are as many as run at once
@@ -207,6 +218,7 @@ class Candidate {
   bool weight_;
   int64_t pairs_[2], out_pairs_, items_;
   int columns_, element_, shared_, resident_, warps_;
+  double once_ = 0, each_ = 0;
 };
 
 // As few tiles as fit, down and along.
@@ -229,7 +241,9 @@ bool plan_variant(const Problem& p, const DeviceLimits& limits, const FftVariant
   for (; tiles; tiles = more()) {
     const Candidate candidate(p, limits, v, y, x);
     if (candidate.runs()) {
-      candidate.fill(best);
+      int64_t splits;
+      const double cycles = candidate.choose_splits(&splits);
+      if (cycles < best->cycles) candidate.fill(splits, cycles, best);
       return true;
     }
     if (tiles > 4 * ceil_div(p.ho, length)) break;  // more tiles no longer make windows smaller

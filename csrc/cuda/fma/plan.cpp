@@ -2,64 +2,26 @@
 
 #include <algorithm>
 #include <cmath>
+#include <limits>
+#include <vector>
 
 #include "../../integers.h"
 #include "../family.h"
-#include "variants.h"
 #include "../model.h"
+#include "variants.h"
+#include "work.h"
 
 namespace replknet_ext::cuda {
 namespace {
 
-int floor4(int v) { return v >= 0 ? v / 4 : -((3 - v) / 4); }
+using Tile = FmaTileShape;
+
 int log2_of(int v) { return v <= 1 ? 0 : 1 + log2_of(v / 2); }
 
 // Instructions beside the multiply-adds, counted in the compiled kernels; cycles of rounds and launches are guesses.
-constexpr double kStepIssue = 5;       // of a step of the steady loop and of its ends: loads, addresses
-constexpr double kFullStepIssue = 14;  // of a full step outside it, which loads every filter row
-constexpr double kEdgeStepIssue = 20;  // of an edge step: loads, bounds, loop
-constexpr double kEdgeRowIssue = 4;    // of an output row in an edge step: branch, address, load
-constexpr double kItemIssue = 400;      // of an item: its geometry, epilogue, stores
-constexpr double kChunkIssue = 60;      // of a chunk: addresses, first filter rows
 constexpr double kRoundCycles = 1200;   // latency of a load and two barriers, when nothing hides them
 constexpr double kWarpRate = 0.7;       // instructions per cycle of a warp that has its scheduler to itself
 constexpr double kLoadIssue = 10;       // instructions for every 32 elements that are loaded
-
-struct Shape {  // the problem as one correlation, see FmaArgs
-  int fh, fw, oh, ow;
-  int row_groups, column_groups;
-  int shift, chunks;
-  int first_window, windows;  // the windows that meet the image
-  bool shares_zeros;          // a row's last quad and the next row's first are both zeros
-  int elements;               // 1, or 2 for double: relative size and price of everything
-};
-
-Shape shape_of(const Problem& p, const FmaVariant& v) {
-  const bool weight = p.pass == Pass::bwd_weight;
-  Shape s{};
-  s.fh = static_cast<int>(weight ? p.ho : p.kh), s.fw = static_cast<int>(weight ? p.wo : p.kw);
-  s.oh = static_cast<int>(weight ? p.kh : p.ho), s.ow = static_cast<int>(weight ? p.kw : p.wo);
-  s.row_groups = ceil_div(s.oh, v.rows), s.column_groups = ceil_div(s.ow, 4);
-  const int pad = static_cast<int>(p.pad_left), width = static_cast<int>(p.w);
-  // A chunk of 3 taps comes first: then rows share their border of zeros for the paddings of the papers' filters.
-  s.shift = s.fw % 4 == 3;
-  s.chunks = ceil_div(s.fw + s.shift, 4);
-  const int origin = -s.shift - pad;
-  s.first_window = std::max(0, floor4(-6 - origin + 3));
-  const int last = std::min(s.column_groups + s.chunks - 2, floor4(width - 1 - origin));
-  s.windows = std::max(1, last - s.first_window + 1);
-  s.shares_zeros = 4 * s.first_window + origin + 3 < 0 && 4 * (s.first_window + s.windows) + origin >= width;
-  s.elements = v.f64 ? 2 : 1;
-  return s;
-}
-
-struct Tile {
-  int channels, images;  // powers of two
-  int rows, columns;     // groups
-  int merge;
-  int part_rows, part_chunks;
-  int slices;
-};
 
 // Elements of a plane, padded so that 8 neighbouring lanes, planes first, read different banks.
 int64_t padded(int64_t elements, int planes) {
@@ -71,8 +33,8 @@ int64_t padded(int64_t elements, int planes) {
 
 class Candidate {
  public:
-  Candidate(const Problem& p, const DeviceLimits& limits, const FmaVariant& v, const Shape& s, Tile t)
-      : p_(p), limits_(limits), v_(v), s_(s), t_(t), weight_(p.pass == Pass::bwd_weight) {
+  Candidate(const Problem& p, const DeviceLimits& limits, const FmaVariant& v, const FmaShape& s, Tile t, FmaWork* work)
+      : p_(p), limits_(limits), v_(v), s_(s), t_(t), work_(work), weight_(p.pass == Pass::bwd_weight) {
     planes_ = t.channels * t.images;
     row_tiles_ = ceil_div(s.row_groups, t.rows), column_tiles_ = ceil_div(s.column_groups, t.columns);
     parts_down_ = ceil_div(s.fh, t.part_rows), parts_along_ = ceil_div(s.chunks, t.part_chunks);
@@ -95,6 +57,7 @@ class Candidate {
     shared_ = 4 * s.elements * std::max({planes_ * in_plane_ + filters * f_plane_, reduced, int64_t{32} * warps_});
   }
 
+  const Tile& tile() const { return t_; }
   int64_t shared() const { return shared_; }
   bool one_item_a_warp() const { return items_ * slices_ <= v_.warps; }
   bool runs() const {
@@ -105,16 +68,21 @@ class Candidate {
 
   // The model's cycles of the busiest SM; images: of a block, over all of its rounds (fwd: t.images).
   double cycles(int64_t images) {
-    if (issue_ < 0) block_work();
-    return cycles(images, issue_, longest_, waves_);
+    if (!is_counted_) block_ = work_->block(t_), is_counted_ = true;
+    return cycles(images, block_.issue, block_.longest, block_.waves);
   }
-  // Less than that, without block_work, which takes most of a plan's time: the block's products alone. `products`: of a
-  // plane, pairs of a tap and an output that meet the input.
-  double least_cycles(int64_t images, double products) const {
-    // block_work counts some rows and tiles for all: of a gradient's, few of which meet the input, perhaps those that do not
-    const double counted = weight_ && (row_tiles_ > 2 || column_tiles_ > 2) ? 0 : 0.8;
-    const double issue = counted * products * planes_ * s_.elements / (128. * row_tiles_ * column_tiles_);
-    return cycles(images, issue, issue * 4 / warps_, 0);
+  // Less than that in less time; of these, the later ones take longer and are closer.
+  //   least_cycles(): of any number of images: the products of all blocks, spread over the device
+  //   least_cycles(images): by the products; even_cycles(images): by all work, were it spread evenly over a block's warps
+  double least_cycles() {
+    if (products_ < 0) products_ = work_->products(t_);
+    const double rounds = static_cast<double>(blocks_of(1)) * static_cast<double>(ceil_div(p_.n, t_.images));
+    return kStartCycles + kAlmost * rounds * products_ / kMostBusy / limits_.sms;
+  }
+  double least_cycles(int64_t images) const { return cycles(images, products_, products_ * 4 / warps_, 0); }
+  double even_cycles(int64_t images) {
+    if (even_.issue < 0) even_ = work_->even_block(t_, warps_);
+    return cycles(images, even_.issue, even_.longest, even_.waves);
   }
 
   void fill(int64_t images, FmaPlan* out) {
@@ -177,120 +145,19 @@ class Candidate {
   }
   int64_t count() const { return p_.c * s_.oh * s_.ow; }
 
-  struct Sum {
-    double issue, steps, filter_loads;
-  };
-
-  // What FmaTile::part does for a chunk of that many taps.
-  Sum sum_chunk(int k, int k_end, int f_rows, int rows, int taps, bool whole) const {
-    const int r = v_.rows, last = r - 1;
-    const double fma = 4. * taps;
-    Sum s{0, static_cast<double>(k_end - k), 0};
-    const auto edge = [&](int stop) {
-      for (; k < stop; ++k) {
-        const int met = std::max(0, std::min(rows - 1, k) - std::max(0, k - f_rows + 1) + 1);
-        s.issue += kEdgeStepIssue + met * (fma + kEdgeRowIssue) + (r - met), s.filter_loads += met;
-      }
-    };
-    const bool rising = whole && k == 0 && std::min(f_rows, k_end) >= last;
-    if (rising) s.issue += last * (kStepIssue + fma * r / 2), s.filter_loads += last, k = last;
-    else edge(std::min(k_end, last));
-    const int full_end = std::min(k_end, f_rows), steps = std::max(0, full_end - std::max(k, last));
-    const int steady = whole ? steps / r * r : 0;
-    s.issue += steady * (fma * r + kStepIssue) + (steps - steady) * (fma * r + kFullStepIssue);
-    s.filter_loads += steady + (steps - steady) * r;
-    k += steps;
-    if (whole && k == f_rows && k_end == f_rows + last && f_rows >= last)
-      s.issue += last * (kStepIssue + fma * r / 2), s.filter_loads += last;
-    else edge(k_end);
-    return s;
-  }
-
-  // Calls use(index, times) for the first, the middle and the last of n tiles.
-  template <class Use>
-  static void each_tile(int n, const Use& use) {
-    use(0, 1);
-    if (n > 2) use(n / 2, n - 2);
-    if (n > 1) use(n - 1, 1);
-  }
-
-  // The average block: instructions of its busiest scheduler, of its longest item, shared memory cycles.
-  void block_work() {
-    issue_ = longest_ = waves_ = 0;
-    each_tile(row_tiles_, [&](int ty, int times_y) {
-      each_tile(column_tiles_, [&](int tx, int times_x) {
-        double own = 0, own_longest = 0, own_waves = 0;
-        const int sample = std::max(1, parts_down_ / 8);
-        for (int down = 0; down < parts_down_; down += sample) {
-          const double weight = std::min(sample, parts_down_ - down);
-          double part = 0, part_longest = 0, part_waves = 0;
-          part_work(ty, tx, down, &part, &part_longest, &part_waves);
-          own += weight * part, own_longest += weight * part_longest, own_waves += weight * part_waves;
-        }
-        const double share = static_cast<double>(times_y) * times_x / (static_cast<double>(row_tiles_) * column_tiles_);
-        issue_ += share * own, longest_ += share * own_longest, waves_ += share * own_waves;
-      });
-    });
-  }
-
-  void part_work(int ty, int tx, int down, double* issue, double* longest, double* waves) const {
-    const int groups_y = std::min(t_.rows, s_.row_groups - ty * t_.rows);
-    const int groups_x = std::min(t_.columns, s_.column_groups - tx * t_.columns);
-    const int part_rows = std::min(t_.part_rows, s_.fh - down * t_.part_rows), merged = ceil_div(groups_y, t_.merge);
-    const int subs = static_cast<int>((static_cast<int64_t>(groups_x) * t_.merge * planes_ + 31) / 32);
-    const int last_window = s_.first_window + s_.windows - 1;
-    const double filter_wave = weight_ || t_.channels > 1 ? 4 : 2;  // shared memory cycles; fewer if a warp shares it
-    double scheduler[4] = {}, shared = 0, most = 0;
-    const int counted = std::min(merged, 64);
-    for (int i = 0; i < counted * slices_; ++i) {
-      const int skipped = i / counted * slice_rows_, f_rows = std::min(slice_rows_, part_rows - skipped);
-      const int above = static_cast<int>(p_.pad_top) - down * t_.part_rows - skipped;
-      if (f_rows <= 0) break;
-      const int group = static_cast<int>(static_cast<int64_t>(i % counted) * merged / counted) * t_.merge;
-      const int group_high = std::min(groups_y - 1, group + t_.merge - 1);
-      const int y0 = (ty * t_.rows + group) * v_.rows, y_last = (ty * t_.rows + group_high) * v_.rows;
-      const int rows = group == group_high ? std::min(v_.rows, s_.oh - y0) : v_.rows;
-      const int k_low = std::max(0, above - y_last);
-      const int k_end = std::min(f_rows + rows - 1, static_cast<int>(p_.h) + above - y0);
-      if (k_low >= k_end) continue;
-      const Sum whole = sum_chunk(k_low, k_end, f_rows, rows, 4, true);
-      const int sample = std::max(1, subs / 512) | 1;  // odd, so that all schedulers have some
-      for (int sub = 0; sub < subs; sub += sample) {
-        const int64_t low = int64_t{sub} * 32 / planes_, high = (int64_t{sub} * 32 + 31) / planes_;
-        const bool one_row = low / groups_x == high / groups_x;
-        const int column_low = tx * t_.columns + (one_row ? static_cast<int>(low % groups_x) : 0);
-        const int column_high = tx * t_.columns + (one_row ? static_cast<int>(high % groups_x) : groups_x - 1);
-        const int t_low = std::max(0, s_.first_window - column_high);
-        const int t_high = std::min(s_.chunks - 1, last_window - column_low);
-        if (t_low > t_high) continue;
-        int chunks = t_high - t_low + 1;
-        double item = kItemIssue / (parts_down_ * parts_along_), item_waves = 0;
-        const auto count = [&](const Sum& sum, int times) {
-          item += times * (sum.issue * s_.elements + kChunkIssue);
-          item_waves += times * s_.elements * (8. * sum.steps + filter_wave * sum.filter_loads);
-        };
-        const int tail = s_.fw + s_.shift - 4 * (s_.chunks - 1);
-        if (t_high == s_.chunks - 1 && tail < 4) count(sum_chunk(k_low, k_end, f_rows, rows, tail, false), 1), --chunks;
-        if (t_low == 0 && s_.shift) count(sum_chunk(k_low, k_end, f_rows, rows, 3, !v_.f64), 1), --chunks;
-        count(whole, chunks);
-        const double times = static_cast<double>(merged) / counted * std::min(sample, subs - sub);
-        scheduler[(static_cast<int64_t>(i) * subs + sub) % warps_ % 4] += item * times;
-        shared += item_waves * times, most = std::max(most, item);
-      }
-    }
-    *issue = *std::max_element(scheduler, scheduler + 4), *longest = most, *waves = shared;
-  }
-
   const Problem& p_;
   const DeviceLimits& limits_;
   const FmaVariant& v_;
-  const Shape& s_;
+  const FmaShape& s_;
   Tile t_;
+  FmaWork* work_;
   bool weight_;
   int planes_, row_tiles_, column_tiles_, parts_down_, parts_along_, item_warps_, warps_, slices_, slice_rows_;
   int in_rows_, in_pitch_, in_tail_, f_pitch_;
   int64_t items_, in_plane_, f_plane_, shared_;
-  double issue_ = -1, longest_, waves_;  // of a block and a round of its images: block_work
+  double products_ = -1;
+  bool is_counted_ = false;
+  FmaWork::Block block_, even_{-1};
 };
 
 // Calls use(size) for the whole extent, its halves, quarters ... down to 1.
@@ -303,38 +170,56 @@ void each_split(int extent, const Use& use) {
   }
 }
 
-// strict: only tiles that use memory well; not every problem has one.
-bool plan_variant(const Problem& p, const DeviceLimits& limits, const FmaVariant& v, bool strict, FmaPlan* best) {
-  const Shape s = shape_of(p, v);
-  const bool weight = p.pass == Pass::bwd_weight;
+// Less than the cycles of any tile: all products, spread over the device. 0 for paddings that crop or that exceed the filter,
+// as of many tiles FmaWork looks at the first, the middle and the last, and there the middle may have the fewest products.
+double least_cycles(const Problem& p, const DeviceLimits& limits, const FmaVariant& v) {
+  const auto same = [](int64_t in, int64_t out, int64_t k, int64_t pad) {
+    const int64_t after = out + k - 1 - in - pad;
+    return std::min(pad, after) >= 0 && std::max(pad, after) < k;
+  };
+  if (!same(p.h, p.ho, p.kh, p.pad_top) || !same(p.w, p.wo, p.kw, p.pad_left)) return 0;
   const double products = pairs_between(p.kh, p.ho, p.pad_top, p.pad_top + p.h) *
                           pairs_between(p.kw, p.wo, p.pad_left, p.pad_left + p.w);
+  const double issue = products * static_cast<double>(p.n) * static_cast<double>(p.c) * (v.f64 ? 2 : 1) / kFmaPerCycle;
+  return kStartCycles + 0.8 * issue / kMostBusy / limits.sms;
+}
+
+// strict: only tiles that use memory well; not every problem has one.
+bool plan_variant(const Problem& p, const DeviceLimits& limits, const FmaVariant& v, bool strict, FmaPlan* best) {
+  if (least_cycles(p, limits, v) >= best->cycles) return false;
+  const FmaShape s = fma_shape_of(p, v);
+  FmaWork work(p, v, s);
+  const bool weight = p.pass == Pass::bwd_weight;
   bool found = false;
-  const auto keep = [&](Candidate& candidate, int64_t images) {
-    if (found && candidate.least_cycles(images, products) >= best->cycles) return;
-    if (found && candidate.cycles(images) >= best->cycles) return;
-    candidate.fill(images, best);
-    found = true;
+  std::vector<Candidate> candidates;
+  // What Candidate would say with more arithmetic, for the many tiles that can't run.
+  const auto one_item_a_warp = [&](const Tile& t) {
+    const int slices = ceil_div(t.part_rows, ceil_div(t.part_rows, t.slices));
+    const int64_t warps = ceil_div(int64_t{t.columns} * t.merge * t.channels * t.images, 32);
+    return ceil_div(t.rows, t.merge) * warps * slices <= v.warps;
+  };
+  const auto too_large = [&](const Tile& t) {
+    const int64_t rows = std::min<int64_t>(p.h + 2 * (t.merge - 1) * v.rows, int64_t{t.rows} * v.rows + t.part_rows - 1);
+    const int64_t quads = std::min(s.windows, t.columns + t.part_chunks - 1);
+    return 16. * s.elements * t.channels * t.images * static_cast<double>(rows * quads) > limits.shared_per_block;
   };
   const auto consider = [&](const Tile& t) {
-    Candidate candidate(p, limits, v, s, t);
+    if (too_large(t)) return false;
+    Candidate candidate(p, limits, v, s, t, &work);
     if (!candidate.runs()) return false;
-    if (!weight) {
-      keep(candidate, t.images);
-      return true;
-    }
-    const int64_t rounds = (p.n + t.images - 1) / t.images;
-    for (int64_t splits = 1; splits <= std::min<int64_t>(rounds, 256); splits += (splits + 1) / 2)
-      keep(candidate, (rounds + splits - 1) / splits * t.images);
+    found = true;
+    if (candidate.least_cycles() < best->cycles) candidates.push_back(candidate);
     return true;
   };
   // The filter in parts: as few as fit; of a gradient's many rows, also smaller ones.
   const auto in_parts = [&](Tile t) {
+    const bool one_item = one_item_a_warp(t);
+    if (!one_item && weight) return;
     if (consider(t) && !(weight && t.part_rows >= 12)) return;
-    if (!Candidate(p, limits, v, s, t).one_item_a_warp()) return;
+    if (!one_item) return;
     Tile least = t;  // shared memory for no part of the filter, however small
     least.part_rows = least.part_chunks = 1;
-    if (Candidate(p, limits, v, s, least).shared() > limits.shared_per_block) return;
+    if (too_large(least) || Candidate(p, limits, v, s, least, &work).shared() > limits.shared_per_block) return;
     bool fits = false;
     for (int tries = 0; t.part_rows > 1 && (!fits || (weight && tries < 3 && t.part_rows >= 12)); ++tries) {
       t.part_rows = ceil_div(t.part_rows, 2);
@@ -370,6 +255,30 @@ bool plan_variant(const Problem& p, const DeviceLimits& limits, const FmaVariant
         });
       });
     }
+  if (candidates.empty()) return found;
+  // Calls use(images) for those of a block.
+  const auto each_number_of_images = [&](const Candidate& candidate, const auto& use) {
+    const int images = candidate.tile().images;
+    const int64_t rounds = ceil_div(p.n, images);
+    for (int64_t splits = 1; splits <= (weight ? std::min<int64_t>(rounds, 256) : 1); splits += (splits + 1) / 2)
+      use(weight ? ceil_div(rounds, splits) * images : images);
+  };
+  // The most promising one first: its cycles are a bound by which most others need no FmaWork::block.
+  Candidate& first = *std::min_element(candidates.begin(), candidates.end(),
+                                       [](Candidate& a, Candidate& b) { return a.least_cycles() < b.least_cycles(); });
+  const auto beats = [&](Candidate& candidate, int64_t images) {
+    return candidate.least_cycles(images) < best->cycles && candidate.even_cycles(images) < best->cycles &&
+           candidate.cycles(images) < best->cycles;
+  };
+  each_number_of_images(first, [&](int64_t images) {
+    constexpr double kInfinity = std::numeric_limits<double>::infinity();
+    if (beats(first, images)) best->cycles = std::nextafter(first.cycles(images), kInfinity);
+  });
+  for (Candidate& candidate : candidates)
+    if (candidate.least_cycles() < best->cycles)
+      each_number_of_images(candidate, [&](int64_t images) {
+        if (beats(candidate, images)) candidate.fill(images, best);
+      });
   return found;
 }
 
@@ -404,6 +313,6 @@ class Planner {
 
 }  // namespace
 
-const Family fma_family = family_of<Planner>("fma");
+const Family fma_family = family_of<Planner>("fma", Candidates::most);
 
 }  // namespace replknet_ext::cuda

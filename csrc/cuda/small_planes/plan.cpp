@@ -121,7 +121,7 @@ bool plan_fwd(const Problem& p, const DeviceLimits& limits, int variant, SmallPl
       const int resident = resident_blocks(limits, warps, shared, v.warps);
       const int64_t together = int64_t{resident} * limits.sms, blocks = a.buffers == 1 ? units : std::min(units, together);
       const double cycles = cycles_of(c, units, resident, a.buffers == 2, warps, limits);
-      if ((found && cycles >= best->cycles) || (a.buffers == 2 && units <= together)) continue;
+      if (cycles >= best->cycles || (a.buffers == 2 && units <= together)) continue;
       found = true;
       best->fwd = a;
       best->details = {{{"block_channels", channels}, {"block_images", images}}};

@@ -66,24 +66,29 @@ class Candidate {
     return !v_.whole && rounds_ == 1;
   }
 
-  void fill(ToeplitzFwdPlan* out) const {
-    const int register_warps = (limits_.capability == 90 ? v_.blocks : v_.blocks_elsewhere) * v_.warps;
-    const int resident = resident_blocks(limits_, warps_, shared_, register_warps);
-    const int64_t slots = p_.n << r_.split_log2, groups = (slots + 7) / 8;
-    const int pair_tiles = ceil_div(r_.pairs, t_.pairs), chunk_tiles = v_.whole ? 1 : ceil_div(c_.out, t_.chunks);
-    const int64_t block_groups = static_cast<int64_t>(t_.groups) * t_.turns;
-    const int64_t group_tiles = (groups + block_groups - 1) / block_groups;
-    const int64_t blocks = (p_.c + t_.channels - 1) / t_.channels * group_tiles * pair_tiles * chunk_tiles;
-
-    // products of a block's turn, from the meetings of a slot's pairs
+  // Products of a block's turn and the row fragments that they take, from the meetings of a slot's pairs.
+  double steps() const { return static_cast<double>(r_.steps) / pair_tiles() * t_.channels; }
+  double mmas() const {
     int per_step = v_.offsets * v_.chunks * columns_ * parts_along_;
     if (v_.whole) {
       per_step = 0;
       for (int d = -(v_.offsets / 2); d <= v_.offsets / 2; ++d) per_step += std::max(0, v_.chunks - std::abs(d));
     }
     const int products = v_.kind == ToeplitzFwdKind::tf32 ? 2 : v_.kind == ToeplitzFwdKind::bf16x3 ? 3 : 1;
-    const double steps = static_cast<double>(r_.steps) / pair_tiles * t_.channels;
-    const double mmas = steps * per_step * t_.groups * products;
+    return steps() * per_step * t_.groups * products;
+  }
+
+  // Less than `cycles`: the products of all blocks, spread over the device.
+  double least_cycles() const {
+    const double turns = static_cast<double>(blocks()) * t_.turns;
+    return kStartCycles + kAlmost * turns * mmas() / 4 * kMmaCycles / kMostBusy / limits_.sms;
+  }
+
+  double cycles() const {
+    const int resident = resident_of();
+    const int64_t slots = p_.n << r_.split_log2, block_groups = static_cast<int64_t>(t_.groups) * t_.turns;
+    const int64_t group_tiles = this->group_tiles(), blocks = this->blocks();
+    const double steps = this->steps(), mmas = this->mmas();
     const double reads = steps / (v_.pairs * v_.groups) * columns_ * t_.groups * parts_along_ *
                          (v_.offsets * halves() * (v_.rotate ? 512.0 : 512.0 * v_.pairs) +
                           unit_bytes() * v_.groups * (v_.whole ? v_.chunks : v_.chunks + v_.offsets - 1));
@@ -108,8 +113,10 @@ class Candidate {
     double cycles = sm_cycles(waves, block, [&](int n) { return t_.turns * n * std::max(tensor / busy(n * warps_), shared); });
     // Further turns of a block need no new fragments, and their NCHW input has come to the L2 cache meanwhile.
     const double again = (in_bytes + out_bytes) * used * sector_waste() / kL2Bytes, turns = static_cast<double>(waves.rounds) * (t_.turns - 1);
-    cycles += turns * (waves.beside > 1 ? kExposed * again : p_.channels_last ? loads + stores : again);
+    return cycles + turns * (waves.beside > 1 ? kExposed * again : p_.channels_last ? loads + stores : again);
+  }
 
+  void fill(double cycles, ToeplitzFwdPlan* out) const {
     out->args = {};
     ToeplitzFwdArgs& a = out->args;
     a.n = static_cast<int>(p_.n), a.c = static_cast<int>(p_.c);
@@ -121,15 +128,15 @@ class Candidate {
     a.q_first = r_.q_first, a.q_end = r_.q_end, a.ky0 = r_.ky0, a.shift = r_.shift, a.table_rows = r_.table_rows;
     a.d_first = c_.d_first, a.pairs = r_.pairs, a.chunks = c_.out;
     a.block_pairs = t_.pairs, a.block_chunks = v_.whole ? c_.out : t_.chunks, a.block_groups = t_.groups;
-    a.pair_tiles = pair_tiles, a.chunk_tiles = chunk_tiles;
+    a.pair_tiles = pair_tiles(), a.chunk_tiles = chunk_tiles();
     a.part_rows = t_.part_rows, a.parts_down = parts_down_, a.parts_along = parts_along_;
     a.in_chunks = in_chunks_, a.plane = static_cast<int>(plane_);
     a.channels_last = p_.channels_last, a.block_channels = t_.channels, a.turns = t_.turns;
     a.load_once = t_.load_once;
-    out->groups = groups;
-    out->parts = parts, out->warps = warps_, out->shared_bytes = static_cast<int>(shared_);
-    out->blocks_per_sm = resident, out->blocks = blocks;
-    out->mmas = mmas * static_cast<double>(blocks) * t_.turns, out->cycles = cycles;
+    out->groups = groups();
+    out->parts = parts_down_ * parts_along_, out->warps = warps_, out->shared_bytes = static_cast<int>(shared_);
+    out->blocks_per_sm = resident_of(), out->blocks = blocks();
+    out->mmas = mmas() * static_cast<double>(blocks()) * t_.turns, out->cycles = cycles;
     out->details = {{{"row_groups", 1 << r_.split_log2},
                      {"block_pairs", t_.pairs},
                      {"block_chunks", a.block_chunks},
@@ -143,6 +150,15 @@ class Candidate {
   }
 
  private:
+  int pair_tiles() const { return ceil_div(r_.pairs, t_.pairs); }
+  int chunk_tiles() const { return v_.whole ? 1 : ceil_div(c_.out, t_.chunks); }
+  int64_t groups() const { return ((p_.n << r_.split_log2) + 7) / 8; }
+  int64_t group_tiles() const { return ceil_div(groups(), static_cast<int64_t>(t_.groups) * t_.turns); }
+  int64_t blocks() const { return ceil_div(p_.c, t_.channels) * group_tiles() * pair_tiles() * chunk_tiles(); }
+  int resident_of() const {
+    const int register_warps = (limits_.capability == 90 ? v_.blocks : v_.blocks_elsewhere) * v_.warps;
+    return resident_blocks(limits_, warps_, shared_, register_warps);
+  }
   int halves() const { return is_float_ ? 2 : 1; }
   int unit_bytes() const { return 256 * halves(); }  // of a row pair and a chunk of 8 slots
   int64_t fragment_row_bytes() const { return static_cast<int64_t>(v_.offsets) * halves() * 512; }
@@ -198,10 +214,10 @@ bool plan_variant(const Problem& p, const DeviceLimits& limits, const ToeplitzFw
   auto consider = [&](const Rows& r, Tile t) {
     const Candidate candidate(p, limits, v, r, c, t);
     if (!candidate.runs()) return false;
-    ToeplitzFwdPlan plan;
-    candidate.fill(&plan);
-    if (!found || plan.cycles < best->cycles) *best = plan;
-    return found = true;
+    found = true;
+    if (candidate.least_cycles() >= best->cycles) return true;
+    if (const double cycles = candidate.cycles(); cycles < best->cycles) candidate.fill(cycles, best);
+    return true;
   };
   const int most_channels = p.channels_last ? 8 : 1;
   for (int i = 0; i < row_count; ++i) {
@@ -209,6 +225,8 @@ bool plan_variant(const Problem& p, const DeviceLimits& limits, const ToeplitzFw
     const int64_t groups = ((p.n << r.split_log2) + 7) / 8;
     each_split(r.pairs, v.pairs, [&](int pairs) {
       each_split(v.whole ? v.chunks : c.out, v.chunks, [&](int chunks) {
+        const bool item_a_warp = ceil_div(pairs, v.pairs) * (v.whole ? 1 : ceil_div(chunks, v.chunks)) <= v.warps;
+        if (v.kind != ToeplitzFwdKind::plain && !item_a_warp) return;
         for (int g = v.groups; g == v.groups || (g <= 16 && g < 2 * groups); g *= 2) {
           if (v.kind == ToeplitzFwdKind::plain) {
             consider(r, {pairs, chunks, g, r.table_rows});
@@ -220,7 +238,7 @@ bool plan_variant(const Problem& p, const DeviceLimits& limits, const ToeplitzFw
           for (int turns = 2; p.dtype == DType::f32 && turns <= 8 && g * turns < 2 * groups; turns *= 2)
             consider(r, {pairs, chunks, g, r.table_rows, 1, turns, true});
         }
-        if (v.whole || ceil_div(pairs, v.pairs) * ceil_div(chunks, v.chunks) > v.warps) return;
+        if (v.whole || !item_a_warp) return;
         for (int part = ceil_div(r.table_rows, 2); part >= 1; part /= 2)  // as few parts as fit
           if (consider(r, {pairs, chunks, v.groups, part})) break;
       });
@@ -262,6 +280,6 @@ class Planner {
 
 }  // namespace
 
-const Family toeplitz_fwd_family = family_of<Planner>("toeplitz_fwd");
+const Family toeplitz_fwd_family = family_of<Planner>("toeplitz_fwd", Candidates::many);
 
 }  // namespace replknet_ext::cuda

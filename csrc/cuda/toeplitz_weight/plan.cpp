@@ -1,7 +1,11 @@
 #include "plan.h"
 
 #include <algorithm>
+#include <array>
 #include <cmath>
+#include <map>
+#include <tuple>
+#include <utility>
 
 #include "../../integers.h"
 #include "../family.h"
@@ -85,14 +89,51 @@ struct Shape {  // what a candidate chooses
   int row_warps, parts_down, channels, stage_pairs, ahead, splits;
 };
 
+// Products of a row of chunks and a row of the filter, all column tiles and parts along them.
+double products_per_row(const ToeplitzWeightVariant& v, const Columns& c, int tiles, int parts_along) {
+  double sum = 0;
+  if (v.whole) {
+    for (int d = -(v.offsets / 2); d <= v.offsets / 2; ++d) sum += std::max(0, v.chunks - std::abs(d));
+    return sum;
+  }
+  const int counted = std::min(tiles, 64), sample = std::max(1, parts_along / 256), step = sample * (v.offsets - 1);
+  const int samples = ceil_div(parts_along, sample);
+  for (int i = 0; i < counted; ++i) {  // the first tiles, and the last
+    const int tile = i + 1 < counted ? i : tiles - 1;
+    const double weight = counted > 1 && i == counted / 2 ? tiles - counted + 1 : 1;
+    const int64_t place = int64_t{tile} * v.chunks + c.d_first;
+    const int64_t end = std::min<int64_t>(in_chunks_of(v), int64_t{c.out} - int64_t{tile} * v.chunks + v.offsets - 1);
+    // chunks of the input that a part meets: those from `first` on, up to `last`
+    const auto pairs = [&](int64_t along) {
+      const int64_t first = -(place + along * step);
+      return pairs_between(v.offsets, v.chunks, std::max<int64_t>(0, first), std::min(c.in + first, end));
+    };
+    // Parts in the middle meet all that a part can; those far outside meet nothing.
+    const auto within = [&](int64_t along) { return std::min<int64_t>(std::max<int64_t>(0, along), samples); };
+    const auto up = [&](int64_t v) { return v <= 0 ? -(-v / step) : ceil_div(v, int64_t{step}); };  // v / step rounded up
+    const int64_t begin = within(up(-in_chunks_of(v) - place)), all = std::max(begin, within(up(-place)));
+    const int64_t all_end = std::max(all, within(up(c.in - end - place + 1))), none = std::max(all_end, within(up(c.in - place)));
+    double sampled = 0;
+    for (int64_t along = begin; along < all; ++along) sampled += pairs(along);
+    if (all_end > all) sampled += static_cast<double>(all_end - all) * pairs(all);
+    for (int64_t along = all_end; along < none; ++along) sampled += pairs(along);
+    sum += weight * sample * sampled;
+  }
+  return sum;
+}
+
+int tiles_of(const ToeplitzWeightVariant& v, const Columns& c) { return v.whole ? 1 : ceil_div(c.out, v.chunks); }
+int parts_along_of(const ToeplitzWeightVariant& v, const Columns& c) {
+  return v.whole ? 1 : std::max(1, ceil_div(c.d_count - 1, v.offsets - 1));
+}
+
 class Candidate {
  public:
   Candidate(const Problem& p, const DeviceLimits& limits, const ToeplitzWeightVariant& v, const Rows& r,
-            const Columns& c)
-      : p_(p), limits_(limits), v_(v), r_(r), c_(c), l_(layout_of(v.math)) {
+            const Columns& c, double per_row)
+      : p_(p), limits_(limits), v_(v), r_(r), c_(c), l_(layout_of(v.math)), per_row_(per_row) {
     groups_ = static_cast<int>(((p.n << r.split_log2) + l_.slots - 1) / l_.slots);
-    tiles_ = v.whole ? 1 : ceil_div(c.out, v.chunks);
-    parts_along_ = v.whole ? 1 : std::max(1, ceil_div(c.d_count - 1, v.offsets - 1));
+    tiles_ = tiles_of(v, c), parts_along_ = parts_along_of(v, c);
     count_products();
   }
 
@@ -102,25 +143,6 @@ class Candidate {
 
   // Products of a channel and a group of slots, all parts, and the share lost where warps of a stage differ.
   void count_products() {
-    per_row_ = 0;
-    if (v_.whole) {
-      for (int d = -(v_.offsets / 2); d <= v_.offsets / 2; ++d) per_row_ += std::max(0, v_.chunks - std::abs(d));
-    } else {
-      const int counted = std::min(tiles_, 64);
-      double sum = 0;
-      for (int i = 0; i < counted; ++i) {  // the first ones, and the last
-        const int tile = i + 1 < counted ? i : tiles_ - 1;
-        const double weight = counted > 1 && i == counted / 2 ? tiles_ - counted + 1 : 1;
-        const int sample = std::max(1, parts_along_ / 256);
-        for (int along = 0; along < parts_along_; along += sample) {
-          const int first = -(tile * v_.chunks + c_.d_first + along * (v_.offsets - 1));
-          const int last = std::min(c_.in + first, c_.out - tile * v_.chunks + v_.offsets - 1);
-          for (int q = std::max(0, first); q < std::min(in_chunks_of(v_), last); ++q)
-            sum += weight * sample * (std::min(q, v_.offsets - 1) - std::max(0, q - v_.chunks + 1) + 1);
-        }
-      }
-      per_row_ = sum;
-    }
     steps_ = 0;  // row offsets of all pairs that meet the image: even ones, then odd ones
     for (int odd = 0; odd < 2; ++odd) {
       const auto half = [&](int64_t v) { return v >= 0 ? (v + 1) / 2 : v / 2; };  // rounded up
@@ -133,6 +155,8 @@ class Candidate {
   void size_rings(const Shape& s) {
     const int offsets = s.row_warps * v_.rows, stages = ceil_div(r_.pairs, s.stage_pairs);
     const bool again = all_jobs() > s.splits;  // a block has more than one job
+    const auto [kept, missing] = rings_.try_emplace({s.row_warps, s.parts_down, s.stage_pairs, again});
+    if (!missing) return void(std::tie(ring_, burst_) = kept->second);
     ring_ = burst_ = 1;
     for (int down = 0; down < s.parts_down; ++down) {
       const int dy0 = r_.dy_first + down * (offsets - 1), dy_end = std::min(dy0 + offsets, r_.dy_end);
@@ -162,13 +186,16 @@ class Candidate {
         }
       for (int64_t near = 0; near < 4; ++near) hold(near), hold(stages - 1 - near);
     }
+    kept->second = {ring_, burst_};
   }
 
   bool choose(const Shape& s) {
     s_ = s;
     warps_ = s.row_warps * s.channels;
     constexpr int kMostParts = 256;  // each has a ring of its own to be found
-    if (warps_ > v_.warps || s.parts_down > kMostParts) return false;
+    if (warps_ > v_.warps || s.parts_down > kMostParts || all_jobs() > 1 << 30 || s.splits > 65535) return false;
+    blocks_x_ = (p_.c + s.channels - 1) / s.channels * s.parts_down * parts_along_;
+    if (blocks_x_ > 0x7fffffff) return false;
     size_rings(s);
     const int64_t in = in_chunks_of(v_), chunk = static_cast<int64_t>(s.channels) * l_.chunk_bytes;
     x_bytes_ = ring_ * in * chunk;
@@ -177,8 +204,14 @@ class Candidate {
     const int64_t end = 4 * (warps_ * tile_floats(v_.offsets) + s.channels * 2 * offsets * sum_columns(v_.offsets));
     plane_bytes_ = std::max(x_bytes_ + grad_bytes_, (end / l_.halves + 127) / 128 * 128);
     shared_ = plane_bytes_ * l_.halves + 128 * warps_;  // and the lanes' shares of the bias gradient
-    blocks_x_ = (p_.c + s.channels - 1) / s.channels * s.parts_down * parts_along_;
-    return shared_ <= limits_.shared_per_block && blocks_x_ <= 0x7fffffff && all_jobs() <= 1 << 30 && s.splits <= 65535;
+    return shared_ <= limits_.shared_per_block;
+  }
+
+  int64_t blocks() const { return blocks_x_ * s_.splits; }
+  // Less than `cycles` of any shape: all products, spread over the device.
+  double least_cycles() const {
+    const double mmas = steps_ * per_row_ * l_.products * static_cast<double>(groups_) * static_cast<double>(p_.c);
+    return kStartCycles + kAlmost * mmas / 4 * kMmaCycles / kMostBusy / limits_.sms;
   }
 
   void fill(ToeplitzWeightPlan* out) const {
@@ -272,13 +305,15 @@ class Candidate {
   const Layout l_;
   Shape s_{};
   int groups_, tiles_, parts_along_, warps_ = 0, ring_ = 0, burst_ = 0;
-  double per_row_ = 0, steps_ = 0;
+  double per_row_, steps_ = 0;
+  std::map<std::array<int, 4>, std::pair<int, int>> rings_;  // ring_ and burst_ by what they depend on
   int64_t x_bytes_ = 0, grad_bytes_ = 0, plane_bytes_ = 0, shared_ = 0, blocks_x_ = 0;
 };
 
 bool plan_variant(const Problem& p, const DeviceLimits& limits, const ToeplitzWeightVariant& v, const Rows& r,
-                  const Columns& c, ToeplitzWeightPlan* best) {
-  Candidate candidate(p, limits, v, r, c);
+                  const Columns& c, double per_row, ToeplitzWeightPlan* best) {
+  Candidate candidate(p, limits, v, r, c, per_row);
+  if (candidate.least_cycles() >= best->cycles) return false;
   bool found = false;
   const int offsets = candidate.row_offsets(), all = ceil_div(offsets, v.rows);
   const auto warps_of = [&](int parts) {
@@ -297,11 +332,11 @@ bool plan_variant(const Problem& p, const DeviceLimits& limits, const ToeplitzWe
         for (int64_t jobs = candidate.all_jobs();; jobs = (jobs + 1) / 2) {  // of a block
           const int splits = static_cast<int>((candidate.all_jobs() + jobs - 1) / jobs);
           if (splits != last_splits && candidate.choose({warps, down, channels, stage, stage == 1 ? 2 : 1, splits})) {
+            // partials stay few: no more splits than give every SM 8 blocks
+            if (splits > 1 && candidate.blocks() > int64_t{8} * limits.sms) break;
             ToeplitzWeightPlan plan;
             candidate.fill(&plan);
-            // partials stay few: no more splits than give every SM 8 blocks
-            if (splits > 1 && plan.blocks > 8 * limits.sms) break;
-            if (!found || plan.cycles < best->cycles) *best = plan;
+            if (plan.cycles < best->cycles) *best = plan;
             found = true;
           }
           last_splits = splits;
@@ -331,15 +366,13 @@ class Planner {
   bool plan(int variant, ToeplitzWeightPlan* best) const {
     const ToeplitzWeightVariant& v = kToeplitzWeight[variant];
     const int slots = layout_of(v.math).slots;
+    const double per_row = products_per_row(v, columns_, tiles_of(v, columns_), parts_along_of(v, columns_));
     bool found = false;
     for (int split = 0; 1 << split <= slots; ++split) {
       Rows rows;
       if (split > 0 && (p_.n % slots == 0 || p_.n >= 64)) break;
       if (!meet_rows(p_, split, &rows)) continue;
-      ToeplitzWeightPlan candidate;
-      if (!plan_variant(p_, limits_, v, rows, columns_, &candidate) || (found && candidate.cycles >= best->cycles)) continue;
-      *best = candidate;
-      found = true;
+      found = plan_variant(p_, limits_, v, rows, columns_, per_row, best) || found;
     }
     return found;
   }
@@ -363,6 +396,6 @@ void set_access(const Problem& p, int variant, int block_channels, int access, T
   t->by_units = fast_divisor(block_channels * l.element / t->access);
 }
 
-const Family toeplitz_weight_family = family_of<Planner>("toeplitz_weight");
+const Family toeplitz_weight_family = family_of<Planner>("toeplitz_weight", Candidates::many);
 
 }  // namespace replknet_ext::cuda

@@ -233,6 +233,22 @@ def test_workspace_is_bounded(plain: ModuleType) -> None:
         assert plan["workspace_bytes"] <= 512 * (k * k + 1) * 4 * c
 
 
+def test_workspace_of_spectra_is_that_of_the_blocks_that_run_at_once(plain: ModuleType) -> None:
+    """Whatever the channels and splits of fwd; a block takes several of them in turn."""
+    for pass_ in ("fwd", "bwd_input"):
+        for name in ("fft_112", "fft_144"):
+            number = plain.variants(pass_).index(name)
+            case = fft(2, 5, 20, 20, k=5, bias=True, pass_=pass_, variant=number, limits=ONE_SM)
+            plan = plain.plan(case.problem(), case.limits, number)
+            assert plan["blocks"] <= plan["blocks_per_sm"] < case.c
+            check_close(plain, case)
+            few, many = (
+                plain.plan(fft(1, c, 56, 56, k=15, pass_=pass_, variant=number).problem(), H200, number)
+                for c in (132 * 4, 132 * 64)
+            )
+            assert few["workspace_bytes"] == many["workspace_bytes"]
+
+
 def test_offsets_beyond_two_to_the_31(plain: ModuleType) -> None:
     """More than 2^31 elements: only the last block runs, and only its memory is touched."""
     case = fft(2, 1 << 19, 32, 72, k=3, limits=ONE_SM)
