@@ -194,6 +194,9 @@ def wrong():
 def raising():
     raise ZeroDivisionError("of mine")
 
+def leaving():
+    raise SystemExit(3)
+
 def deep():
     return nn.Sequential(nn.Linear(3, 3), nn.Conv2d(4, 4, 7, groups=4))
 """
@@ -222,6 +225,7 @@ def test_a_function_of_mine(module: str) -> None:
     [
         (":wrong", (), 1, "must be an nn.Module or return one; got int"),
         (":raising", (), 1, "() raised ZeroDivisionError: of mine"),
+        (":leaving", (), 1, "() raised SystemExit: 3"),
         (":none", (), 1, "AttributeError"),
         ("x:net", (), 1, "ModuleNotFoundError"),
         (":deep", (), 1, "does not take an input of (1, 4, 8, 8)"),
