@@ -166,6 +166,9 @@ def _imported(name: str) -> nn.Module:
 def _of_timm(name: str) -> nn.Module:
     try:
         with needs("timm", "timm"):
+            from ..training.libraries import import_torchvision
+
+            import_torchvision()
             import timm
     except ToolError as error:
         raise ToolError(f"{name!r} is no model of `replknet-ext models`, nor module:function, and {error}") from None
