@@ -151,9 +151,10 @@ class DepthwiseConv2dLarge(nn.Conv2d):
     def _eager_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         if self._left_to_torch(input, weight):
             return activate(super()._conv_forward(input, weight, bias), self.activation)
-        if isinstance(input, fx.Proxy) and type(input.tracer).__name__ == "QuantizationTracer":
-            name = input.tracer.path_of_module(self)
-            warnings.warn(f"{name} stays in float: replknet_ext.restore(model) before quantising it", stacklevel=2)
+        if isinstance(input, fx.Proxy) and (name := input.tracer.path_of_module(self)):
+            if type(input.tracer).__name__ == "QuantizationTracer":
+                warnings.warn(f"{name} stays in float: replknet_ext.restore(model) before quantising it", stacklevel=2)
+            return input.tracer.create_proxy("call_module", name, (input,), {})  # type: ignore[return-value]
         padding: int | tuple[int, int] | str = self.padding
         if self.padding_mode != "zeros":
             input = F.pad(input, self._reversed_padding_repeated_twice, mode=self.padding_mode)

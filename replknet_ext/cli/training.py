@@ -1,15 +1,14 @@
 """The commands `train` and `recipes`. typer reads their annotations: no `from __future__ import annotations` here."""
 
-import json
 import os
 from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
-from . import options
-from .errors import reporting, say
+from ..tools.show import console
+from . import errors, options
+from .errors import print_json, reporting, say
 
 
 @reporting
@@ -63,19 +62,25 @@ def train(
         if os.environ.get("RANK", "0") != "0":
             return
         if as_json:
-            print(json.dumps(plan.as_dict(), indent=1))
+            print_json(plan.as_dict())
         else:
-            planning.render(plan, Console())
+            planning.render(plan, console())
         return
     try:
         result = trainer.train(
-            recipe, data, output=output, settings=settings or [], weights=weights, resume=resume, quiet=as_json
+            recipe,
+            data,
+            output=output,
+            settings=settings or [],
+            weights=weights,
+            resume=resume,
+            quiet=errors.quiet or as_json,
         )
     except signals.Stopped as stopped:
         say("stopped: ", "bold yellow", str(stopped))
         raise typer.Exit(signals.STOPPED) from None
     if as_json and os.environ.get("RANK", "0") == "0":
-        print(json.dumps(result.as_dict(), indent=1))
+        print_json(result.as_dict())
 
 
 @reporting
@@ -90,10 +95,10 @@ def recipes(as_json: options.AsJson = False) -> None:
 
     rows = planning.catalogue()
     if as_json:
-        print(json.dumps(rows, indent=1))
+        print_json(rows)
         return
     table = show.table("Recipes", "name", "what", "epochs", "batch", numbers="llrr")
     table.columns[0].no_wrap = True
     for row in rows:
         table.add_row(row["name"], row["about"], str(row["epochs"]), str(row["global_batch"]))
-    Console().print(table)
+    console().print(table)

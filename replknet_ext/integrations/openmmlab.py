@@ -208,9 +208,10 @@ def _below(source: str, prefix: str) -> dict[str, Any]:
     path = download(source) if is_url(source) else Path(source)
     entries, _ = read_entries(path, "auto", source)
     prefix = prefix.rstrip(".") + "."
-    found = {key.removeprefix(prefix): value for key, value in entries.items() if key.startswith(prefix)}
+    named = {key: value for key, value in entries.items() if isinstance(key, str)}
+    found = {key.removeprefix(prefix): value for key, value in named.items() if key.startswith(prefix)}
     if not found:
-        raise CheckpointError(f"{source} has nothing under the prefix {prefix!r}; its entries are {shorten(entries)}")
+        raise CheckpointError(f"{source} has nothing under the prefix {prefix!r}; its entries are {shorten(named)}")
     return found
 
 

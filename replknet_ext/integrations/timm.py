@@ -10,8 +10,10 @@ Weights have this package's keys, so checkpoints go back and forth between `timm
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from ..models import MODELS, DropPath, PretrainedConfig, RepLKNet
@@ -44,7 +46,9 @@ class TimmRepLKNet(RepLKNet):
         arch, num_classes, in_chans, drop_path_rate, kwargs: as `RepLKNet`; no `out_indices`, for which timm has
             `features_only=True`.
         drop_rate: dropout before the classifier.
-        global_pool: "avg", "max", "avgmax", or "" for the map itself, which needs num_classes=0.
+        global_pool: "avg", "max", "avgmax", or "" for none: logits (N, num_classes, H, W) of each pixel of the last
+            map, or with num_classes=0 the map itself.
+        device, dtype: where and as what the parameters are made.
     """
 
     def __init__(
@@ -56,11 +60,15 @@ class TimmRepLKNet(RepLKNet):
         drop_rate: float = 0.0,
         drop_path_rate: float = 0.0,
         global_pool: str = "avg",
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
         **kwargs: Any,
     ) -> None:
         if kwargs.get("out_indices") is not None:
             raise ValueError("out_indices needs features_only=True: timm.create_model(..., features_only=True)")
-        super().__init__(arch, num_classes=num_classes, in_chans=in_chans, drop_path_rate=drop_path_rate, **kwargs)
+        with nullcontext() if device is None else torch.device(device):
+            super().__init__(arch, num_classes=num_classes, in_chans=in_chans, drop_path_rate=drop_path_rate, **kwargs)
+        self.to(dtype=dtype)
         self.drop_rate = drop_rate
         self.head_hidden_size = self.num_features
         self.feature_info: list[dict[str, Any]] = [
@@ -74,22 +82,23 @@ class TimmRepLKNet(RepLKNet):
     def _set_pool(self, global_pool: str) -> None:
         if global_pool not in ("avg", "max", "avgmax", ""):
             raise ValueError(f"global_pool must be avg, max, avgmax or ''; got {global_pool!r}")
-        if not global_pool and self.num_classes:
-            raise ValueError("global_pool='' needs num_classes=0: a classifier takes pooled features")
         if self.deploy_level == "full" and self.num_classes and global_pool != "avg":
             raise ValueError(f"global_pool={global_pool!r} needs the last BatchNorm, which is folded at level='full'")
-        self.global_pool = SelectAdaptivePool2d(pool_type=global_pool, flatten=bool(global_pool))
+        self.global_pool = SelectAdaptivePool2d(pool_type=global_pool, flatten=bool(global_pool)).train(self.training)
+        self.unpooled = not global_pool
 
     def _pool(self, x: Tensor) -> Tensor:
         x = self.global_pool(x)
         return nn.functional.dropout(x, self.drop_rate, self.training) if self.drop_rate else x
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
-        """Pools a map (N, C, H, W) and classifies it; with `pre_logits` it is only pooled."""
+        """Pools a map (N, C, H, W) and classifies it, or each pixel without pooling; with `pre_logits` only pools."""
         if pre_logits:
             self._require_norm("features")
         x = self._pool(x)
-        return x if pre_logits else self.head(x)
+        if pre_logits:
+            return x
+        return self.head(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2) if self.unpooled else self.head(x)
 
     def _stage_maps(self, x: Tensor, last: int) -> Iterator[Tensor]:
         """The map after each stage up to `last`."""
@@ -161,6 +170,8 @@ class TimmRepLKNet(RepLKNet):
             self.stages = self.stages[: last + 1]
             self.transitions = self.transitions[:last]
             self.num_features = self.head_hidden_size = self.feature_info[last]["num_chs"]
+        if not self.training:
+            self.eval()  # also what is new
         return wanted
 
 

@@ -123,20 +123,32 @@ def read_checkpoint(source: str | Path, *, key: str = "auto") -> Checkpoint:
     return _checkpoint(entries, {"source": str(source), **meta})
 
 
-def load_plain(model: nn.Module, source: str, *, key: str = "auto") -> None:
-    """Loads a state dict with the model's own names, plain or in a trainer's file, into a model that is no RepLKNet.
+def read_plain(source: str | Path, *, key: str = "auto") -> dict[str, Tensor]:
+    """The state dict of a network of any kind, plain or in a trainer's file, under its own names.
 
     Args:
-        model: any module.
         source: a path or an address.
         key: as in `read_checkpoint`.
 
     Raises:
-        CheckpointError: no such file, not readable, or it does not fit; says what.
+        CheckpointError: no such file, not readable, or no state dict: entries that are no tensors, or have no names.
     """
-    entries, _ = read_entries(download(source) if is_url(source) else Path(source), key, source)
+    entries, _ = read_entries(download(str(source)) if is_url(source) else Path(source), key, str(source))
+    strange = [name for name, value in entries.items() if not (isinstance(name, str) and isinstance(value, Tensor))]
+    if strange or not entries:
+        what = f"not of tensors with names: {shorten(map(repr, strange))}" if strange else "empty"
+        raise CheckpointError(f"{source} holds no state dict; its entries are {what}")
+    return dict(entries)
+
+
+def load_plain(model: nn.Module, state: Mapping[str, Tensor], source: str | Path) -> None:
+    """Loads what `read_plain` returned into a model that is no RepLKNet.
+
+    Raises:
+        CheckpointError: it does not fit; says what, and calls it `source`.
+    """
     try:
-        model.load_state_dict(entries)
+        model.load_state_dict(state)
     except RuntimeError as error:
         why = " ".join(str(error).split())
         raise CheckpointError(f"{source} does not fit {type(model).__name__}: {why}") from error

@@ -96,7 +96,9 @@ def _read_torch(path: Path) -> Any:
     except Exception as error:  # the unpickler meets damaged bytes with whatever they lead to
         unsafe = re.findall(r"GLOBAL (\S+)", str(error))  # the first one; the older format has no list of them
         if not unsafe:
-            raise CheckpointError(f"{path} {_why_unreadable(path)}: {_first_sentence(error)}") from error
+            # Of damaged bytes a KeyError or IndexError tells nothing.
+            why = "" if isinstance(error, (LookupError, EOFError)) else f": {_first_sentence(error)}"
+            raise CheckpointError(f"{path} {_why_unreadable(path)}{why}") from error
     if any(name.startswith("torch.nn.modules.") for name in unsafe):
         raise CheckpointError(f"{path} holds a whole model; only weights are read: save its state_dict()")
     names = sorted(unsafe)

@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import Tensor
 
-from .checkpoint import Checkpoint, load_checkpoint, load_plain, read_checkpoint
+from .checkpoint import Checkpoint, load_checkpoint, load_plain, read_checkpoint, read_plain
 from .download import download
 from .pretrained import MODELS, PretrainedConfig
 from .registry import builders
@@ -68,7 +68,7 @@ def get_model(name: str, pretrained: bool | str | Path = False, **kwargs: Any) -
         model = builder(**kwargs)
         if not isinstance(model, RepLKNet):
             if pretrained is not False:
-                load_plain(model, str(pretrained))
+                load_plain(model, read_plain(str(pretrained)), str(pretrained))
             return model
     else:
         assert published is not None

@@ -24,7 +24,7 @@ from ..models import (
     model_from_checkpoint,
     read_checkpoint,
 )
-from ..models.checkpoint import load_plain
+from ..models.checkpoint import load_plain, read_plain
 from ..models.keys import backbone_kwargs
 from ..models.registry import builders
 
@@ -115,8 +115,7 @@ def _build(name: str | None, checkpoint: str | None, input_size: int | None) -> 
         except CheckpointError as error:
             raise ToolError(f"no weights for {name}: {error}. If you have the file, give --checkpoint FILE") from None
     if name is not None and name in builders() and not isinstance(model := get_model(name), RepLKNet):
-        load_plain(model, checkpoint)
-        return model
+        return _plain(name, model, checkpoint)
     content = read_checkpoint(checkpoint)
     if name is None:
         return _like_published(model_from_checkpoint(content), input_size)
@@ -124,6 +123,19 @@ def _build(name: str | None, checkpoint: str | None, input_size: int | None) -> 
     if content.form == "full":
         model.switch_to_deploy(level="full")
     load_checkpoint(model, content)
+    return model
+
+
+def _plain(name: str, model: Any, checkpoint: str) -> Any:
+    """A registered network that is no RepLKNet with its weights, built again for as many classes as those have."""
+    state = read_plain(checkpoint)
+    own, classes = model.state_dict(), getattr(model, "num_classes", None)
+    other = [(key, own[key].shape) for key in state if key in own and state[key].shape != own[key].shape]
+    counts = {len(state[key]) for key, shape in other if state[key].ndim and shape[:1] == (classes,)}
+    same = all(state[key].shape[1:] == shape[1:] for key, shape in other)
+    if len(counts) == 1 and same:
+        model = get_model(name, num_classes=counts.pop())
+    load_plain(model, state, checkpoint)
     return model
 
 

@@ -152,11 +152,11 @@ def _imported(name: str) -> nn.Module:
         build: Any = importlib.import_module(module)
         for part in function.split("."):
             build = getattr(build, part)
-    except Exception as error:  # what a module does when it is imported is its own affair
+    except (Exception, SystemExit) as error:  # what a module does when it is imported is its own affair
         raise ToolError(f"cannot import {name}: {type(error).__name__}: {error}") from error
     try:
         model = build if isinstance(build, nn.Module) else build()
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise ToolError(f"{name}() raised {type(error).__name__}: {error}") from error
     if not isinstance(model, nn.Module):
         raise ToolError(f"{name} must be an nn.Module or return one; got {type(model).__name__}")
@@ -166,6 +166,9 @@ def _imported(name: str) -> nn.Module:
 def _of_timm(name: str) -> nn.Module:
     try:
         with needs("timm", "timm"):
+            from ..training.libraries import import_torchvision
+
+            import_torchvision()
             import timm
     except ToolError as error:
         raise ToolError(f"{name!r} is no model of `replknet-ext models`, nor module:function, and {error}") from None

@@ -13,8 +13,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..errors import UsageError
 from ..models import MODELS, RepLKNet, get_model, list_models, load_checkpoint, read_checkpoint
+from ..models.checkpoint import read_plain
 from ..models.download import download, is_url
-from ..models.files import read_entries
 from ..models.zoo import adapt_checkpoint
 from ..patch import replace_depthwise
 from .libraries import timm
@@ -124,8 +124,7 @@ def load_weights(net: nn.Module, source: str) -> None:
             raise UsageError(f"--from {source}: merged weights are for inference; training needs those before merging")
         load_checkpoint(net, adapt_checkpoint(checkpoint, net, source))
         return
-    entries, _ = read_entries(Path(download(source) if is_url(source) else source), "auto", source)
-    _load_matching(net, dict(entries), source)
+    _load_matching(net, read_plain(source), source)
 
 
 def _load_matching(net: nn.Module, state: dict[str, Any], source: str) -> None:

@@ -17,13 +17,16 @@ def test_quick_run_and_its_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert timm_models.main(["--quick", "--output", str(path)]) == 0
     payload = harness.read_json(path)
     rows = payload["rows"]
-    assert [(row["what"], row["layout"]) for row in rows] == [
-        (what, layout) for what in timm_models.WHATS for layout in ("NCHW", "channels_last")
+    assert [(row["model"], row["what"], row["layout"]) for row in rows] == [
+        (name, what, layout)
+        for name in timm_models.SMALL
+        for what in timm_models.WHATS
+        for layout in ("NCHW", "channels_last")
     ]
     assert all(row["layers"] > 0 and row["speedup"] > 0 for row in rows)
     table = timm_models.table(payload)
-    assert f"| {timm_models.MODELS[0]} | {rows[0]['layers']} | " in table
-    assert payload["meta"]["command"] in table
+    assert f"| {timm_models.SMALL[0]} | {rows[0]['layers']} | " in table
+    assert all(payload["meta"][key] in table for key in ("cpu", "commit", "torch", "timm", "command"))
     monkeypatch.setattr(harness, "RESULTS", tmp_path)  # what the page shows comes from the files
     assert table in readme.section()
 

@@ -1,10 +1,12 @@
-"""Small networks that use large kernels the way UniRepLKNet and SLaK do, written from their descriptions.
+"""Networks that use large kernels the way UniRepLKNet, SLaK and OverLoCK do, written from their descriptions.
 
 They are no copies: only what a replacement of their convolutions meets is here. That is how they ask for a layer, in
 which form they pass its arguments, and what they read off it when branches are merged.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -26,15 +28,21 @@ def unireplknet_conv(
 
 
 class DilatedReparamBlock(nn.Module):
-    """A large kernel beside dilated small ones, each with a BatchNorm; merged, one large kernel."""
+    """A large kernel beside dilated small ones, each with a BatchNorm; merged, one large kernel.
 
-    def __init__(self, channels: int, kernel_size: int, branches: dict[int, int], attempt_use_lk_impl: bool) -> None:
+    Args:
+        branches: (kernel size, dilation) of the small ones.
+    """
+
+    def __init__(
+        self, channels: int, kernel_size: int, branches: Sequence[tuple[int, int]], attempt_use_lk_impl: bool
+    ) -> None:
         super().__init__()
         self.attempt, self.branches = attempt_use_lk_impl, branches
         self.lk_origin = unireplknet_conv(channels, kernel_size, kernel_size // 2, 1, False, attempt_use_lk_impl)
         self.origin_bn = nn.BatchNorm2d(channels)
         self.small = nn.ModuleList()
-        for size, dilation in branches.items():
+        for size, dilation in branches:
             pad = dilation * (size - 1) // 2
             conv = unireplknet_conv(channels, size, pad, dilation, False, attempt_use_lk_impl)
             self.small.append(nn.Sequential(conv, nn.BatchNorm2d(channels)))
@@ -47,7 +55,7 @@ class DilatedReparamBlock(nn.Module):
     def merge(self) -> None:
         """One kernel with a bias, from what the layers say of themselves."""
         weight, bias = _fold(self.lk_origin, self.origin_bn)
-        for branch, dilation in zip(self.small, self.branches.values(), strict=True):
+        for branch, (_, dilation) in zip(self.small, self.branches, strict=True):
             kernel, shift = _fold(*branch)
             spread = nn.functional.conv_transpose2d(kernel, torch.ones(1, 1, 1, 1), stride=dilation)
             rim = (weight.shape[-1] - spread.shape[-1]) // 2
@@ -86,3 +94,45 @@ def plain_conv(channels: int, kernel: tuple[int, int], bias: bool = False) -> nn
     """What `DepthWiseConv2dImplicitGEMM` stands for."""
     padding = (kernel[0] // 2, kernel[1] // 2)
     return nn.Conv2d(channels, channels, kernel, padding=padding, groups=channels, bias=bias)
+
+
+#: Kernel size of each of OverLoCK's stages, and (size, dilation) of the branches beside it.
+OVERLOCK_BRANCHES = {
+    17: ((5, 1), (7, 1), (9, 2), (3, 4), (3, 5), (3, 7)),
+    15: ((5, 1), (7, 1), (7, 2), (3, 3), (3, 5), (3, 7)),
+    13: ((5, 1), (7, 1), (7, 2), (3, 3), (3, 4), (3, 5)),
+    7: ((5, 1), (3, 1), (3, 2), (3, 3)),
+}
+
+
+class OverLoCKBlock(nn.Module):
+    """A 3x3, a `DilatedReparamBlock`, and an MLP with another 3x3 inside; residuals around the 3x3 and the whole."""
+
+    def __init__(self, channels: int, kernel_size: int, ratio: int = 4) -> None:
+        super().__init__()
+        wide = channels * ratio
+        self.before = nn.Conv2d(channels, channels, 3, padding=1, groups=channels)
+        self.mixer = DilatedReparamBlock(channels, kernel_size, OVERLOCK_BRANCHES[kernel_size], False)
+        self.norm = nn.BatchNorm2d(channels)
+        self.expand, self.project = nn.Conv2d(channels, wide, 1), nn.Conv2d(wide, channels, 1)
+        self.inside = nn.Conv2d(wide, wide, 3, padding=1, groups=wide)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.before(x)
+        wide = nn.functional.gelu(self.expand(self.norm(self.mixer(x))))
+        return x + self.project(wide + self.inside(wide))
+
+
+def overlock_xt(num_classes: int = 1000) -> nn.Module:
+    """The convolutions of OverLoCK-XT at their sizes, 17 large ones in four stages.
+
+    The dynamic kernels of its last two stages, which are attention, are left out.
+    """
+    layers: list[nn.Module] = []
+    before = 3
+    for channels, depth, kernel_size in ((56, 2, 17), (112, 2, 15), (256, 9, 13), (336, 4, 7)):
+        stride = 4 if before == 3 else 2
+        layers += [nn.Conv2d(before, channels, stride + 1, stride, padding=1, bias=False), nn.BatchNorm2d(channels)]
+        layers += [OverLoCKBlock(channels, kernel_size) for _ in range(depth)]
+        before = channels
+    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(before, num_classes))

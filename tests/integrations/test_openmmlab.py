@@ -215,12 +215,14 @@ def test_init_cfg_loads_weights_of_any_format(tmp_path):
 
 
 def test_wrong_weights_are_refused(tmp_path):
-    path = str(tmp_path / "official.pth")
+    path, odd = str(tmp_path / "official.pth"), str(tmp_path / "odd.pth")
+    torch.save({0: torch.zeros(1), "a": torch.zeros(1)}, odd)
     state = official(num_classes=4).state_dict()
     torch.save(state, path)
     for config, message in (
         ({"arch": {**ARCH, "layers": [1, 1]}, "pretrained": path}, "layers"),
         ({"init_cfg": {"type": "Pretrained", "checkpoint": path, "prefix": "encoder."}}, "nothing under the prefix"),
+        ({"init_cfg": {"type": "Pretrained", "checkpoint": odd, "prefix": "encoder."}}, "its entries are a$"),
     ):
         backbone = MMRepLKNet(
             **{"arch": ARCH, "out_indices": (1,), "pretrained": None if "init_cfg" in config else path, **config}

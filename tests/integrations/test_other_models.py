@@ -1,21 +1,22 @@
-"""UniRepLKNet, SLaK and ConvNeXt on this package's kernels: by import name and by `replace_depthwise`."""
+"""UniRepLKNet, SLaK, OverLoCK and ConvNeXt on this package's kernels: by import name and by `replace_depthwise`."""
 
 from __future__ import annotations
 
+import copy
 import sys
 
 import pytest
 import timm
 import torch
-from large_kernel_users import DilatedReparamBlock, SLaKKernel, plain_conv
+from large_kernel_users import DilatedReparamBlock, SLaKKernel, overlock_xt, plain_conv
 from models_common import randomize
 from torch import nn
 
 import replknet_ext.integrations.depthwise_conv2d_implicit_gemm  # noqa: F401  (users write this line)
 from replknet_ext import DepthwiseConv2dLarge, replace_depthwise, restore
 
-#: UniRepLKNet's branches beside a 13x13: size to dilation.
-BRANCHES = {5: 1, 7: 2, 3: 4}
+#: Some of UniRepLKNet's branches beside a 13x13: size and dilation.
+BRANCHES = ((5, 1), (7, 2), (3, 4))
 
 
 def same_training_step(one: nn.Module, two: nn.Module, x: torch.Tensor) -> None:
@@ -90,3 +91,11 @@ def test_convnext_of_timm():
     same_training_step(model, reference, torch.randn(1, 3, 64, 48, dtype=torch.float64))
     assert len(restore(model)) == 12
     assert layers(model) == 0
+
+
+def test_overlock_has_its_layers_on_these_kernels():
+    model = overlock_xt(num_classes=5).double()
+    reference = copy.deepcopy(model)
+    swapped = replace_depthwise(model).swapped
+    assert sum(name.endswith("lk_origin") for name in (entry.name for entry in swapped)) == 17
+    same_training_step(model, reference, torch.randn(2, 3, 32, 32, dtype=torch.float64))

@@ -116,6 +116,14 @@ def test_arguments_of_create_model():
     assert model.forward_head(features, pre_logits=True).shape == (2, 24)
 
 
+def test_device_and_dtype():
+    model = timm.create_model("replknet_31b", **TINY, device="meta", dtype=torch.bfloat16)
+    assert {(p.device.type, p.dtype) for p in model.parameters()} == {("meta", torch.bfloat16)}
+    model.reset_classifier(3)
+    assert {(p.device.type, p.dtype) for p in model.parameters()} == {("meta", torch.bfloat16)}
+    assert model(IMAGES.to("meta", torch.bfloat16)).dtype == torch.bfloat16
+
+
 def test_published_sizes():
     with torch.device("meta"):
         counts = {
@@ -151,8 +159,11 @@ def test_classifier_and_pooling():
     assert torch.equal(model(IMAGES), map_)
     model.reset_classifier(0, "avg")
     torch.testing.assert_close(model(IMAGES), map_.mean((2, 3)))
-    with pytest.raises(ValueError, match="global_pool='' needs num_classes=0"):
-        model.reset_classifier(4, "")
+    assert not any(module.training for module in model.modules())
+    model.reset_classifier(4, "")  # a classifier of each pixel
+    torch.testing.assert_close(
+        model(IMAGES), torch.einsum("nchw,kc->nkhw", map_, model.head.weight) + model.head.bias[:, None, None]
+    )
     with pytest.raises(ValueError, match="global_pool must be avg, max, avgmax or ''; got 'gem'"):
         tiny(global_pool="gem")
     with pytest.raises(ValueError, match="out_indices needs features_only=True"):
@@ -362,3 +373,9 @@ def test_stages_that_are_not_there(indices):
     assert list(model.state_dict()) == keys
     with pytest.raises(ValueError, match="indices must name stages from 0 to 3"):
         tiny(features_only=True, out_indices=indices)
+
+
+def test_pruned_models_stay_in_their_mode():
+    model = tiny()
+    model.prune_intermediate_layers([1])
+    assert not any(module.training for module in model.modules())

@@ -53,7 +53,8 @@ def test_swapped_model():
     expected = model(x)
     assert len(replace_depthwise(model).swapped) == 1
     scripted = torch.jit.script(model)
-    assert relative_error(reloaded(scripted)(x), expected) < 1e-12
+    for program in (scripted, torch.jit.script(fx.symbolic_trace(model))):
+        assert relative_error(reloaded(program)(x), expected) < 1e-12
     with pytest.raises(TypeError, match=r"TorchScript module.*before tracing it"):
         replace_depthwise(scripted)
 
@@ -96,11 +97,13 @@ def test_training_mode_stays_a_choice():
 
 
 @pytest.mark.parametrize("level", [None, "full"])
-def test_traced_networks_are_pickled(level):
+def test_traced_networks_are_pickled_and_scripted(level):
     for model in (network(level), MMRepLKNet(SMALL, out_indices=(0, 1)).double().eval()):
         traced = pickle.loads(pickle.dumps(fx.symbolic_trace(model)))
-        for ours, theirs in zip(traced(IMAGES), model(IMAGES), strict=True):
-            assert relative_error(ours, theirs) < 1e-12
+        scripted = (torch.jit.script(traced),) if isinstance(model, MMRepLKNet) else ()
+        for program in (traced, *scripted):
+            for ours, theirs in zip(program(IMAGES), model(IMAGES), strict=True):
+                assert relative_error(ours, theirs) < 1e-12
         for module in model.modules():  # any part as the root
             if module.__class__.__module__.startswith("replknet_ext") and not isinstance(module, RepLKNet):
                 pickle.dumps(fx.symbolic_trace(module))

@@ -146,12 +146,13 @@ def test_files_that_are_no_checkpoints(trained, unharmed, tmp_path):
     torch.save(trained.state_dict(), tmp_path / "legacy.pth", _use_new_zipfile_serialization=False)
     legacy = (tmp_path / "legacy.pth").read_bytes()
     cases = [("empty.pth", b""), ("text.pth", b"<html>not found</html>"), ("empty.safetensors", b"")]
+    cases += [("words.pth", b"hello, these are words\n")]  # whose second letter is an unknown key of the unpickler
     for part in (0.1, 0.5, 0.99):
         cases += [(f"cut{part}{s}", data[: int(part * len(data))]) for s, data in good.items()]
         cases += [(f"old{part}.pth", legacy[: int(part * len(legacy))])]
     for name, data in cases:
         (tmp_path / name).write_bytes(data)
-        with pytest.raises(CheckpointError, match=rf"{name} is damaged, truncated or no checkpoint"):
+        with pytest.raises(CheckpointError, match=rf"{name} is damaged, truncated or no checkpoint(: .* .*)?$"):
             load_checkpoint(unharmed, tmp_path / name)
     torch.save([1, 2], tmp_path / "list.pth")
     torch.save({"fc.weight": torch.zeros(2), "fc.bias": torch.zeros(2)}, tmp_path / "other.pth")

@@ -192,3 +192,20 @@ def test_another_registered_network_is_taken(grey_checkpoint: Path, tmp_path: Pa
     torch.save({"weight": torch.ones(1)}, tmp_path / "other.pth")
     with pytest.raises(CheckpointError, match="does not fit Grey"):
         get_model("grey_net", pretrained=tmp_path / "other.pth")
+
+
+def test_another_network_has_the_classes_of_its_weights(grey_checkpoint: Path, tmp_path: Path) -> None:
+    Image.new("RGB", (40, 30)).save(tmp_path / "x.png")
+    torch.save(grey_net(7).state_dict(), grey_checkpoint)
+    given = ("predict", tmp_path / "x.png", "--model", "grey_net", "--checkpoint", grey_checkpoint, "--device", "cpu")
+    assert len(cli.json(*given, "--topk", 9)["images"][0]["top"]) == 7
+    for entries, words in [
+        ({0: torch.zeros(1)}, "holds no state dict; its entries are not of tensors with names: 0"),
+        ({**grey_net().state_dict(), ("a",): torch.zeros(1)}, "not of tensors with names: ('a',)"),
+        ({**grey_net().state_dict(), "head.bias": 3}, "not of tensors with names: 'head.bias'"),
+        ({}, "holds no state dict; its entries are empty"),
+        ({"head.weight": torch.zeros(3, 2), "head.bias": torch.zeros(3)}, "does not fit Grey"),
+        ({"head.weight": torch.zeros(7, 1), "head.bias": torch.zeros(8)}, "does not fit Grey"),
+    ]:
+        torch.save(entries, grey_checkpoint)
+        assert words in cli(*given, code=1).stderr

@@ -25,6 +25,7 @@ from replknet_ext.errors import ToolError, UsageError
 from replknet_ext.tools import show
 from replknet_ext.tools import speedup as tool
 from replknet_ext.tools.timing import Candidate, Timing
+from replknet_ext.training import libraries
 
 CPU = torch.device("cpu")
 ALL = [f"{kind} {layout}" for layout in tool.LAYOUTS for kind in (tool.TORCH, tool.OURS)]
@@ -194,6 +195,9 @@ def wrong():
 def raising():
     raise ZeroDivisionError("of mine")
 
+def leaving():
+    raise SystemExit(3)
+
 def deep():
     return nn.Sequential(nn.Linear(3, 3), nn.Conv2d(4, 4, 7, groups=4))
 """
@@ -222,6 +226,7 @@ def test_a_function_of_mine(module: str) -> None:
     [
         (":wrong", (), 1, "must be an nn.Module or return one; got int"),
         (":raising", (), 1, "() raised ZeroDivisionError: of mine"),
+        (":leaving", (), 1, "() raised SystemExit: 3"),
         (":none", (), 1, "AttributeError"),
         ("x:net", (), 1, "ModuleNotFoundError"),
         (":deep", (), 1, "does not take an input of (1, 4, 8, 8)"),
@@ -241,6 +246,13 @@ def test_without_timm(monkeypatch: pytest.MonkeyPatch) -> None:
         ToolError, match=r"^'convnext_atto' is no model of .* timm .*pip install 'replknet_ext\[timm\]'"
     ):
         tool.load("convnext_atto")
+
+
+def test_timm_beside_a_torchvision_for_another_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[bool] = []
+    monkeypatch.setattr(libraries, "import_torchvision", lambda: asked.append(True))
+    pytest.importorskip("timm")
+    assert isinstance(tool.load("test_convnext"), nn.Module) and asked
 
 
 def test_names() -> None:

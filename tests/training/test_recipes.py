@@ -10,9 +10,11 @@ pytest.importorskip("pydantic")
 pytest.importorskip("accelerate")
 
 from tools_common import cli
+from typer.testing import CliRunner
 
+from replknet_ext.cli.app import app
 from replknet_ext.errors import UsageError
-from replknet_ext.training import load_recipe, recipe_names
+from replknet_ext.training import load_recipe, recipe_names, trainer
 from replknet_ext.training.plan import make_plan
 from replknet_ext.training.reading import changed, dump
 
@@ -175,3 +177,17 @@ def test_dry_run_for_people_and_the_list() -> None:
     names = [row["name"] for row in cli.json("recipes")]
     assert names == recipe_names()
     assert "replknet_31b_in22k_in1k_384" in cli("recipes").stdout
+
+
+def test_recipes_lose_nothing_off_a_terminal() -> None:
+    lines = CliRunner().invoke(app, ["recipes"], env={"COLUMNS": None}).stdout.splitlines()
+    for row in cli.json("recipes"):
+        assert any(row["name"] in line and row["about"] in line for line in lines)
+
+
+def test_quiet_reaches_training(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+    monkeypatch.setattr(trainer, "train", lambda *arguments, quiet, **options: seen.append(quiet))
+    for options in ((), ("--quiet",)):
+        cli(*options, "train", "data", "--recipe", "digits")
+    assert seen == [False, True]
