@@ -26,7 +26,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 PYTHONS = ("3.10", "3.11", "3.12", "3.13")
 TORCHES = ("2.11.0", "2.13.0", "2.14.1", "newest")
-#: A part of the suite that touches every package that we depend on, in a few minutes.
+#: A part of the suite whose quick tests touch every package that we depend on, in a few minutes.
 TESTS = (
     "ops/test_values.py",
     "ops/test_modules.py",
@@ -40,6 +40,8 @@ TESTS = (
     "tools/test_doctor.py",
     "tools/test_transforms.py",
     "tools/test_predict.py",
+    "training/test_recipes.py",
+    "training/test_runs.py",
     "triton/test_backend.py",
     "triton/test_values.py",
 )
@@ -138,7 +140,7 @@ def tried(row: Row, wheel: Path, versions: dict[str, str], place: Path, log: Pat
     call(place / "venv/bin/replknet-ext", "doctor", cwd=checkout, log=log)
     tests = [checkout / "tests" / name for name in TESTS]
     try:
-        output = call(python, "-m", "pytest", "-q", *tests, cwd=checkout, log=log)
+        output = call(python, "-m", "pytest", "-q", "-m", "not slow", *tests, cwd=checkout, log=log)
     except subprocess.CalledProcessError as error:
         output = error.stdout or ""
     last = (output.strip().splitlines() or ["no output"])[-1]

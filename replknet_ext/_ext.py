@@ -7,7 +7,7 @@ Python and torch does the work. A present but broken extension is reported by a 
 from __future__ import annotations
 
 import functools
-import importlib
+import importlib.util
 import json
 import sys
 import warnings
@@ -20,15 +20,15 @@ import torch
 NAMESPACE = "replknet_ext"
 
 
-def _why_missing() -> str:
+def _why_missing(elsewhere: str | None) -> str:
     """Why no ``_C`` stands beside this file; warns where another folder of ``sys.path`` has the package with it.
 
     Python looks in the folder that it was started from first, so in a clone the sources hide what `pip install .` put
-    elsewhere.
+    elsewhere. The editable installation of another clone finds its own ``_C``, ``elsewhere``, for these sources.
     """
-    here = Path(__file__).resolve().parent
-    for entry in map(Path, sys.path):
-        other = (entry / here.name).resolve()
+    here = Path(__file__).parent.resolve()
+    places = [Path(entry) / here.name for entry in sys.path] + ([Path(elsewhere).parent] if elsewhere else [])
+    for other in (place.resolve() for place in places):
         if other != here and any(other.glob("_C*.so")):
             reason = (
                 f"the compiled extension is not installed in {here}, the folder that was imported, but in {other}: "
@@ -54,12 +54,12 @@ def _load() -> tuple[bool, str | None]:
             "was loaded from elsewhere (a second install, or torch.ops.load_library on its .so). "
             "Keep one copy on sys.path and start a new process."
         )
+    found = importlib.util.find_spec(module)
+    origin = found.origin if found else None
+    if origin is None or Path(origin).parent.resolve() != Path(__file__).parent.resolve():
+        return False, _why_missing(origin)
     try:
         importlib.import_module(module)
-    except ModuleNotFoundError as error:
-        if error.name != module:
-            raise
-        return False, _why_missing()
     except ImportError as error:
         reason = f"the compiled extension could not be loaded: {error}"
         warnings.warn(f"replknet_ext: {reason}; calls go to Triton or torch", RuntimeWarning, stacklevel=2)

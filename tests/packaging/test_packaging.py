@@ -21,6 +21,7 @@ import pytest
 import torch
 import torch_pins
 from packaging.requirements import Requirement
+from setuptools.command.editable_wheel import _finder_template
 from setuptools.config.pyprojecttoml import read_configuration
 
 import replknet_ext
@@ -93,20 +94,24 @@ def wheel(sources: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return build("wheel", sources, tmp_path_factory.mktemp("wheel"), REPLKNET_EXT_SKIP_CUDA="1")
 
 
-@pytest.fixture(scope="module")
-def fresh_python(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Python of a new environment that has the wheel. torch and its friends are lent by this environment's folder.
+def environment(place: Path) -> tuple[Path, Path]:
+    """Python and the site-packages of a new environment. torch and its friends are lent by this environment's folder.
 
     A folder named in a .pth file is searched, but its own .pth files are not read: the editable installation of this
     checkout stays out of sight.
     """
-    place = tmp_path_factory.mktemp("fresh")
     venv.create(place, with_pip=False, symlinks=os.name != "nt")
-    python = place / "bin" / "python"
     (site,) = place.glob("lib/python*/site-packages")
+    (site / "lent.pth").write_text(f"{Path(torch.__file__).resolve().parent.parent}\n")
+    return place / "bin" / "python", site
+
+
+@pytest.fixture(scope="module")
+def fresh_python(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Python of a new environment that has the wheel."""
+    python, site = environment(tmp_path_factory.mktemp("fresh"))
     with zipfile.ZipFile(wheel) as archive:
         archive.extractall(site)
-    (site / "lent.pth").write_text(f"{Path(torch.__file__).resolve().parent.parent}\n")
     return python
 
 
@@ -185,9 +190,22 @@ def test_wheel_runs_the_readme_outside_the_checkout(fresh_python: Path, tmp_path
     assert where[2] in ("base", "avx2", "avx512")
 
 
-@pytest.mark.slow
-def test_sources_that_hide_the_built_package_say_so(fresh_python: Path, sources: Path) -> None:
-    """In a clone, after `pip install .`, Python imports the clone's own folder, which has no extension."""
+@pytest.mark.skipif(not replknet_ext.HAS_EXT, reason="needs the compiled extension")
+@pytest.mark.parametrize("installed", ["copied", "editable"])
+def test_sources_that_hide_the_built_package_say_so(installed: str, tmp_path: Path) -> None:
+    """In a clone, after `pip install .`, Python imports the clone's own folder, which has no extension.
+
+    Nor does it get the extension of another clone, whose editable installation finds modules of the package by name.
+    """
+    python, site = environment(tmp_path / "environment")
+    clone, other = tmp_path / "clone", site if installed == "copied" else tmp_path / "other"
+    package, pycache = ROOT / "replknet_ext", "__pycache__"
+    shutil.copytree(package, clone / package.name, ignore=shutil.ignore_patterns("*.so", pycache))
+    shutil.copytree(package, other / package.name, ignore=shutil.ignore_patterns(pycache))
+    if installed == "editable":
+        finder = _finder_template("__editable__", {package.name: str(other / package.name)}, {})
+        (site / "editable_finder.py").write_text(finder, encoding="utf-8")
+        (site / "editable.pth").write_text("import editable_finder; editable_finder.install()\n", encoding="utf-8")
     code = """
 import warnings
 with warnings.catch_warnings(record=True) as caught:
@@ -200,14 +218,11 @@ assert not replknet_ext.HAS_EXT
 (one,) = [str(warning.message) for warning in caught if "replknet_ext" in str(warning.message)]
 print("warning:", one)
 """
-    told = call(fresh_python, "-c", code, cwd=sources)
-    (site,) = (fresh_python.parent.parent / "lib").glob("python*/site-packages")
-    assert told.count(f"not installed in {sources / 'replknet_ext'}") >= 3, told
-    assert told.count(f"but in {site / 'replknet_ext'}") >= 3, told
+    told = call(python, "-c", code, cwd=clone)
+    assert told.count(f"not installed in {clone / package.name}") >= 3, told
+    assert told.count(f"but in {other / package.name}") >= 3, told
     assert "REPLKNET_EXT_SKIP_EXT" not in told
-    away = call(
-        fresh_python, "-W", "error::RuntimeWarning", "-c", "import replknet_ext as r; print(r.HAS_EXT)", cwd=site
-    )
+    away = call(python, "-W", "error::RuntimeWarning", "-c", "import replknet_ext as r; print(r.HAS_EXT)", cwd=tmp_path)
     assert away.strip() == "True"
 
 
