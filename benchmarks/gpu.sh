@@ -2,8 +2,8 @@
 # Builds, tests and measures the CUDA kernels on this machine's GPU, into one JSON file:
 #
 #   benchmarks/gpu.sh [--quick] [OUT.json]     under 8 minutes, quick: under 3
-#   benchmarks/gpu.sh --limit 1300 [OUT.json]  time for every step
-#   benchmarks/gpu.sh --dry-run                what it would do; needs no GPU
+#   benchmarks/gpu.sh --limit SECONDS ...      1350: time for every step; --only STEP ...: some
+#   benchmarks/gpu.sh --dry-run [--limit 540] what it would do, and when; needs no GPU
 #
 # Needs a Python with torch for CUDA (named by PYTHON, else python3), ninja, nvcc, pytest and hypothesis, and no network.
 # See gpu_ops.py for the steps and the exit status.

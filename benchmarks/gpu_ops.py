@@ -29,6 +29,7 @@ from benchmarks.harness import RESULTS, ROOT, BenchmarkError, write_json
 from benchmarks.shapes import GROUPS, PASSES
 
 LIMIT, QUICK_LIMIT = 455.0, 160.0  # seconds of the whole run
+LEAST_FULL = 300.0  # a run that is shorter takes the quick budgets
 LEAST = 8.0  # a step is not started with less time left
 
 
@@ -84,6 +85,20 @@ STEPS = (
 def chosen(quick: bool) -> list[tuple[Step, float]]:
     """The steps of a run, with their budgets."""
     return [(step, step.quick if quick else step.seconds) for step in STEPS if step.quick or not quick]
+
+
+def schedule(quick: bool, limit: float, only: Sequence[str] = ()) -> list[tuple[Step, float, float]]:
+    """A run in which every step takes its whole budget: steps, seconds until each starts, and what it then gets.
+
+    Steps that end sooner leave their time to those that follow.
+    """
+    planned, start = [], 0.0
+    for step, budget in chosen(quick):
+        if not only or step.name in only:
+            granted = min(budget, limit - start) if limit - start >= LEAST else 0.0
+            planned.append((step, start, granted))
+            start += granted
+    return planned
 
 
 def run_step(step: Step, seconds: float, quick: bool, folder: Path) -> dict[str, Any]:
@@ -204,25 +219,33 @@ def run(output: Path, quick: bool, only: Sequence[str], commit: str | None, limi
     return int(bool(failed))
 
 
-def dry_run() -> None:
-    """Prints what a run would do. Imports and plans all of it, so that what is broken fails here and not on a GPU.
+def dry_run(quick: bool = False, limit: float | None = None, only: Sequence[str] = ()) -> None:
+    """Prints what a run would do; without a limit, the two usual ones.
+
+    Imports and plans all of it, so that what is broken fails here and not on a GPU.
 
     Raises:
-        BenchmarkError: two steps share a name, or a run would not fit its limit.
+        BenchmarkError: two steps share a name, or one is unknown to its module.
     """
     from benchmarks import gpu_cases, gpu_routes, gpu_steps, gpu_table, gpu_training  # noqa: F401
 
     if len({step.name for step in STEPS}) != len(STEPS):
         raise BenchmarkError("two steps have the same name")
-    for quick in (False, True):
-        total = sum(budget for _, budget in chosen(quick))
-        limit = QUICK_LIMIT if quick else LIMIT
-        print(f"{'--quick' if quick else 'full run'}: at most {limit:.0f} s, budgets together {total:.0f} s")
-        for step, budget in chosen(quick):
+    runs = [(quick, limit)] if limit else [(False, LIMIT), (True, QUICK_LIMIT)]
+    for quick, limit in runs:
+        planned = schedule(quick, limit, only)
+        wanted = sum(budget for step, budget in chosen(quick) if not only or step.name in only)
+        print(f"{'quick' if quick else 'full'} run of at most {limit:.0f} s; all budgets together {wanted:.0f} s")
+        print(f"  {'step':<30} {'starts by':>9} {'budget':>7}")
+        for step, start, budget in planned:
             known: dict[str, Any] = {"benchmarks.gpu_steps": gpu_steps.STEPS, "benchmarks.gpu_table": GROUPS}
             if step.module in known and (step.group or step.name) not in known[step.module]:
                 raise BenchmarkError(f"step {step.name!r} is unknown to {step.module}")
-            print(f"  {step.name:<30} {budget:>4.0f} s  {' '.join(step.command(Path('PART'), budget, quick)[2:])}")
+            if budget:
+                line = " ".join(step.command(Path("PART"), budget, quick)[2:])
+                print(f"  {step.name:<30} {start:>7.0f} s {budget:>5.0f} s  {line}")
+            else:
+                print(f"  {step.name:<30} {'if earlier steps leave time':>17}")
     variants = [*gpu_plan.variants(), *gpu_plan.variants("bwd_weight")]
     print(f"\nexact cases: {len(gpu_cases.CASES)}; CUDA variants: {', '.join(variants)}\n")
     for group, layers in GROUPS.items():
@@ -240,17 +263,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="benchmarks/gpu.sh", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("output", type=Path, nargs="?", default=RESULTS / "gpu_ops.json", metavar="OUT.json")
     parser.add_argument("--quick", action="store_true", help="the main layers in bf16 only, under 3 minutes")
-    parser.add_argument("--limit", type=float, metavar="SECONDS", help="of the whole run; every step: about 1300")
+    parser.add_argument(
+        "--limit", type=float, metavar="SECONDS", help=f"of the whole run; below {LEAST_FULL:.0f} it is quick"
+    )
     parser.add_argument("--only", nargs="+", default=[], metavar="STEP", choices=[step.name for step in STEPS])
     parser.add_argument("--commit", help="the commit under test, where git can't tell")
     parser.add_argument("--dry-run", action="store_true", help="say what a run would do; needs no GPU")
     options = parser.parse_args(arguments)
+    if options.limit is not None and options.limit < LEAST:
+        parser.error(f"--limit must be at least {LEAST:.0f} seconds, got {options.limit:g}")
+    quick = options.quick or (options.limit is not None and options.limit < LEAST_FULL)
+    limit = options.limit or (QUICK_LIMIT if quick else LIMIT)
     if options.dry_run:
-        dry_run()
+        dry_run(quick, limit if options.limit or options.quick else None, options.only)
         return 0
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    limit = options.limit or (QUICK_LIMIT if options.quick else LIMIT)
-    return run(options.output.resolve(), options.quick, options.only, options.commit, limit)
+    return run(options.output.resolve(), quick, options.only, options.commit, limit)
 
 
 if __name__ == "__main__":

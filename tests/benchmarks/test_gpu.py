@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -42,6 +43,28 @@ def test_dry_run() -> None:
         assert word in done.stdout
 
 
+@pytest.mark.parametrize("limit", [240, 540, 840])
+def test_a_dry_run_of_a_limit(limit: int, capsys: pytest.CaptureFixture[str]) -> None:
+    """What decides most comes first, and no step is planned beyond the limit."""
+    assert gpu_ops.main(["--dry-run", "--limit", str(limit)]) == 0
+    shown = capsys.readouterr().out
+    assert f"{'quick' if limit < 300 else 'full'} run of at most {limit} s" in shown
+    planned = gpu_ops.schedule(limit < 300, limit)
+    assert [step.name for step, _, _ in planned][:3] == ["device", "build", "smoke"]
+    assert all(start + budget <= limit for _, start, budget in planned)
+    reached = [step.name for step, _, budget in planned if budget]
+    assert reached == [step.name for step, _, _ in planned][: len(reached)]
+    assert {"tests", "sanitizer"} <= set(reached) if limit < 500 else {"ceilings", "table: main"} <= set(reached)
+    for name in reached:
+        assert name in shown
+
+
+def test_a_limit_too_short_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        gpu_ops.main(["--dry-run", "--limit", "3"])
+    assert "--limit must be at least 8 seconds, got 3" in capsys.readouterr().err
+
+
 def test_without_a_gpu_it_says_so(tmp_path: Path) -> None:
     output = tmp_path / "out.json"
     done = shell("--quick", str(output))
@@ -70,7 +93,7 @@ def test_what_is_right_is_known_before_times_are_taken() -> None:
 def test_the_limit_is_an_option(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     budgets: list[float] = []
     monkeypatch.setattr(gpu_ops, "run_step", lambda step, seconds, *_: budgets.append(seconds) or {})
-    assert gpu_ops.main(["--limit", "12", "--only", "tests", "tuning", "--", str(tmp_path / "out.json")]) == 0
+    assert gpu_ops.main(["--limit", "12", "--only", "tests", "sanitizer", "--", str(tmp_path / "out.json")]) == 0
     assert all(11 < seconds <= 12 for seconds in budgets) and len(budgets) == 2
 
 
