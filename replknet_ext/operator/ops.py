@@ -60,6 +60,10 @@ _METHODS = {
     "dwconv2d_backward_weight_bias": "bwd_weight_bias",
 }
 
+DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+#: As csrc/bindings/arguments.cpp: what is computed of sizes and paddings fits 64 bits.
+LARGEST_PADDING = 2**40
+
 # Registrations live as long as this object: keep it for the life of the process.
 _lib = torch.library.Library(NAMESPACE, "FRAGMENT")
 
@@ -130,6 +134,7 @@ def _python_kernel(name: str) -> Callable[..., Any]:
     def run(first: Tensor, second: Tensor, *rest: Any) -> Any:
         bias, padding, activation = rest[:3] if _is_fwd(name) else (None, rest[0], "none")
         try:
+            _check_operands(name, padding, first, second, bias)
             sizes(first, second, padding)
             backend, variant = query.resolve(method, first, second, bias, padding, activation, *rest[-4:])
             return getattr(backend, method)(first, second, *rest[:-2], variant)
@@ -149,21 +154,35 @@ _OPERANDS = {
 }
 
 
-def _check_devices(name: str, first: Tensor, *others: Tensor | None) -> None:
-    """That all operands are on one device: torch calls the fake kernel where any of them is on meta."""
+def _check_operands(name: str, padding: Sequence[int], first: Tensor, *others: Tensor | None) -> None:
+    """What the compiled kernels check, too: padding, and that all operands are on one device and have one dtype.
+
+    torch calls the fake kernel where any of them is on meta.
+    """
     names = _OPERANDS[name]
+    if first.dtype not in DTYPES:
+        raise RuntimeError(f"{name}: {names[0]} must be float64, float32, float16 or bfloat16, got {first.dtype}")
     for other, operand in zip(names[1:], others, strict=False):
         if operand is not None and operand.device != first.device:
             devices = f"{first.device} and {operand.device}"
             raise RuntimeError(f"{name}: {names[0]} and {other} must be on one device, got {devices}")
+        if operand is not None and operand.dtype != first.dtype:
+            dtypes = f"{first.dtype} and {operand.dtype}"
+            raise RuntimeError(f"{name}: {names[0]} and {other} must have one dtype, got {dtypes}")
+    if len(padding) != 4:
+        raise RuntimeError(f"{name}: padding must be (top, bottom, left, right), got {len(padding)} values")
+    for pad in padding:
+        if isinstance(pad, int) and abs(pad) > LARGEST_PADDING:
+            raise RuntimeError(f"{name}: padding must lie between -2^40 and 2^40, got {pad}")
 
 
 def _fake_kernel(name: str) -> Callable[..., Any]:
     sizes, weight = _SIZES[name], name.startswith("dwconv2d_backward_weight")
 
     def fake(first: Tensor, second: Tensor, *rest: Any) -> Any:
-        _check_devices(name, first, second, *(rest[:1] if _is_fwd(name) else ()))
-        size = sizes(first, second, rest[1] if _is_fwd(name) else rest[0])
+        bias, padding = rest[:2] if _is_fwd(name) else (None, rest[0])
+        _check_operands(name, padding, first, second, bias)
+        size = sizes(first, second, padding)
         layout = torch.contiguous_format if weight else output_format(first, second)
         out = torch.empty(size, dtype=first.dtype, device=first.device, memory_format=layout)
         return (out, first.new_empty(size[:1])) if name.endswith("_bias") else out

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -23,7 +24,8 @@ def make_calls(seed: int, count: int, tmp_path: Path) -> dict[str, int]:
     log = tmp_path / "call"
     script = Path(__file__).parents[1] / "helpers" / "hostile_calls.py"
     command = [sys.executable, str(script), str(seed), str(count), str(log)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
+    environment = {**os.environ, "PYTHONPATH": str(Path(_ext.__file__).parents[1])}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300, env=environment)
     last = log.read_text().strip() if log.exists() else ""
     assert done.returncode >= 0, f"killed by signal {-done.returncode} in call {last}"
     assert done.returncode == 0, f"{done.stdout}{done.stderr[-2000:]}\nlast call {last}"
@@ -33,9 +35,9 @@ def make_calls(seed: int, count: int, tmp_path: Path) -> dict[str, int]:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="limits its memory by /proc")
 def test_hostile_calls(tmp_path: Path) -> None:
-    ends = make_calls(0, 1550, tmp_path)
-    assert sum(ends.values()) == 1550
-    assert min(ends["result"], ends["refused"]) > 300, "both kinds of call are there"
+    ends = make_calls(0, 500, tmp_path)
+    assert sum(ends.values()) == 500
+    assert min(ends["result"], ends["refused"]) > 60, "both kinds of call are there"
 
 
 @pytest.mark.slow
