@@ -1,6 +1,7 @@
 // The planners with the constants of model.h as variables, for fit.py: it compiles this with a copy of csrc in which
 // they are no longer constexpr, and generates kConstants.
 #include <cstring>
+#include <limits>
 
 #include "cuda/family.h"
 #include "cuda/model.h"
@@ -41,7 +42,7 @@ extern "C" double cycles(const int64_t* sizes, const int* what, const int* devic
     const int count = family->count(p.pass);
     if (variant < count) {
       std::shared_ptr<cuda::LaunchPlan> plan;
-      return family->plan(p, limits, variant, &plan) ? -1 : plan->cycles;
+      return family->plan(p, limits, variant, std::numeric_limits<double>::infinity(), &plan) ? -1 : plan->cycles;
     }
     variant -= count;
   }
