@@ -39,7 +39,7 @@ def build_network(model: Model, num_classes: int | None = None, *, weights: bool
     """
     classes = model.num_classes or num_classes
     if classes is None:
-        raise UsageError("model.num_classes: without data the recipe must say how many classes there are")
+        raise UsageError("model.num_classes: the data does not say how many classes there are; set it")
     if num_classes is not None and num_classes != classes:
         raise UsageError(f"model.num_classes is {classes}, but the data has {num_classes} classes")
     options: dict[str, Any] = {"num_classes": classes, "in_chans": model.in_chans}

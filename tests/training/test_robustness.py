@@ -119,6 +119,7 @@ def test_the_command_ends_with_its_own_status(tmp_path: Path, monkeypatch: pytes
 
 
 def test_a_second_signal_ends_at_once() -> None:
+    reader, writer = os.pipe()
     child = os.fork()
     if child == 0:
         with stop_requests() as request:
@@ -126,10 +127,14 @@ def test_a_second_signal_ends_at_once() -> None:
             os.kill(os.getpid(), signal.SIGTERM)  # together they are one
             if not request or request.name != "SIGTERM":
                 os._exit(1)
+            os.write(writer, b"alive")
             request.arrived -= TOGETHER
             os.kill(os.getpid(), signal.SIGTERM)
             os._exit(2)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 128 + signal.SIGTERM
+    os.close(writer)
+    assert os.read(reader, 10) == b"alive"
+    os.close(reader)
     before = signal.getsignal(signal.SIGTERM)
     with stop_requests():
         assert signal.getsignal(signal.SIGTERM) is not before

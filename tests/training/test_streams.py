@@ -109,6 +109,8 @@ def test_what_is_wrong_in_a_shard_is_named(folders: tuple[Path, Path], tmp_path:
     files |= {"1.png": picture, "1.cls": b"7"}
     with pytest.raises(UsageError, match="the data has the label 7, but there are 2 classes, from 0 on"):
         train(tiny(*settings), damaged(tmp_path, files), output=tmp_path / "label", quiet=True)
+    with pytest.raises(UsageError, match=r"model\.num_classes: the data does not say how many classes"):
+        train(tiny("optimizer.global_batch=2", "evaluate=false"), tmp_path, output=tmp_path / "x", quiet=True)
     (tmp_path / "train-0.tar").write_bytes(b"no archive")
     with pytest.raises(ToolError, match=r"train-0\.tar: cannot be read"):
         train(tiny(*settings), tmp_path, output=tmp_path / "archive", quiet=True)
