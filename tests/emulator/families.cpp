@@ -1,5 +1,6 @@
 // Apart from bindings.cpp, since builds for planted bugs hold one family only and share everything else.
 #include <cstring>
+#include <limits>
 
 #include "family.h"
 
@@ -19,7 +20,7 @@ int choice_of_family(const char* name, const replknet_ext::Problem& p, const rep
   for (const auto& f : families) {
     if (std::strcmp(name, f.name) == 0) {
       std::shared_ptr<LaunchPlan> plan;
-      *why = f.family->plan(p, limits, -1, &plan);
+      *why = f.family->plan(p, limits, -1, std::numeric_limits<double>::infinity(), &plan);
       return *why ? -1 : first + plan->family_variant;
     }
     first += f.family->count(p.pass);
