@@ -12,6 +12,7 @@ import subprocess
 import sys
 import textwrap
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -73,7 +74,8 @@ def on_gpu(case: Case) -> Operands:
 
 
 def run_variant(case: Case, o: Operands) -> torch.Tensor:
-    return run("bwd_weight", case, o, variant=number(), algorithm="auto")
+    result: torch.Tensor = run("bwd_weight", case, o, variant=number(), algorithm="auto")
+    return result
 
 
 @gpu
@@ -186,7 +188,7 @@ def test_tuning_beside_a_thread_that_pins_memory() -> None:
 
 
 @gpu
-def test_long_sums_of_split_bfloat16(record_property: pytest.RecordProperty) -> None:
+def test_long_sums_of_split_bfloat16(record_property: Callable[[str, object], None]) -> None:
     """Tensor cores cut sums off where IEEE rounds: the emulator's model of that says about 4e-5 here."""
     n, c, size, kernel = 64, 128, 56, 31
     draw = torch.Generator().manual_seed(0)

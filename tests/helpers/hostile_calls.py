@@ -225,7 +225,7 @@ def public(draw: random.Random) -> tuple[str, Callable[[], Any]]:
             if values.get("stride", (1, 1)) == values.get("dilation", (1, 1)) == (1, 1):
                 raise
             raise ValueError("stride or dilation: torch's convolution ran, and its words are its own") from None
-        wanted = torch.nn.functional.conv2d(x.double(), weight.double(), groups=c, **values)  # type: ignore[arg-type]
+        wanted = torch.nn.functional.conv2d(x.double(), weight.double(), groups=c, **values)  # type: ignore[call-overload]
         same(got, wanted, x)
 
     return (
