@@ -57,7 +57,10 @@ def build(name: str) -> nn.Module:
         model = large_kernel_users.overlock_xt(num_classes=100)
     else:
         model = timm.create_model(name, num_classes=100, drop_rate=0.0)
-    # Without them features vanish in eval mode, and the logits are those of any convolution.
+    # As built, features vanish in eval mode, or in residuals scaled by 1e-6: the logits would be those of any kernel.
+    for name, parameter in model.named_parameters():
+        if name.endswith("gamma"):
+            nn.init.constant_(parameter, 0.5)
     norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
     momenta = [norm.momentum for norm in norms]
     for norm in norms:
