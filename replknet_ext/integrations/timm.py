@@ -98,7 +98,8 @@ class TimmRepLKNet(RepLKNet):
         x = self._pool(x)
         if pre_logits:
             return x
-        return self.head(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2) if self.unpooled else self.head(x)
+        logits: Tensor = self.head(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2) if self.unpooled else self.head(x)
+        return logits
 
     def _stage_maps(self, x: Tensor, last: int) -> Iterator[Tensor]:
         """The map after each stage up to `last`."""

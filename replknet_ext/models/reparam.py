@@ -61,7 +61,7 @@ class Reparameterizable:
                 continue
             fold_pair(layers, getattr(self, before) if before is not None else None)
             if before is not None:
-                setattr(self, before, nn.Identity())
+                setattr(self, before, nn.Identity().train(getattr(self, before).training))
 
 
 def reparameterize(model: _Model, inplace: bool = True, level: str = "merge") -> _Model:

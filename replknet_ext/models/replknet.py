@@ -410,7 +410,7 @@ class RepLKNet(nn.Module, Reparameterizable):
             self._fold_pairs()
             if self.out_indices is None and type(self.head) is nn.Linear and isinstance(self.norm, _BatchNorm):
                 fold_norm_linear(self.norm, self.head)
-                self.norm = nn.Identity()  # type: ignore[assignment]
+                self.norm = nn.Identity().train(self.training)  # type: ignore[assignment]
         return self
 
     def _pairs(self) -> list[tuple[nn.Module, str | None]]:

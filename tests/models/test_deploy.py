@@ -239,7 +239,8 @@ def test_keeps_dtype_layout_flags_and_random_state(dtype):
         assert modules[name] is conv  # the same object, so whoever holds it sees the folded one
         assert conv.weight.stride() == strides[name]
         assert conv.weight.requires_grad == conv.bias.requires_grad == (not name.startswith("stem."))
-        assert conv.training == name.startswith("stages.0.blocks.1.")
+    for name, module in modules.items():  # what is new, too
+        assert module.training == name.startswith("stages.0.blocks.1"), name
     assert {p.dtype for p in model.parameters()} == {dtype}
     assert all(p.is_leaf for p in model.parameters())
 
