@@ -97,8 +97,10 @@ def of(model: str, input_size: int | None = None, num_classes: int | None = None
         config = ARCHS[model.upper()]
     elif model in MODELS:
         config, size = ARCHS[MODELS[model].arch], MODELS[model].input_size[-1]
+    elif model in list_models():
+        raise UsageError(f"{model!r} is not a RepLKNet: summary counts those alone")
     else:
-        names = [*list_models(), *ARCHS]
+        names = [*MODELS, *ARCHS]
         near = difflib.get_close_matches(model, names, n=3, cutoff=0.5)
         hint = f"did you mean {' or '.join(near)}?" if near else f"names are {', '.join(names)}"
         raise UsageError(f"{model!r} is neither a known model nor a file; {hint}")

@@ -189,6 +189,7 @@ def test_another_registered_network_is_taken(grey_checkpoint: Path, tmp_path: Pa
     assert [entry["pred_label"] for entry in found["images"]] == [0, 1, 2]
     assert cli.json("evaluate", tmp_path / "val", *given)["top1"] == 100
     assert "nothing to merge" in cli("predict", tmp_path / "val", *given, "--deploy", "merge", code=2).stderr
+    assert "'grey_net' is not a RepLKNet" in cli("summary", "grey_net", code=2).stderr
     torch.save({"weight": torch.ones(1)}, tmp_path / "other.pth")
     with pytest.raises(CheckpointError, match="does not fit Grey"):
         get_model("grey_net", pretrained=tmp_path / "other.pth")
