@@ -35,14 +35,14 @@ def make_calls(seed: int, count: int, tmp_path: Path) -> dict[str, int]:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="limits its memory by /proc")
 def test_hostile_calls(tmp_path: Path) -> None:
-    ends = make_calls(0, 500, tmp_path)
-    assert sum(ends.values()) == 500
-    assert min(ends["result"], ends["refused"]) > 60, "both kinds of call are there"
+    ends = make_calls(0, 60, tmp_path)
+    assert sum(ends.values()) == 60
+    assert min(ends["result"], ends["refused"]) > 10, "both kinds of call are there"
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="limits its memory by /proc")
-@pytest.mark.parametrize("seed", range(1, 9))
+@pytest.mark.parametrize("seed", range(1, 3))
 def test_more_hostile_calls(seed: int, tmp_path: Path) -> None:
     make_calls(seed, 1550, tmp_path)
 
