@@ -54,11 +54,11 @@ def _load() -> tuple[bool, str | None]:
             "was loaded from elsewhere (a second install, or torch.ops.load_library on its .so). "
             "Keep one copy on sys.path and start a new process."
         )
-    found = importlib.util.find_spec(module)
-    origin = found.origin if found else None
-    if origin is None or Path(origin).parent.resolve() != Path(__file__).parent.resolve():
-        return False, _why_missing(origin)
     try:
+        found = importlib.util.find_spec(module)
+        origin = found.origin if found else None
+        if origin is None or Path(origin).parent.resolve() != Path(__file__).parent.resolve():
+            return False, _why_missing(origin)
         importlib.import_module(module)
     except ImportError as error:
         reason = f"the compiled extension could not be loaded: {error}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 
 import cuda_budgets
+import nvcc_objects
 import pytest
 from cuda_budgets import ARCHS, NVCC, Family, Job, Tables
 
@@ -54,7 +55,7 @@ def _compiled(name: str, jobs: tuple[Job, ...], nvcc: str) -> Tables:
 
 
 def _right_nvcc(nvcc: str) -> None:
-    if cuda_budgets.nvcc_version(nvcc) != NVCC:
+    if nvcc_objects.nvcc_version(nvcc) != NVCC:
         pytest.skip(f"the table is of nvcc {NVCC}")
 
 
@@ -107,6 +108,6 @@ def test_instruction_mix_of_the_inner_loop(family: Family, jobs: tuple[Job, ...]
 
 
 def test_wide_planes_of_toeplitz_fwd_meet_the_goal_of_three_quarters() -> None:
-    """Narrow planes (24, 14 and 7 wide) have too few products a load."""
+    """Narrow planes (24, 20, 14 and 7 wide) have too few products a load."""
     low = {name for name, budget in FAMILIES["toeplitz_fwd"].budgets.items() if budget.share < 0.75}
-    assert low == {"rt_3x2_w", "rt_1x1_w", "rt_5x3_w"}
+    assert low == {"rt_3x2_w", "rt_1x1_w", "rt_5x3_w", "rt_3x3_w"}

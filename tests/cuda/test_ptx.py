@@ -9,6 +9,7 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
+import nvcc_objects
 import ptx_build
 import pytest
 from ptx_bugs import BUGS
@@ -22,7 +23,7 @@ every_mutant = os.environ.get("REPLKNET_EXT_MUTANTS") == "all"
 SAMPLE = list(BUGS)[:: 1 if every_mutant else 5]
 
 
-def _program(arch: str = "90a") -> Path:
+def _program(arch: str = nvcc_objects.ARCH) -> Path:
     why = ptx_build.missing()
     if why is not None:
         pytest.skip(why)

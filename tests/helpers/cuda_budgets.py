@@ -21,6 +21,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+import nvcc_objects
+
 from replknet_ext import _ext
 
 TESTS = Path(__file__).resolve().parents[1]
@@ -105,13 +107,6 @@ def find_nvdisasm() -> str | None:
     return found[0] if found else shutil.which("nvdisasm")
 
 
-def nvcc_version(nvcc: str) -> str:
-    """ "13.0" """
-    text = subprocess.run([nvcc, "--version"], capture_output=True, text=True, check=True).stdout
-    found = re.search(r"release (\d+\.\d+)", text)
-    return found.group(1) if found else "unknown"
-
-
 def _steady_block(sass: str, work: str) -> list[str]:
     """The straight-line block with the most instructions of work."""
     blocks: list[list[str]] = [[]]
@@ -146,15 +141,6 @@ def _steady_loop(sass: str, work: str) -> list[str]:
     return max(bodies, key=lambda body: sum(op.split(".")[0] == work for op in body))
 
 
-def sources_of(path: Path, seen: dict[Path, bytes]) -> dict[Path, bytes]:
-    """A file and what it includes from its own folder."""
-    if path not in seen and path.exists():
-        seen[path] = path.read_bytes()
-        for name in re.findall(rb'^#include "([^"]+)"', seen[path], re.M):
-            sources_of((path.parent / name.decode()).resolve(), seen)
-    return seen
-
-
 def compile_kernels(arch: str, nvcc: str, nvdisasm: str | None, family: Family, source: str) -> list[Kernel]:
     """Compiles the kernels of a file for one architecture.
 
@@ -168,30 +154,43 @@ def compile_kernels(arch: str, nvcc: str, nvdisasm: str | None, family: Family, 
 
 def _compile(arch: str, nvcc: str, nvdisasm: str | None, family: Family, source: str) -> list[Kernel]:
     """All kernels of a file by their mangled names; results are kept by a hash of what went in."""
-    how = f"{arch} {nvcc_version(nvcc)} {nvdisasm is not None} {source} {family.work} {family.whole_loop}"
+    how = f"{arch} {nvcc_objects.nvcc_version(nvcc)} {nvdisasm is not None} {source} {family.work} {family.whole_loop}"
     digest = hashlib.sha256(how.encode())
     digest.update(Path(__file__).read_bytes())
-    for _, text in sorted(sources_of(CUDA / source, {}).items()):
+    for _, text in sorted(nvcc_objects.sources_of(CUDA / source, {}).items()):
         digest.update(text)
     CACHE.mkdir(parents=True, exist_ok=True)
     kept = CACHE / f"{source.replace('/', '-')}-{arch}-{digest.hexdigest()[:16]}.json"
     if kept.exists():
         return [Kernel(**row) for row in json.loads(kept.read_text())]
-    cubin = kept.with_suffix(f".{os.getpid()}.cubin")
-    command = [nvcc, "-std=c++17", "-O3", f"-gencode=arch=compute_{arch},code=sm_{arch}", "-cubin",
-               "-Xptxas", "-v,-warn-spills,-Werror", str(CUDA / source), "-o", str(cubin)]  # fmt: skip
-    done = subprocess.run(command, capture_output=True, text=True)
-    if done.returncode:
-        raise RuntimeError(done.stdout + done.stderr)
+    if arch == nvcc_objects.ARCH:
+        shared = nvcc_objects.compiled(CUDA / source, nvcc)
+        kernels = _read(shared.cubin, shared.log.read_text(), nvdisasm, family)
+    else:
+        cubin = kept.with_suffix(f".{os.getpid()}.cubin")
+        command = [nvcc, "-std=c++17", "-O3", f"-gencode=arch=compute_{arch},code=sm_{arch}", "-cubin",
+                   "-Xptxas", "-v,-warn-spills,-Werror", str(CUDA / source), "-o", str(cubin)]  # fmt: skip
+        done = subprocess.run(command, capture_output=True, text=True)
+        if done.returncode:
+            raise RuntimeError(done.stdout + done.stderr)
+        kernels = _read(cubin, done.stdout + done.stderr, nvdisasm, family)
+        cubin.unlink()
+    partial = kept.with_suffix(f".{os.getpid()}.tmp")
+    partial.write_text(json.dumps([asdict(kernel) for kernel in kernels]))
+    partial.replace(kept)
+    return kernels
+
+
+def _read(cubin: Path, log: str, nvdisasm: str | None, family: Family) -> list[Kernel]:
+    """The kernels of a cubin and of what ptxas said of it."""
     sass: dict[str, str] = {}
     if nvdisasm is not None:
-        text_ = subprocess.run([nvdisasm, "-c", str(cubin)], capture_output=True, text=True, check=True).stdout
-        sass = dict(re.findall(r"^\.text\.(\w+):(.*?)(?=^\.text\.|\Z)", text_, re.M | re.S))
-    cubin.unlink()
+        text = subprocess.run([nvdisasm, "-c", str(cubin)], capture_output=True, text=True, check=True).stdout
+        sass = dict(re.findall(r"^\.text\.(\w+):(.*?)(?=^\.text\.|\Z)", text, re.M | re.S))
     kernels = []
     report = re.findall(
         r"Compiling entry function '(\w+)'.*?(\d+) bytes spill stores, (\d+) bytes spill loads.*?Used (\d+) registers",
-        done.stdout + done.stderr,
+        log,
         re.S,
     )
     for symbol, stores, loads, registers in report:
@@ -202,9 +201,6 @@ def _compile(arch: str, nvcc: str, nvdisasm: str | None, family: Family, source:
         local = len(re.findall(r"\b(?:LDL|STL)\b", sass[symbol])) if symbol in sass else -1
         kernels.append(Kernel(symbol, int(registers), int(stores) + int(loads), local, ops[family.work], ops["LDSM"],
                               ops["LDS"], round(ops[family.work] / max(1, busy), 3)))  # fmt: skip
-    partial = kept.with_suffix(f".{os.getpid()}.tmp")
-    partial.write_text(json.dumps([asdict(kernel) for kernel in kernels]))
-    partial.replace(kept)
     return kernels
 
 

@@ -115,7 +115,9 @@ def commands() -> list[Any]:
     for page in [*PAGES, ROOT / "README.md"]:
         for match in BLOCK.finditer(page.read_text(encoding="utf-8")):
             for line in match["code"].replace("\\\n", " ").splitlines() if match["language"] == "bash" else ():
-                words = [word for word in shlex.split(line, comments=True) if not re.fullmatch(r"\$\w+", word)]  # empty
+                words = [
+                    word for word in shlex.split(line, comments=True) if not re.fullmatch(r"\$\w+|&", word)
+                ]  # empty
                 for start in (["replknet-ext"], ["-m", "replknet_ext"]):
                     places = [i for i in range(len(words)) if words[i : i + len(start)] == start]
                     found += [

@@ -8,7 +8,6 @@ Objects are kept by content (tests/_build/objects), so an unchanged kernel is no
 from __future__ import annotations
 
 import fcntl
-import hashlib
 import os
 import platform
 import shutil
@@ -23,13 +22,12 @@ sys.path.append(str(TESTS / "helpers"))  # pytest has it; a person who calls thi
 
 import compile_cache  # noqa: E402
 import cuda_budgets  # noqa: E402
+import nvcc_objects  # noqa: E402
 
 HERE = Path(__file__).resolve().parent
 CUDA = TESTS.parent / "csrc" / "cuda"
 BUILD = TESTS / "_build" / "ptx_run"  # ignored by git
 JOBS = 2  # compilers at a time
-#: As setup.py builds, but PTX is kept as text and nothing is assembled. -lineinfo: faults name the source line.
-NVCC_FLAGS = ("-O3", "-std=c++17", "-Xcompiler", "-fPIC,-fvisibility=hidden", "--no-compress", "-lineinfo")
 #: Of what runs the PTX. No fused multiply-adds but those that the PTX has.
 OWN_FLAGS = ("-std=c++17", "-O3", "-mavx2", "-mfma", "-mf16c", "-ffp-contract=off", "-Wall", "-Wextra", "-Wno-psabi")
 
@@ -43,7 +41,7 @@ def missing() -> str | None:
     nvcc = cuda_budgets.find_nvcc()
     if nvcc is None:
         return "nvcc was not found: it makes the PTX that is run"
-    if int(cuda_budgets.nvcc_version(nvcc).split(".")[0]) < 13:
+    if int(nvcc_objects.nvcc_version(nvcc).split(".")[0]) < 13:
         return "ptx_run needs nvcc 13: it links to that version's entry points of the runtime"
     return None
 
@@ -54,20 +52,6 @@ def _run(command: list[str]) -> None:
         raise RuntimeError(" ".join(command) + "\n" + done.stdout + done.stderr)
 
 
-def _nvcc_object(source: Path, flags: tuple[str, ...], nvcc: str) -> Path:
-    """The object of a file that nvcc compiles, by its content and that of what it includes from the project."""
-    digest = hashlib.sha256(f"{cuda_budgets.nvcc_version(nvcc)} {flags}".encode())
-    for text in cuda_budgets.sources_of(source, {}).values():  # in the order in which they are included
-        digest.update(b"\0" + text)
-    kept = compile_cache.OBJECTS / digest.hexdigest()[:2] / f"{digest.hexdigest()[2:32]}.o"
-    if not kept.exists():
-        kept.parent.mkdir(parents=True, exist_ok=True)
-        partial = kept.with_suffix(f".{os.getpid()}.o")
-        _run([nvcc, *flags, "-c", str(source), "-o", str(partial)])
-        partial.replace(kept)
-    return kept
-
-
 def _host_object(source: Path, out: Path, flags: tuple[str, ...]) -> Path:
     out.parent.mkdir(parents=True, exist_ok=True)
     command = ["g++", *flags, f"-I{CUDA.parent}", f"-ffile-prefix-map={TESTS.parent}=."]
@@ -76,13 +60,19 @@ def _host_object(source: Path, out: Path, flags: tuple[str, ...]) -> Path:
     return out
 
 
-def _nvcc_objects(pool: ThreadPoolExecutor, arch: str, kernels: Iterable[Path]) -> list[Path]:
+def _nvcc_flags(arch: str) -> tuple[str, ...]:
+    """Those that all tests share, or of another architecture's PTX alone."""
+    if arch == nvcc_objects.ARCH:
+        return nvcc_objects.FLAGS
+    return (*nvcc_objects.PTX_FLAGS, f"-gencode=arch=compute_{arch},code=compute_{arch}")
+
+
+def _nvcc_objects(pool: ThreadPoolExecutor, kernels: Iterable[tuple[Path, tuple[str, ...]]]) -> list[Path]:
     nvcc = cuda_budgets.find_nvcc()
     assert nvcc is not None
-    flags = (*NVCC_FLAGS, f"-gencode=arch=compute_{arch},code=compute_{arch}")
-    running = [pool.submit(_nvcc_object, path, flags, nvcc) for path in kernels]
-    running.append(pool.submit(_nvcc_object, HERE / "runtime.cpp", ("-std=c++17", "-O2"), nvcc))
-    return [one.result() for one in running]
+    jobs = [*kernels, (HERE / "runtime.cpp", ("-std=c++17", "-O2"))]
+    running = [pool.submit(nvcc_objects.compiled, path, nvcc, flags) for path, flags in jobs]
+    return [one.result().object for one in running]
 
 
 def _host_sources(folder: Path) -> list[tuple[Path, Path, tuple[str, ...]]]:
@@ -99,7 +89,7 @@ def _link(objects: Iterable[Path], target: Path) -> Path:
     return target
 
 
-def build(arch: str = "90a") -> Path:
+def build(arch: str = nvcc_objects.ARCH) -> Path:
     """Builds the program if its sources changed.
 
     Args:
@@ -116,7 +106,7 @@ def build(arch: str = "90a") -> Path:
     with open(folder / "lock", "w") as lock, ThreadPoolExecutor(JOBS) as pool:
         fcntl.flock(lock, fcntl.LOCK_EX)  # pytest-xdist workers build one after the other
         hosts = [pool.submit(_host_object, *one) for one in _host_sources(folder)]
-        kernels = _nvcc_objects(pool, arch, sorted(CUDA.rglob("*.cu")))
+        kernels = _nvcc_objects(pool, [(path, _nvcc_flags(arch)) for path in sorted(CUDA.rglob("*.cu"))])
         return _link([*kernels, *(one.result() for one in hosts)], folder / "ptx_run")
 
 
@@ -130,11 +120,12 @@ def build_with_bug(folder: Path, cuda: Path, source: str) -> Path:
 
     Returns, raises: as `build`.
     """
-    kernels = {path.relative_to(CUDA): path for path in sorted(CUDA.rglob("*.cu"))}
-    kernels[Path(source)] = cuda / source
+    arch = nvcc_objects.ARCH
+    others = [(path, nvcc_objects.FLAGS) for path in sorted(CUDA.rglob("*.cu")) if path != CUDA / source]
+    ptx_alone = (*nvcc_objects.PTX_FLAGS, f"-gencode=arch=compute_{arch},code=compute_{arch}")  # a bug may well spill
     with ThreadPoolExecutor(JOBS) as pool:
-        objects = _nvcc_objects(pool, "90a", kernels.values())
-    return _link([*objects, *(out for _, out, _ in _host_sources(BUILD / "90a"))], folder / "ptx_run")
+        objects = _nvcc_objects(pool, [*others, (cuda / source, ptx_alone)])
+    return _link([*objects, *(out for _, out, _ in _host_sources(BUILD / arch))], folder / "ptx_run")
 
 
 if __name__ == "__main__":

@@ -76,7 +76,7 @@ BUGS = {
     "unaligned rows": ("fma/launch.cu", " && a.ow % 4 == 0", ""),
     "unaligned tensors": ("fma/launch.cu", " && reinterpret_cast<uint64_t>(a.out) % 16 == 0", ""),
     "plane one row too small": ("fma/plan.cpp", "* v.rows + t.part_rows - 1);", "* v.rows + t.part_rows - 2);"),
-    "rows share a border that is not zeros": ("fma/plan.cpp", "+ origin + 3 < 0 &&", "+ origin < 0 &&"),
+    "rows share a border that is not zeros": ("fma/work.h", "+ origin + 3 < 0 &&", "+ origin < 0 &&"),
 }
 
 CASES = [

@@ -70,7 +70,7 @@ BUGS = {
     "a part lacks a row": ("stencil/stencil.cuh", "max(0, step - rows + 1)", "max(0, step - rows + 2)"),
     "parts see the same rows": ("stencil/stencil.cuh", "item.y - a.pad_top + filter_row;", "item.y - a.pad_top;"),
     "parts share their place": ("stencil/stencil.cuh", "all_taps : filter_row * a.kw + tap;", "all_taps : tap;"),
-    "too few parts": ("stencil/plan.cpp", "weight_ ? ceil_div(p.kh, v.rows) : 1;", "1;"),
+    "too few parts": ("stencil/plan.cpp", "weight ? ceil_div(p.kh, v.rows) : 1;", "1;"),
     "channels share a filter": ("stencil/stencil.cuh", "load_quad(filter + own * kPitch", "load_quad(filter"),
     "bias after the activation": (
         "stencil/stencil.cuh",
@@ -104,11 +104,11 @@ BUGS = {
         "static_cast<int64_t>(split) * a.c", "static_cast<int64_t>(0) * a.c",
     ),
     "splits are not summed": ("stencil/launch.cu", "if (plan.splits == 1) return 0;", "return 0;"),
-    "tiles lack the last rows": ("stencil/plan.cpp", "tiles_ = ceil_div(p.ho, rows_);", "tiles_ = p.ho / rows_;"),
+    "tiles lack the last rows": ("stencil/plan.cpp", "count(ceil_div(p.ho, tile_rows))", "count(p.ho / tile_rows)"),
     "strips lack the last columns": (
         "stencil/plan.cpp",
-        "ceil_div(p.wo, v.columns());\n    tiles_",
-        "std::max<int64_t>(1, p.wo / v.columns());\n    tiles_",
+        "strips_ = ceil_div(p.wo, v.columns());",
+        "strips_ = std::max<int64_t>(1, p.wo / v.columns());",
     ),
     "the workspace is too small": ("stencil/plan.cpp", "(p_.kh * p_.kw + 1) * 4; }", "p_.kh * p_.kw * 4; }"),
 }  # fmt: skip
