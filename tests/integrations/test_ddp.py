@@ -82,6 +82,7 @@ def failures(tmp_path_factory) -> dict[str, list[str]]:
     return run_on_two(CHECKS, tmp_path_factory.mktemp("ddp"))
 
 
+@pytest.mark.xdist_group("ddp")  # the fixture starts two processes
 @pytest.mark.parametrize("name", CHECKS)
 def test_on_two_processes(failures, name):
     assert not failures[name], failures[name][0]

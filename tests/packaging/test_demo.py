@@ -41,6 +41,7 @@ def test_a_changed_prediction_is_not_as_claimed() -> None:
         assert not demo_pretrained.Outcome(**{**vars(good), **bad}).as_claimed
 
 
+@pytest.mark.slow  # tests/training has a quick run that learns and merges
 def test_digits_learns_and_merges() -> None:
     digits = demo_digits.load_digits()
     assert [len(part[1]) for part in (digits.train, digits.test)] == [1437, 360]

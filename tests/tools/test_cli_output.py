@@ -170,7 +170,7 @@ def test_markup_and_escapes_in_names_are_inert(weights: Path, tmp_path: Path) ->
     assert str(folder / "o[/bold].pt2") in cli("export", folder / "o[/bold].pt2", *small, columns=400).stdout
 
 
-@pytest.mark.parametrize("encoding", ["utf-8:strict", "ascii:strict"])
+@pytest.mark.parametrize("encoding", ["utf-8:strict", pytest.param("ascii:strict", marks=pytest.mark.slow)])
 def test_a_name_that_is_no_text_stops_nothing(weights: Path, tmp_path: Path, encoding: str) -> None:
     (good,) = save_photos(tmp_path / "in", ("coffee",))
     odd = tmp_path / "in" / os.fsdecode(b"b\xff.png")

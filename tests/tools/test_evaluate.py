@@ -189,6 +189,7 @@ def test_names_place_folders(tmp_path: Path) -> None:
     assert ([(path.parent.name, label) for path, label in items], classes) == ([("ant", 2), ("tabby", 0)], 2)
 
 
+@pytest.mark.slow
 def test_two_processes_count_every_picture_once(tmp_path: Path) -> None:
     """Eleven pictures on two processes: a sampler that pads would count twelve."""
     weights = checkpoint(tmp_path / "tiny.pth", num_classes=3, in_chans=1)

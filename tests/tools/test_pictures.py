@@ -165,7 +165,11 @@ def test_a_mode_that_pillow_cannot_convert_stops_nothing(tmp_path: Path, monkeyp
 # ---- shapes ----
 
 
-@pytest.mark.parametrize("size", [(1, 20000), (20000, 1), (1, 3_000_000), (2_000_000, 2)])
+@pytest.mark.parametrize(
+    "size",
+    [pytest.param(size, marks=pytest.mark.slow) for size in ((20000, 1), (1, 20000), (2_000_000, 2))]
+    + [(1, 3_000_000)],
+)
 def test_thin_pictures_take_no_gigabytes(tmp_path: Path, size: tuple[int, int]) -> None:
     """In a process of its own, whose memory is limited."""
     picture = tmp_path / "thin.png"

@@ -35,7 +35,7 @@ def results(group: str) -> dict[str, str | None]:
 
 
 @pytest.mark.parametrize(
-    "group", [pytest.param(g, marks=pytest.mark.slow) if g in ("table", "tiles") else g for g in GROUPS]
+    "group", [pytest.param(g, marks=pytest.mark.slow) if g in ("table", "tiles", "around") else g for g in GROUPS]
 )
 def test_checks_in_the_interpreter(group: str) -> None:
     found = results(group)
