@@ -28,9 +28,12 @@ def run() -> list[str]:
     return [str(warning.message) for warning in caught]
 
 
-@pytest.mark.parametrize("name", ["~nosuchuser/cache", "/proc/1/root/nothing", "x" * 5000, "/dev/null/cache"])
-def test_folders_that_are_none(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("REPLKNET_EXT_CACHE", name)
+@pytest.mark.parametrize("name", ["~nosuchuser/cache", "x" * 5000, "file/cache", "loop/cache", "closed/cache"])
+def test_folders_that_are_none(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").touch()
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    (tmp_path / "closed").mkdir(mode=0)  # but root looks into it
+    monkeypatch.setenv("REPLKNET_EXT_CACHE", name if name.startswith("~") else str(tmp_path / name))
     assert len(run()) <= 1
     with warnings.catch_warnings():
         warnings.simplefilter("error")
