@@ -21,7 +21,7 @@ ROOT = Path(__file__).parent
 TORCH_TARGET_VERSION = "0x020b000000000000"  # 2.11
 LIMITED_API = "0x030A0000"  # CPython 3.10
 #: No kernel needs an instruction of 9.0a; its PTX would serve no later GPU.
-DEFAULT_CUDA_ARCHS = "8.0;8.6;8.9;9.0;10.0;12.0+PTX"
+DEFAULT_CUDA_ARCHS = "8.0;8.6;8.9;9.0;10.0+PTX;12.0"
 #: The names of GPU generations in TORCH_CUDA_ARCH_LIST, with torch's meaning (torch.utils.cpp_extension).
 NAMED_CUDA_ARCHS = {
     "ampere+tegra": "8.7",
@@ -84,7 +84,7 @@ def cuda_archs(nvcc: Path) -> list[str]:
     if named.lower() in ("", "all"):
         known = subprocess.run([nvcc, "--list-gpu-code"], capture_output=True, text=True, check=True).stdout.split()
         archs = [a for a in DEFAULT_CUDA_ARCHS.split(";") if "sm_" + re.sub(r"[.af]|\+PTX", "", a) in known]
-        if archs and not archs[-1].endswith("+PTX"):
+        if archs and not any(arch.endswith("+PTX") for arch in archs):
             archs[-1] += "+PTX"  # later GPUs compile it at load time
         return archs
     archs = []
@@ -103,14 +103,25 @@ def cuda_archs(nvcc: Path) -> list[str]:
     return archs
 
 
-def gencode(archs: list[str]) -> list[str]:
-    flags = []
-    for arch in archs:
+def generation(number: str) -> str:
+    """The architectures ("86", "100", "90a") that nvcc makes the same PTX for; only what ptxas makes of it differs."""
+    if not number.isdecimal():  # 90a and 100f have instructions of their own
+        return number
+    return "10 and later" if int(number) >= 100 else number[0]
+
+
+def nvcc_options(archs: list[str]) -> list[str]:
+    """Options of nvcc for `archs` (``["8.0", "9.0+PTX"]``); PTX is made once per generation, for its first of them."""
+    codes: dict[str, list[str]] = {}  # by the architecture that the PTX is made for
+    first: dict[str, str] = {}
+    for arch in sorted(archs, key=lambda arch: float(arch.removesuffix("+PTX").rstrip("af"))):
         number = arch.removesuffix("+PTX").replace(".", "")
-        flags.append(f"-gencode=arch=compute_{number},code=sm_{number}")
+        base = first.setdefault(generation(number), number)
+        codes.setdefault(base, []).append(f"sm_{number}")
         if arch.endswith("+PTX"):
-            flags.append(f"-gencode=arch=compute_{number},code=compute_{number}")
-    return flags
+            codes.setdefault(number, []).append(f"compute_{number}")
+    options = [f"-gencode=arch=compute_{base},code=[{','.join(code)}]" for base, code in codes.items()]
+    return ["-O3", "-std=c++17", "-Xcompiler", "-fPIC,-fvisibility=hidden", *options]
 
 
 def cuda_sources() -> list[Path]:
@@ -146,7 +157,7 @@ def compile_cuda(home: Path, archs: list[str], build_dir: Path) -> list[str]:
     headers = [*(ROOT / "csrc").rglob("*.h"), *(ROOT / "csrc/cuda").rglob("*.cuh"), ROOT / "setup.py"]
     newest_header = max(h.stat().st_mtime for h in headers)
     build_dir.mkdir(parents=True, exist_ok=True)
-    options = ["-O3", "-std=c++17", "-Xcompiler", "-fPIC,-fvisibility=hidden", *gencode(archs)]
+    options = nvcc_options(archs)
     stamp = build_dir / "options.txt"
     same_options = stamp.is_file() and stamp.read_text() == " ".join(options)
 

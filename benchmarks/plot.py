@@ -32,6 +32,7 @@ def draw(payload: dict[str, Any], path: Path) -> None:
     everything = [value for item in comparisons for value in (item.default, item.best, item.ours)]
     layers = len({item.layer for item in comparisons})
     bars = 4 if any(item.direct for item in comparisons) else 3
+    peak = "Percentages: of the FMA peak, on taps inside the image. " if bars == 4 else ""
     with matplotlib.rc_context({"font.size": 11, "axes.spines.top": False, "axes.spines.right": False}):
         figure = Figure(figsize=(16, 1.9 + 0.36 * bars * layers), dpi=110)
         panels = figure.subplots(1, len(PASSES), sharey=True)
@@ -61,8 +62,8 @@ def draw(payload: dict[str, Any], path: Path) -> None:
         )
         caption = textwrap.wrap(
             "Orange figures: how many times faster than nn.Conv2d as users call it (NCHW), and than the faster of its "
-            "NCHW and channels_last. Percentages: of the FMA peak, on taps inside the image. Medians of calls "
-            "interleaved in one process; every output checked against float64 first. "
+            f"NCHW and channels_last. {peak}Medians of calls interleaved in one process; every output checked against "
+            "float64 first. "
             f"{harness.describe(payload['meta'])}.",
             200,
         )

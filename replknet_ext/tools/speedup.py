@@ -166,7 +166,7 @@ def _imported(name: str) -> nn.Module:
 def _of_timm(name: str) -> nn.Module:
     try:
         with needs("timm", "timm"):
-            from ..training.libraries import import_torchvision
+            from ..data.torchvision_names import import_torchvision
 
             import_torchvision()
             import timm

@@ -4,13 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
-
+from ..data.torchvision_names import import_torchvision
 from ..errors import ToolError
 
 __all__ = ["library", "timm"]
-
-_defined: list[Any] = []  # definitions of operators live as long as this
 
 
 def library(name: str) -> Any:
@@ -40,22 +37,3 @@ def timm() -> Any:
     """
     import_torchvision()
     return library("timm")
-
-
-def import_torchvision() -> None:
-    """Imports torchvision if it is installed, with the names of the operators that a build for another torch lacks."""
-    import sys
-
-    try:
-        import torchvision  # noqa: F401
-    except ImportError:  # timm's own error says so
-        return
-    except RuntimeError as error:
-        if "torchvision::nms does not exist" not in str(error):
-            raise ToolError(f"torchvision cannot be imported ({error})") from None
-        for name in [name for name in sys.modules if name.split(".")[0] in ("torchvision", "timm")]:
-            del sys.modules[name]
-        made = torch.library.Library("torchvision", "DEF")
-        for operator in ("nms", "qnms"):
-            made.define(f"{operator}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-        _defined.append(made)

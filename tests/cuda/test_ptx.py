@@ -1,4 +1,7 @@
-"""nvcc's own code of every kernel, run on the CPU by tests/ptx_run: values, races, accesses, divergence, launches."""
+"""nvcc's own code of every kernel, run on the CPU by tests/ptx_run: values, races, accesses, divergence, launches.
+
+Slow, since every file is compiled by nvcc: `make test-all` runs a problem or more of each kernel, `make ptx` all.
+"""
 
 from __future__ import annotations
 
@@ -62,12 +65,14 @@ def quick(program: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, 
     return run(program, tmp_path_factory.mktemp("quick"), "--per", 1, "--jobs", ptx_build.JOBS)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
 def test_the_kernels_of_a_family(quick: dict[str, Any], family: str) -> None:
     assert quick["problems"][family] > 20
     check({"failures": [one for one in quick["failures"] if one["family"] == family]})
 
 
+@pytest.mark.slow
 def test_every_entry_runs(quick: dict[str, Any]) -> None:
     assert quick["never_run"] == []
     assert set(quick["problems"]) == set(FAMILIES), "a problem without a family has failed: see failures"
@@ -136,6 +141,7 @@ def test_planted_bugs_are_noticed(tmp_path: Path, program: Path, name: str) -> N
     assert subprocess.run([mutant, *arguments], capture_output=True).returncode in (1, 2), "nothing noticed the bug"
 
 
+@pytest.mark.slow
 def test_a_case_is_run_again_as_a_failure_prints_it(program: Path, tmp_path: Path) -> None:
     text = "fwd n=2 c=1 h=9 w=9 kh=3 kw=3 ho=9 wo=9 top=1 left=1 dtype=float32 data=exact seed=3 schedule=7"
     report = run(program, tmp_path, "--case", text)
@@ -143,6 +149,7 @@ def test_a_case_is_run_again_as_a_failure_prints_it(program: Path, tmp_path: Pat
     assert report["executed"] > 0 and sum(report["problems"].values()) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

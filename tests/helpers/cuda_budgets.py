@@ -22,13 +22,13 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import nvcc_objects
+from nvcc_objects import ARCHS
 
 from replknet_ext import _ext
 
 TESTS = Path(__file__).resolve().parents[1]
 CUDA = TESTS.parent / "csrc" / "cuda"
 CACHE = TESTS / "emulator" / "_build" / "budgets"  # ignored by git
-ARCHS = ("80", "86", "89", "90", "100", "120")
 NVCC = "13.0"  # the compiler that the registers of the tables are of
 
 
@@ -154,7 +154,8 @@ def compile_kernels(arch: str, nvcc: str, nvdisasm: str | None, family: Family, 
 
 def _compile(arch: str, nvcc: str, nvdisasm: str | None, family: Family, source: str) -> list[Kernel]:
     """All kernels of a file by their mangled names; results are kept by a hash of what went in."""
-    how = f"{arch} {nvcc_objects.nvcc_version(nvcc)} {nvdisasm is not None} {source} {family.work} {family.whole_loop}"
+    compiler = f"{nvcc_objects.nvcc_version(nvcc)} {nvcc_objects.flags(arch)}"
+    how = f"{compiler} {arch} {nvdisasm is not None} {source} {family.work} {family.whole_loop}"
     digest = hashlib.sha256(how.encode())
     digest.update(Path(__file__).read_bytes())
     for _, text in sorted(nvcc_objects.sources_of(CUDA / source, {}).items()):
@@ -163,22 +164,18 @@ def _compile(arch: str, nvcc: str, nvdisasm: str | None, family: Family, source:
     kept = CACHE / f"{source.replace('/', '-')}-{arch}-{digest.hexdigest()[:16]}.json"
     if kept.exists():
         return [Kernel(**row) for row in json.loads(kept.read_text())]
-    if arch == nvcc_objects.ARCH:
-        shared = nvcc_objects.compiled(CUDA / source, nvcc)
-        kernels = _read(shared.cubin, shared.log.read_text(), nvdisasm, family)
-    else:
-        cubin = kept.with_suffix(f".{os.getpid()}.cubin")
-        command = [nvcc, "-std=c++17", "-O3", f"-gencode=arch=compute_{arch},code=sm_{arch}", "-cubin",
-                   "-Xptxas", "-v,-warn-spills,-Werror", str(CUDA / source), "-o", str(cubin)]  # fmt: skip
-        done = subprocess.run(command, capture_output=True, text=True)
-        if done.returncode:
-            raise RuntimeError(done.stdout + done.stderr)
-        kernels = _read(cubin, done.stdout + done.stderr, nvdisasm, family)
-        cubin.unlink()
+    shared = nvcc_objects.compiled(CUDA / source, nvcc, nvcc_objects.flags(arch))
+    kernels = _read(shared.cubin(arch), _of_arch(shared.log.read_text(), arch), nvdisasm, family)
     partial = kept.with_suffix(f".{os.getpid()}.tmp")
     partial.write_text(json.dumps([asdict(kernel) for kernel in kernels]))
     partial.replace(kept)
     return kernels
+
+
+def _of_arch(log: str, arch: str) -> str:
+    """The lines of ptxas about one architecture."""
+    parts = re.split(r"^(?=ptxas info\s*: Compiling entry function)", log, flags=re.M)
+    return "".join(part for part in parts if f"for 'sm_{arch}'" in part.split("\n")[0])
 
 
 def _read(cubin: Path, log: str, nvdisasm: str | None, family: Family) -> list[Kernel]:
@@ -211,6 +208,7 @@ Tables = dict[Job, list[Kernel]]
 def compile_family(family: Family, nvcc: str, nvdisasm: str | None, jobs: Iterable[Job] = ()) -> Tables:
     """A family's sources, two at a time: those of `jobs`, or every one for each of its architectures."""
     jobs = jobs or [(source, arch) for source, archs in family.sources.items() for arch in archs]
+    jobs = sorted(jobs, key=lambda job: job[1] != nvcc_objects.generation(job[1])[0])  # the others wait for the first
     with ThreadPoolExecutor(2) as pool:
         running = {job: pool.submit(compile_kernels, job[1], nvcc, nvdisasm, family, job[0]) for job in jobs}
         return {job: result.result() for job, result in running.items()}

@@ -1,6 +1,7 @@
 """CUDA files that nvcc compiles once for all tests: ptx_run executes their PTX, the budgets read their machine code.
 
-Kept by content, so an unchanged file is not compiled again; a second process waits for the first.
+Kept by content, so an unchanged file is not compiled again; a second process waits for the first. The architectures of
+one generation are compiled together, as in the product.
 """
 
 from __future__ import annotations
@@ -14,17 +15,29 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import compile_cache
+import setup_file
 
-ARCH = "90"  # the architecture whose code every test shares
-#: As setup.py builds, but PTX is kept as text. -lineinfo: faults in PTX name the source line.
-PTX_FLAGS = ("-O3", "-std=c++17", "-Xcompiler", "-fPIC,-fvisibility=hidden", "--no-compress", "-lineinfo")
-#: PTX and machine code of `ARCH`; spills are errors.
-FLAGS = (
-    *PTX_FLAGS,
-    f"-gencode=arch=compute_{ARCH},code=[compute_{ARCH},sm_{ARCH}]",
-    "-Xptxas",
-    "-v,-warn-spills,-Werror",
-)
+ARCH = "90"  # the architecture whose PTX is run unless another one is asked for
+ARCHS = ("80", "86", "89", "90", "100", "120")
+_SETUP = setup_file.functions()
+#: PTX is kept as text, and faults in it name the source line.
+_MORE = ("--no-compress", "-lineinfo")
+
+
+def generation(arch: str) -> tuple[str, ...]:
+    """The architectures that `arch` shares its PTX with; the PTX is made for the first."""
+    return tuple(other for other in ARCHS if _SETUP["generation"](other) == _SETUP["generation"](arch))
+
+
+def flags(arch: str) -> tuple[str, ...]:
+    """As setup.py builds for the generation of `arch`: its PTX and the machine code of each; spills are errors."""
+    first, *others = (f"{other[:-1]}.{other[-1]}" for other in generation(arch))
+    return (*_SETUP["nvcc_options"]([f"{first}+PTX", *others]), *_MORE, "-Xptxas", "-v,-warn-spills,-Werror")
+
+
+def ptx_flags(arch: str) -> tuple[str, ...]:
+    """Of PTX alone: it may spill."""
+    return (*_SETUP["nvcc_options"]([]), f"-gencode=arch=compute_{arch},code=compute_{arch}", *_MORE)
 
 
 @dataclass(frozen=True)
@@ -32,8 +45,11 @@ class Compiled:
     """What nvcc made of a file."""
 
     object: Path  # with the launch code, and PTX and machine code in its fat binary
-    cubin: Path  # the machine code, or empty where the file has none
     log: Path  # what ptxas said: registers and spills
+
+    def cubin(self, arch: str) -> Path:
+        """The machine code of an architecture."""
+        return self.object.with_suffix(f".sm_{arch}.cubin")
 
 
 def sources_of(path: Path, seen: dict[Path, bytes]) -> dict[Path, bytes]:
@@ -52,8 +68,13 @@ def nvcc_version(nvcc: str) -> str:
     return found.group(1) if found else "unknown"
 
 
-def compiled(source: Path, nvcc: str, flags: tuple[str, ...] = FLAGS) -> Compiled:
-    """Compiles a file for `ARCH`, unless it has been.
+def compiled(source: Path, nvcc: str, flags: tuple[str, ...]) -> Compiled:
+    """Compiles a file, unless it has been.
+
+    Args:
+        source: the .cu file.
+        nvcc: the compiler.
+        flags: those of `flags` or `ptx_flags`.
 
     Raises:
         RuntimeError: with the compiler's output.
@@ -64,7 +85,7 @@ def compiled(source: Path, nvcc: str, flags: tuple[str, ...] = FLAGS) -> Compile
     folder = compile_cache.OBJECTS / digest.hexdigest()[:2]
     folder.mkdir(parents=True, exist_ok=True)
     name = digest.hexdigest()[2:32]
-    result = Compiled(folder / f"{name}.o", folder / f"{name}.cubin", folder / f"{name}.log")
+    result = Compiled(folder / f"{name}.o", folder / f"{name}.log")
     with open(folder / f"{name}.lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not result.object.exists():
@@ -80,6 +101,6 @@ def _compile(source: Path, nvcc: str, flags: tuple[str, ...], result: Compiled) 
         if done.returncode:
             raise RuntimeError(" ".join(command) + "\n" + done.stdout + done.stderr)
         result.log.write_text(done.stdout + done.stderr)
-        cubins = list(Path(kept).glob("*.cubin"))
-        result.cubin.write_bytes(cubins[0].read_bytes() if cubins else b"")
+        for cubin in Path(kept).glob("*.cubin"):  # NAME.sm_90.cubin, or NAME.compute_80.sm_86.cubin
+            cubin.replace(result.cubin(cubin.stem.rsplit("sm_")[-1]))
         out.replace(result.object)  # last: its presence says that all is there

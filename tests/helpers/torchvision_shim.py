@@ -5,6 +5,6 @@ conftest.py imports this module; a torchvision that works is left alone.
 
 from __future__ import annotations
 
-from replknet_ext.training.libraries import import_torchvision
+from replknet_ext.data.torchvision_names import import_torchvision
 
 import_torchvision()

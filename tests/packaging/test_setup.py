@@ -9,7 +9,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import cuda_budgets
 import pytest
+import setup_file
 import torch
 
 from replknet_ext.backends.cuda import architecture_for
@@ -55,11 +57,7 @@ def test_build_without_torch_is_one_line(tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def setup_functions() -> dict[str, Any]:
-    """What setup.py defines, without a build."""
-    code = (ROOT / "setup.py").read_text(encoding="utf-8")
-    names: dict[str, Any] = {"__file__": str(ROOT / "setup.py"), "__name__": "setup_functions"}
-    exec(compile(code.replace("\nsetup(", "\nlambda: setup("), "setup.py", "exec"), names)
-    return names
+    return setup_file.functions()
 
 
 @pytest.mark.parametrize("system", ["linux", "darwin", "win32"])
@@ -137,7 +135,38 @@ def test_arch_list_takes_the_names_of_torch(
             setup_functions["cuda_archs"](nvcc)
     else:
         assert setup_functions["cuda_archs"](nvcc) == archs
-        assert all("+PTX" not in flag for flag in setup_functions["gencode"](archs))
+        assert all("+PTX" not in option for option in setup_functions["nvcc_options"](archs))
+
+
+@pytest.mark.parametrize(
+    ("archs", "options"),
+    [
+        (["9.0"], ["compute_90,code=[sm_90]"]),
+        (["8.9", "8.0+PTX", "9.0"], ["compute_80,code=[sm_80,compute_80,sm_89]", "compute_90,code=[sm_90]"]),
+        (["8.6+PTX", "8.0"], ["compute_80,code=[sm_80,sm_86]", "compute_86,code=[compute_86]"]),
+        (["9.0", "9.0a"], ["compute_90,code=[sm_90]", "compute_90a,code=[sm_90a]"]),
+        (["10.0+PTX", "12.0"], ["compute_100,code=[sm_100,compute_100,sm_120]"]),
+    ],
+)
+def test_ptx_is_made_once_per_generation(archs: list[str], options: list[str], setup_functions: dict[str, Any]) -> None:
+    named = [option for option in setup_functions["nvcc_options"](archs) if "arch=" in option]
+    assert named == [f"-gencode=arch={option}" for option in options]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("archs", [("80", "86", "89"), ("100", "120")])
+def test_nvcc_makes_the_same_ptx_for_a_generation(archs: tuple[str, ...], tmp_path: Path) -> None:
+    """So the code of a GPU is what nvcc would make for it alone."""
+    nvcc = cuda_budgets.find_nvcc()
+    if nvcc is None:
+        pytest.skip("nvcc was not found")
+    texts = set()
+    for arch in archs:
+        out = tmp_path / f"{arch}.ptx"
+        source = ROOT / "csrc/cuda/small_planes/weight_bf16.cu"
+        subprocess.run([nvcc, "-O3", "-std=c++17", f"-arch=compute_{arch}", "-ptx", source, "-o", out], check=True)
+        texts.add(re.sub(r"^(//|\.target|\.version).*", "", out.read_text(), flags=re.MULTILINE))
+    assert len(texts) == 1 and "mma.sync" in texts.pop()
 
 
 @pytest.mark.parametrize("newest", ["90", "100", "120"])

@@ -60,13 +60,6 @@ def _host_object(source: Path, out: Path, flags: tuple[str, ...]) -> Path:
     return out
 
 
-def _nvcc_flags(arch: str) -> tuple[str, ...]:
-    """Those that all tests share, or of another architecture's PTX alone."""
-    if arch == nvcc_objects.ARCH:
-        return nvcc_objects.FLAGS
-    return (*nvcc_objects.PTX_FLAGS, f"-gencode=arch=compute_{arch},code=compute_{arch}")
-
-
 def _nvcc_objects(pool: ThreadPoolExecutor, kernels: Iterable[tuple[Path, tuple[str, ...]]]) -> list[Path]:
     nvcc = cuda_budgets.find_nvcc()
     assert nvcc is not None
@@ -93,7 +86,7 @@ def build(arch: str = nvcc_objects.ARCH) -> Path:
     """Builds the program if its sources changed.
 
     Args:
-        arch: the architecture whose PTX is run, as nvcc names it.
+        arch: the architecture whose PTX is run, as nvcc names it; the first of its generation.
 
     Returns:
         Path of the program.
@@ -106,7 +99,7 @@ def build(arch: str = nvcc_objects.ARCH) -> Path:
     with open(folder / "lock", "w") as lock, ThreadPoolExecutor(JOBS) as pool:
         fcntl.flock(lock, fcntl.LOCK_EX)  # pytest-xdist workers build one after the other
         hosts = [pool.submit(_host_object, *one) for one in _host_sources(folder)]
-        kernels = _nvcc_objects(pool, [(path, _nvcc_flags(arch)) for path in sorted(CUDA.rglob("*.cu"))])
+        kernels = _nvcc_objects(pool, [(path, nvcc_objects.flags(arch)) for path in sorted(CUDA.rglob("*.cu"))])
         return _link([*kernels, *(one.result() for one in hosts)], folder / "ptx_run")
 
 
@@ -121,10 +114,9 @@ def build_with_bug(folder: Path, cuda: Path, source: str) -> Path:
     Returns, raises: as `build`.
     """
     arch = nvcc_objects.ARCH
-    others = [(path, nvcc_objects.FLAGS) for path in sorted(CUDA.rglob("*.cu")) if path != CUDA / source]
-    ptx_alone = (*nvcc_objects.PTX_FLAGS, f"-gencode=arch=compute_{arch},code=compute_{arch}")  # a bug may well spill
+    others = [(path, nvcc_objects.flags(arch)) for path in sorted(CUDA.rglob("*.cu")) if path != CUDA / source]
     with ThreadPoolExecutor(JOBS) as pool:
-        objects = _nvcc_objects(pool, [*others, (cuda / source, ptx_alone)])
+        objects = _nvcc_objects(pool, [*others, (cuda / source, nvcc_objects.ptx_flags(arch))])
     return _link([*objects, *(out for _, out, _ in _host_sources(BUILD / arch))], folder / "ptx_run")
 
 

@@ -21,11 +21,11 @@ pytest.importorskip("rich")
 from tools_common import cli
 
 from replknet_ext import DepthwiseConv2dLarge
+from replknet_ext.data import torchvision_names
 from replknet_ext.errors import ToolError, UsageError
 from replknet_ext.tools import show
 from replknet_ext.tools import speedup as tool
 from replknet_ext.tools.timing import Candidate, Timing
-from replknet_ext.training import libraries
 
 CPU = torch.device("cpu")
 ALL = [f"{kind} {layout}" for layout in tool.LAYOUTS for kind in (tool.TORCH, tool.OURS)]
@@ -250,7 +250,7 @@ def test_without_timm(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_timm_beside_a_torchvision_for_another_torch(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[bool] = []
-    monkeypatch.setattr(libraries, "import_torchvision", lambda: asked.append(True))
+    monkeypatch.setattr(torchvision_names, "import_torchvision", lambda: asked.append(True))
     pytest.importorskip("timm")
     assert isinstance(tool.load("test_convnext"), nn.Module) and asked
 
