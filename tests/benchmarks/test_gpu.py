@@ -288,6 +288,7 @@ def test_table_refuses_a_wrong_result(tmp_path: Path, monkeypatch: pytest.Monkey
     assert "cold" in rows["torch nchw"]
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("fake_cuda")
 def test_table_falls_back_to_launches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(self: FakeGraph, **how: str) -> None:

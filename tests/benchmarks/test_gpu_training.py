@@ -18,6 +18,7 @@ from benchmarks import gpu_routes, gpu_training
 from replknet_ext.models import RepLKNet
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("fake_cuda")
 def test_training_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Share and proof from the kernels that the profiler names; a batch that does not fit is halved."""

@@ -47,7 +47,12 @@ def blocks(page: Path, language: str, run: bool = True) -> list[str]:
 
 
 def having(language: str, run: bool = True) -> list[Any]:
-    return [pytest.param(page, id=name_of(page)) for page in PAGES if blocks(page, language, run)]
+    """deploy.md compiles what it exports by AOTInductor: where its blocks run they are slow."""
+    return [
+        pytest.param(page, id=name_of(page), marks=[pytest.mark.slow] if run and name_of(page) == "deploy.md" else [])
+        for page in PAGES
+        if blocks(page, language, run)
+    ]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)

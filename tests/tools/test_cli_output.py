@@ -12,6 +12,7 @@ from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any
 
+import processes
 import pytest
 import torch
 from PIL import Image
@@ -41,18 +42,6 @@ def broken_network(tmp_path_factory: pytest.TempPathFactory) -> Path:
     content["model"]["head.bias"][0] = float("nan")
     torch.save(content, path)
     return path
-
-
-def process(*arguments: Any, code: int = 0, **environment: str) -> subprocess.CompletedProcess[bytes]:
-    """The command in a process of its own, its output in pipes."""
-    kept = {key: value for key, value in os.environ.items() if key != "COLUMNS"}
-    done = subprocess.run(
-        [sys.executable, "-m", "replknet_ext", *map(str, arguments)], capture_output=True, timeout=120,
-        env={**kept, "OMP_NUM_THREADS": "1", **environment},
-    )  # fmt: skip
-    assert done.returncode == code, done.stderr
-    assert b"Traceback" not in done.stderr
-    return done
 
 
 def figures(cfg: PretrainedConfig) -> list[str]:
@@ -166,8 +155,9 @@ def test_markup_and_escapes_in_names_are_inert(weights: Path, tmp_path: Path) ->
         assert "\x1b" not in shown and "[" in shown, arguments
         if arguments[0] not in ("predict", "convert"):
             assert "[red]:smile:" in shown, arguments
+        if arguments[0] == "export":
+            assert str(folder / "o[/bold].pt2") in result.stdout
     assert Image.open(folder / "out" / "coffee.png").size[0] == 640
-    assert str(folder / "o[/bold].pt2") in cli("export", folder / "o[/bold].pt2", *small, columns=400).stdout
 
 
 @pytest.mark.parametrize("encoding", ["utf-8:strict", pytest.param("ascii:strict", marks=pytest.mark.slow)])
@@ -176,9 +166,9 @@ def test_a_name_that_is_no_text_stops_nothing(weights: Path, tmp_path: Path, enc
     odd = tmp_path / "in" / os.fsdecode(b"b\xff.png")
     odd.write_bytes(good.read_bytes())
     (tmp_path / "in" / "é.png").write_bytes(good.read_bytes())
-    done = process("predict", tmp_path / "in", "-c", weights, "--input-size", 64, PYTHONIOENCODING=encoding)
+    done = processes.run("predict", tmp_path / "in", "-c", weights, "--input-size", 64, PYTHONIOENCODING=encoding)
     assert done.stdout.count(b"%") == 9 and rb"b\udcff.png" in done.stdout
-    found = json.loads(process("predict", odd, "-c", weights, "--input-size", 64, "--json").stdout)
+    found = json.loads(processes.run("predict", odd, "-c", weights, "--input-size", 64, "--json").stdout)
     assert os.fsencode(found["images"][0]["path"]) == os.fsencode(odd)
 
 
@@ -186,12 +176,12 @@ def test_a_name_that_is_no_text_stops_nothing(weights: Path, tmp_path: Path, enc
 
 
 def test_nothing_is_lost_off_a_terminal() -> None:
-    shown = process("models").stdout.decode()
+    shown = processes.run("models").stdout.decode()
     for cfg in PUBLISHED:
         line = next(line for line in shown.splitlines() if line.split()[:1] == [cfg.name])
         assert all(word in line for word in figures(cfg)), line
-    report = json.loads(process("doctor", "--json").stdout)
-    shown = process("doctor").stdout.decode()
+    report = json.loads(processes.run("doctor", "--json").stdout)
+    shown = processes.run("doctor").stdout.decode()
     for value in (report["extension"]["path"], *(row["path"] for row in report["choices"]["files"])):
         assert value is None or value in shown
     assert all(variable["meaning"] in shown for variable in report["environment"])
@@ -216,17 +206,16 @@ def test_a_reader_that_stops_is_no_error() -> None:
 
 
 def on_a_terminal(*arguments: object) -> tuple[str, str]:
-    """stdout, through a pipe, and what a terminal gets as stderr."""
+    """stdout, and what a terminal gets as stderr."""
     ours, theirs = pty.openpty()
-    command = [sys.executable, "-m", "replknet_ext", *map(str, arguments)]
-    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=theirs, text=True, timeout=120, check=True)
+    done = processes.run(*arguments, terminal=os.ttyname(theirs))
     os.close(theirs)
     shown = b""
     with suppress(OSError):  # the end, on Linux
         while part := os.read(ours, 4096):
             shown += part
     os.close(ours)
-    return done.stdout, shown.decode()
+    return done.stdout.decode(), shown.decode()
 
 
 def test_progress_of_predict_as_json(weights: Path, tmp_path: Path) -> None:

@@ -39,6 +39,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, float
     return save_checkpoint(model, root / "digits.pth"), root / "data", accuracy
 
 
+@pytest.mark.slow
 @pytest.mark.xdist_group("digits")
 def test_the_same_accuracy_in_every_form(trained: tuple[Path, Path, float], tmp_path: Path) -> None:
     weights, data, accuracy = trained
@@ -60,6 +61,7 @@ def test_the_same_accuracy_in_every_form(trained: tuple[Path, Path, float], tmp_
     assert abs(low["top1"] - accuracy) < 2
 
 
+@pytest.mark.slow
 @pytest.mark.xdist_group("digits")
 def test_predict_says_the_same(trained: tuple[Path, Path, float]) -> None:
     weights, data, accuracy = trained
@@ -69,6 +71,7 @@ def test_predict_says_the_same(trained: tuple[Path, Path, float]) -> None:
     assert len(right) == 360 and 100 * sum(right) / 360 == pytest.approx(accuracy)
 
 
+@pytest.mark.slow
 @pytest.mark.xdist_group("digits")
 def test_folders_with_names(trained: tuple[Path, Path, float], tmp_path: Path) -> None:
     """Sorted, these folders would be in another order than the classes."""

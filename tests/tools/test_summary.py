@@ -23,7 +23,10 @@ PUBLISHED = [
 ]
 
 
-@pytest.mark.parametrize(("name", "side", "train", "merged", "macs", "flops"), PUBLISHED)
+@pytest.mark.parametrize(
+    ("name", "side", "train", "merged", "macs", "flops"),
+    [PUBLISHED[0], *(pytest.param(*row, marks=pytest.mark.slow) for row in PUBLISHED[1:])],
+)
 def test_published_numbers(name: str, side: int, train: int, merged: int, macs: int, flops: int) -> None:
     found = summary.of(name)
     assert found.input_size == (3, side, side)

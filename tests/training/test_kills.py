@@ -16,9 +16,9 @@ import torch
 
 pytest.importorskip("accelerate")
 
+from processes import start, until
 from training_common import TINY, equal, image_folder
 from training_common import start as start_slowly
-from training_processes import start, until
 
 from replknet_ext.training.logs import read_log
 from replknet_ext.training.signals import STOPPED, TOGETHER

@@ -11,8 +11,8 @@ from PIL import Image
 
 pytest.importorskip("accelerate")
 
+from processes import start_two
 from training_common import TINY, start, tiny, weights
-from training_processes import start_two
 
 from replknet_ext.training import build_network, train
 from replknet_ext.training.logs import read_log

@@ -249,6 +249,7 @@ def test_workspace_of_spectra_is_that_of_the_blocks_that_run_at_once(plain: Modu
             assert few["workspace_bytes"] == many["workspace_bytes"]
 
 
+@pytest.mark.slow
 def test_offsets_beyond_two_to_the_31(plain: ModuleType) -> None:
     """More than 2^31 elements: only the last block runs, and only its memory is touched."""
     case = fft(2, 1 << 19, 32, 72, k=3, limits=ONE_SM)

@@ -180,6 +180,7 @@ def test_a_non_finite_filter_or_gradient_stays_in_its_channel(plain: ModuleType)
         assert not got[channels].isfinite().all() and torch.equal(got[others], want[others])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("channels_last", [False, True], ids=["nchw", "nhwc"])
 @pytest.mark.parametrize("pass_", PASSES)
 def test_offsets_beyond_two_to_the_31(plain: ModuleType, pass_: str, channels_last: bool) -> None:

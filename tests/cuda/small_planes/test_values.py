@@ -203,6 +203,7 @@ def test_a_non_finite_filter_stays_in_its_channel(plain: ModuleType) -> None:
     assert not got[:, 2].isfinite().all() and torch.equal(got[:, others], want[:, others])
 
 
+@pytest.mark.slow
 def test_offsets_beyond_two_to_the_31(plain: ModuleType) -> None:
     """More than 2^31 elements: only the last block runs, and only its memory is touched."""
     case = Case(1 << 16, 200, 14, 14, 3, variant=plain.variants().index("small_g4_even"))

@@ -120,6 +120,7 @@ def test_non_finite_values_reach_their_taps_and_no_other_channel(plain: ModuleTy
     assert torch.equal(after[::2], before[::2])
 
 
+@pytest.mark.slow
 def test_offsets_beyond_two_to_the_31(plain: ModuleType) -> None:
     """More than 2^31 elements: only the last block runs, and only its memory is touched."""
     number = plain.variants("bwd_weight").index("small_weight_7x3")

@@ -183,6 +183,7 @@ def test_non_finite_values_go_as_far_as_the_plan_says(plain: ModuleType, name: s
     assert seen.any() and not got[seen].isfinite().any() and got[reach == 0].isfinite().all()
 
 
+@pytest.mark.slow
 @FORMATS
 @pytest.mark.parametrize("pass_", PASSES)
 def test_offsets_beyond_two_to_the_31(plain: ModuleType, pass_: str, channels_last: bool) -> None:

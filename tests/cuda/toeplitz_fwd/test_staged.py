@@ -276,6 +276,7 @@ def test_the_predicted_price_of_channels_last(plain: ModuleType, kind: str, laye
     assert last["cycles"] / plan(plain, layer.but(**KINDS[kind] | {"channels_last": False}))["cycles"] <= most
 
 
+@pytest.mark.slow
 def test_offsets_beyond_two_to_the_31(plain: ModuleType) -> None:
     """More than 2^31 elements in channels_last: only the last blocks run, and only their memory is touched."""
     case = Case(17, 1000, 360, 360, 3, dtype="float16", channels_last=True)

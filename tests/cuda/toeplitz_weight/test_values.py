@@ -248,6 +248,7 @@ def test_non_finite_values_reach_every_tap_that_sees_them(
         assert bool(after["grad_bias"][1].isfinite()) == (where == "x")
 
 
+@pytest.mark.slow
 def test_offsets_beyond_two_to_the_31(plain: ModuleType) -> None:
     """More than 2^31 elements: only the last block runs, and only its memory is touched."""
     for channels_last in (False, True):
