@@ -54,6 +54,7 @@ fuzz: $(VENV)/.test ## 10,000 random problems for each test of tests/ops/test_hy
 
 bench: $(VENV)/.test ## measures into benchmarks/results, draws, refreshes README.md and docs/benchmarks.md; fails below the promises
 	$(BIN)/python -m benchmarks.cpu_ops --check $(BENCH_ARGS)
+	$(BIN)/python -m benchmarks.cpu_stack
 	$(BIN)/python -m benchmarks.plot
 	$(BIN)/python -m benchmarks.readme
 

@@ -29,6 +29,8 @@ class Comparison:
     float32: float | None  # ours, where the group has another dtype
     peak: float | None  # GFLOP/s, the run's highest median: a disturbed one would flatter
     gflop: float
+    best_cold: float | None  # milliseconds with cold caches
+    ours_cold: float | None
 
     @property
     def vs_default(self) -> float:
@@ -38,6 +40,11 @@ class Comparison:
     def vs_best(self) -> float:
         """Against torch's best; ours stays in its layout, whatever torch likes."""
         return self.best / self.ours
+
+    @property
+    def vs_best_cold(self) -> float | None:
+        """The same with tensors that are in no cache, as inside a network."""
+        return self.best_cold / self.ours_cold if self.best_cold and self.ours_cold else None
 
     @property
     def vs_float32(self) -> float | None:
@@ -66,9 +73,10 @@ def compare(rows: Sequence[dict[str, Any]]) -> list[Comparison]:
             wanted = (OURS, algorithm, dtype)
             return next((row for row in case if (row["provider"], row["algorithm"], row["dtype"]) == wanted), {})
 
-        theirs = {row["layout"]: float(row["median_ms"]) for row in case if row["provider"] == TORCH}
+        of_torch = [row for row in case if row["provider"] == TORCH]
+        theirs = {row["layout"]: float(row["median_ms"]) for row in of_torch}
         layout = min(theirs, key=lambda key: theirs[key])
-        dtype = next(row["dtype"] for row in case if row["provider"] == TORCH)
+        dtype = of_torch[0]["dtype"]
         auto = ours("auto", dtype)
         result.append(
             Comparison(
@@ -85,6 +93,8 @@ def compare(rows: Sequence[dict[str, Any]]) -> list[Comparison]:
                 ours("auto", "float32").get("median_ms") if dtype != "float32" else None,
                 peak,
                 auto["gflop"],
+                min(float(row.get("cold_ms", row["median_ms"])) for row in of_torch) if "cold_ms" in auto else None,
+                auto.get("cold_ms"),
             )
         )
     return result

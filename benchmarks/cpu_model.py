@@ -24,7 +24,7 @@ from torch import Tensor, nn
 import replknet_ext
 from benchmarks import harness
 from benchmarks.cpu_compare import milliseconds, times
-from benchmarks.cpu_problem import LAYOUTS, OURS, TORCH
+from benchmarks.cpu_problem import LAYOUTS, OPERATORS, OURS, TORCH
 from benchmarks.harness import Candidate
 from replknet_ext import DepthwiseConv2dLarge
 from replknet_ext.models import RepLKNet, create_model
@@ -151,7 +151,9 @@ def measure(
             x = images.contiguous(memory_format=memory_format)
             run = call(what, candidate, x, labels)
             seen = harness.trace(run)
-            need, forbid = (r"^replknet_ext::", "^$") if provider == OURS else (r"^aten::\w*conv", r"^replknet_ext::")
+            need, forbid = (
+                (OPERATORS[OURS][0], "^$") if provider == OURS else OPERATORS[TORCH]
+            )  # ours: also 1x1 by torch
             harness.require_ops(seen.ops, name=f"{what}, {name}", need=need, forbid=forbid)
             key = "logits" if what == "deploy" else "loss"
             harness.require_close(seen.result, exact[key], name=f"{what}, {name}, {key}", limit=LIMITS[key])

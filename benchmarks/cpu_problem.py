@@ -17,6 +17,8 @@ from replknet_ext import _ext
 
 LAYOUTS = {"NCHW": torch.contiguous_format, "channels_last": torch.channels_last}
 TORCH, OURS, PEAK = "nn.Conv2d", "replknet_ext", "FMA peak"
+#: Which operators a provider must run and must not run, as regular expressions.
+OPERATORS = {TORCH: (r"^aten::\w*conv", r"^replknet_ext::"), OURS: (r"^replknet_ext::", r"^aten::\w*conv")}
 ALGORITHMS = ("auto", "direct", "fft")
 #: Relative, in both norms. In float32, sums over a whole batch and map reach a quarter of it; in bfloat16 the rounding
 #: of the result alone is 4e-3.
@@ -143,10 +145,7 @@ def verify(problem: Problem, pass_: str, jobs: Sequence[Job]) -> tuple[dict[str,
     exact = problem.reference(pass_)
     limit = ERROR_LIMITS[problem.dtype]
     suffix = "" if pass_ == "fwd" else f"_{pass_.replace('bwd', 'backward')}"
-    needs = {
-        TORCH: (r"^aten::\w*conv", r"^replknet_ext::"),
-        OURS: (rf"^replknet_ext::dwconv2d{suffix}$", r"^aten::\w*conv"),
-    }
+    needs = OPERATORS | {OURS: (rf"^replknet_ext::dwconv2d{suffix}$", OPERATORS[OURS][1])}
     errors, seconds = {}, {}
     first: Tensor | None = None
     for job in jobs:

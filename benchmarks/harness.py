@@ -4,6 +4,7 @@
 * `trace` and `require_ops` prove from torch's own profiler which operators a call ran: a baseline that silently
   runs our kernel, or the other way round, is refused.
 * `relative_error` with `require_close` refuses to time an output that is wrong.
+* `evict`, as `interleave`'s `before`, makes caches cold, as they are for a layer inside a network.
 * `metadata` and `write_json` record where and how a number was measured; ratios mean something only within one file.
 """
 
@@ -34,6 +35,8 @@ __all__ = ["Candidate", "Timing", "interleave"]  # of the package, which times u
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = Path(__file__).resolve().parent / "results"
+EVICTED_BYTES = 256 << 20
+_others: Tensor | None = None
 
 
 class BenchmarkError(RuntimeError):
@@ -71,6 +74,14 @@ def require_ops(ops: Iterable[str], *, name: str, need: str, forbid: str) -> Non
     wrong = [op for op in seen if re.search(forbid, op)]
     if wrong:
         raise BenchmarkError(f"{name} also ran {wrong}")
+
+
+def evict() -> None:
+    """Reads and writes more memory than the caches of a core keep, so that a call's tensors come from memory."""
+    global _others
+    if _others is None:
+        _others = torch.zeros(EVICTED_BYTES // 4)
+    _others.add_(1)
 
 
 def relative_error(output: Tensor, reference: Tensor) -> float:

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from benchmarks import harness, timm_models
+from benchmarks import cpu_stack, harness, timm_models
 from benchmarks.cpu_cases import GROUPS, TITLES
 from benchmarks.cpu_compare import compare, geomean, milliseconds, percent, times
 from benchmarks.cpu_problem import LAYOUTS, OURS, TORCH
@@ -22,19 +22,26 @@ PAGE = harness.ROOT / "docs/benchmarks.md"
 def cpu_table(payload: dict[str, Any]) -> str:
     """One results file as a Markdown table with its machine below."""
     first = payload["rows"][0]
+    items = compare(payload["rows"])
+    cold = any(item.ours_cold for item in items)
     lines = [
         f"| {first['dtype']}, batch {first['batch']}, ms | pass | `nn.Conv2d` | `nn.Conv2d`, best layout | ours "
-        "| vs default | vs best | direct kernel, of FMA peak |",
-        "|---|---|--:|--:|--:|--:|--:|--:|",
+        "| vs default | vs best | direct kernel, of FMA peak |" + " cold: best layout | ours | vs best |" * cold,
+        "|---|---|--:|--:|--:|--:|--:|--:|" + "--:|--:|--:|" * cold,
     ]
     previous = ""
-    for item in compare(payload["rows"]):
+    for item in items:
         name = "" if item.layer == previous else item.layer
         previous = item.layer
         best = "same" if item.best_layout == "NCHW" else milliseconds(item.best)
         lines.append(
             f"| {name} | {item.pass_} | {milliseconds(item.default)} | {best} | {milliseconds(item.ours)} "
             f"| **{times(item.vs_default)}** | {times(item.vs_best)} | {percent(item.direct_share)} |"
+            + (
+                f" {milliseconds(item.best_cold)} | {milliseconds(item.ours_cold)} | {times(item.vs_best_cold)} |"
+                if item.best_cold and item.ours_cold and item.vs_best_cold
+                else " | | |" * cold
+            )
         )
     meta = payload["meta"]
     return "\n".join([*lines, "", f"<sub>{harness.describe(meta)}. `{meta['command']}`</sub>"])
@@ -76,7 +83,7 @@ def model_table(payload: dict[str, Any]) -> str:
 
 def section() -> str:
     """Everything, for docs/benchmarks.md: the whole model, the main group with its picture, a line per results
-    file, and timm's networks."""
+    file, the paper's Table 1, and timm's networks."""
     files = sorted(harness.RESULTS.glob("cpu_ops_*.json"))
     payloads = [(path.name, json.loads(path.read_text())) for path in files]
     order = list(GROUPS)
@@ -94,6 +101,7 @@ def section() -> str:
                 )
     if payloads:
         parts.append(summary(payloads))
+    parts += [cpu_stack.table(harness.read_json(path)) for path in sorted(harness.RESULTS.glob("cpu_stack_*.json"))]
     parts += [timm_models.table(harness.read_json(path)) for path in sorted(harness.RESULTS.glob("timm_models_*.json"))]
     return "\n\n".join(parts) or "No results stored yet."
 

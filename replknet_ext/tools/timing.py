@@ -56,6 +56,7 @@ def interleave(
     warm: Mapping[str, float] | None = None,
     on_sample: Callable[[], None] | None = None,
     synchronize: Callable[[], object] = lambda: None,
+    before: Callable[[], object] | None = None,
 ) -> dict[str, Timing]:
     """Times all candidates in turn, round after round, in one process.
 
@@ -69,6 +70,7 @@ def interleave(
             calls of seconds are not wasted.
         on_sample: called after each sample, for a progress bar.
         synchronize: waits until the device has done what was called; for devices that work asynchronously.
+        before: called, untimed, before each sample, which then is one call: to make caches cold.
 
     Returns:
         Name -> Timing. Two untimed calls warm up each candidate, and one more its caches before each short sample.
@@ -86,7 +88,7 @@ def interleave(
             candidate.run()
             synchronize()
             seconds = time.perf_counter() - start
-        calls = max(1, min(1000, int(sample_seconds / max(seconds, 1e-7))))
+        calls = 1 if before else max(1, min(1000, int(sample_seconds / max(seconds, 1e-7))))
         timings[candidate.name] = Timing(candidate.name, calls)
         affordable = int(budget_seconds / max(seconds, sample_seconds))
         count = min(rounds, max(min_rounds, affordable))
@@ -96,7 +98,9 @@ def interleave(
             if index not in takes[candidate.name]:
                 continue
             timing = timings[candidate.name]
-            if timing.calls > 1:
+            if before is not None:
+                before()
+            elif timing.calls > 1:
                 candidate.run()
             synchronize()
             start = time.perf_counter()

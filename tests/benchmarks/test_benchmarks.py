@@ -24,7 +24,9 @@ TINY = square(2, 5, 6, 5)
 
 @pytest.fixture(scope="module")
 def rows() -> list[dict[str, Any]]:
-    return cpu_ops.measure(Group((TINY,)), rounds=2, budget_seconds=0.1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(harness, "EVICTED_BYTES", 1 << 20)
+        return cpu_ops.measure(Group((TINY,)), rounds=2, budget_seconds=0.1)
 
 
 def test_interleave_takes_turns_and_counts() -> None:
@@ -54,6 +56,27 @@ def test_interleave_does_not_repeat_a_slow_warm_up() -> None:
         [Candidate("slow", lambda: calls.append(1))], rounds=5, min_rounds=1, budget_seconds=1, warm={"slow": 30.0}
     )
     assert len(calls) == len(timings["slow"].samples) == 1
+
+
+def test_caches_are_made_cold_before_each_call() -> None:
+    order: list[str] = []
+    candidates = [Candidate(name, lambda name=name: order.append(name)) for name in ("a", "b")]  # type: ignore[misc]
+    timings = harness.interleave(
+        candidates, rounds=2, warm={"a": 1.0, "b": 1.0}, sample_seconds=0.01, before=lambda: order.append("cold")
+    )
+    assert order == ["cold", "a", "cold", "b"] * 2
+    assert timings["a"].calls == 1
+
+
+def test_rows_have_times_with_cold_caches(rows: list[dict[str, Any]]) -> None:
+    """Of torch and of what ours chooses; a comparison takes torch's better layout."""
+    has = {(row["provider"], row["algorithm"]) for row in rows if "cold_ms" in row}
+    assert has == {(TORCH, ""), (OURS, "auto")}
+    one = cpu_compare.compare(rows)[0]
+    of_torch = [row["cold_ms"] for row in rows if (row["pass"], row["provider"]) == (one.pass_, TORCH)]
+    assert one.best_cold == min(of_torch) and one.ours_cold is not None
+    assert one.vs_best_cold == pytest.approx(min(of_torch) / one.ours_cold)
+    assert "cold: best layout" in readme.cpu_table({"rows": rows, "meta": harness.metadata()})
 
 
 def test_interleave_refuses_two_of_one_name() -> None:
