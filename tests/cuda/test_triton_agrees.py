@@ -10,9 +10,8 @@ from types import ModuleType
 
 import pytest
 import torch
+import triton_interpreter
 from emulator_harness import Case, exact_inputs, reference, run
-
-from replknet_ext.backends.triton import backend
 
 TESTS = Path(__file__).resolve().parent.parent
 
@@ -38,7 +37,7 @@ torch.save([job["out"] for job in jobs], sys.argv[1])
 """
 
 
-@pytest.mark.skipif(backend.WHY_NOT is not None, reason=str(backend.WHY_NOT))
+@triton_interpreter.needed
 def test_emulated_cuda_and_interpreted_triton_give_the_same_bits(plain: ModuleType, tmp_path: Path) -> None:
     inputs = [exact_inputs(case) for case in CASES]
     jobs = [

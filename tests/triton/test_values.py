@@ -10,16 +10,15 @@ import sys
 from pathlib import Path
 
 import pytest
+import triton_interpreter
 from cases import CASES
-
-from replknet_ext.backends.triton import backend
 
 HELPERS = Path(__file__).resolve().parents[1] / "helpers"
 GROUPS = ("table", "tiles", "values", "around")
 
 pytestmark = [
     pytest.mark.xdist_group("triton"),  # each process of the interpreter once
-    pytest.mark.skipif(backend.WHY_NOT is not None, reason=str(backend.WHY_NOT)),
+    triton_interpreter.needed,
 ]
 
 
