@@ -8,7 +8,6 @@ import sys
 from pathlib import Path
 from types import ModuleType
 
-import pytest
 import torch
 import triton_interpreter
 from emulator_harness import Case, exact_inputs, reference, run
