@@ -50,7 +50,7 @@ def tune(
         ),
     ] = None,
     backend: Annotated[
-        str, typer.Option("--backend", metavar="NAME", help="Restrict tuning to one backend: cpu, cuda or triton.")
+        str, typer.Option("--backend", metavar="NAME", help="Restrict tuning to one backend, such as cpu or triton.")
     ] = "auto",
     device: Device = "auto",
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show predictions, measure nothing.")] = False,

@@ -20,7 +20,7 @@ import torch
 
 from .. import _env, _ext, settings
 from .._version import __version__
-from ..backends import PASSES, Problem, by_pass
+from ..backends import BACKENDS, PASSES, Problem, by_pass
 from ..backends.cuda import DEVICES, architecture_for, why_not_on
 from ..choices import table
 from ..choices.device import identity, stem_of
@@ -379,8 +379,7 @@ def _grouped(rows: Sequence[dict[str, Any]]) -> dict[tuple[str, str], list[str]]
         device = row["problem"].split()[0].lower()
         for why in row["reasons"].values():
             for backend, reason in why.items():
-                other_device = backend in ("cpu", "cuda", "triton") and (backend == "cpu") != (device == "cpu")
-                if reason is None or other_device:
+                if reason is None or device not in (BACKENDS[backend].devices or (device,)):
                     continue
                 problems = found.setdefault((backend, reason), [])
                 if row["problem"] not in problems:

@@ -20,7 +20,7 @@ from torch._dynamo.utils import counters
 from tuning_common import CPU, Recorder, choose, entry, invented_variants, operands, problem
 
 import replknet_ext as r
-from replknet_ext.backends import BACKENDS, PASSES, Candidate, Problem
+from replknet_ext.backends import BACKENDS, PASSES, Candidate, Problem, names
 from replknet_ext.backends.torch import TorchBackend
 from replknet_ext.choices import lookup as choices_lookup
 from replknet_ext.choices import query, table
@@ -285,7 +285,7 @@ def test_one_question_for_a_problem_until_choices_change(monkeypatch: pytest.Mon
         ("cpu", 1 << 32, "variant must be .*; got 4294967296"),
         ("auto", 3, "variant 3 is one of a backend: name it by the argument backend"),
         ("cuda", 3, 'backend="cuda" cannot run this problem: runs CUDA tensors, not cpu'),
-        ("nope", -1, "backend must be one of 'auto', 'cpu', 'cuda', 'triton', 'torch'; got 'nope'"),
+        ("nope", -1, f"backend must be one of {', '.join(map(repr, names()))}; got 'nope'"),
     ],
 )
 def test_other_pairs_are_refused(backend: str, variant: int, message: str) -> None:
