@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from .. import _ext
-from ..operator.problem import Geometry, Problem
+from ..operator.problem import Geometry, Problem, mirrored
 
 #: Turns the CUDA and Triton models' cycles into microseconds: an H200's clock under load. A prediction on any GPU.
 #: Without the extension as `csrc/cuda/model.h` has it.
@@ -121,10 +121,8 @@ class Backend(ABC):
         self, grad_output: Tensor, weight: Tensor, padding: Sequence[int], precision: str, algorithm: str, variant: int
     ) -> Tensor:
         """Raw op ``dwconv2d_backward_input``: `fwd` of the gradient, filter rotated, padding mirrored."""
-        top, bottom, left, right = padding
-        kh, kw = weight.shape[2:]
-        mirrored = (kh - 1 - top, kh - 1 - bottom, kw - 1 - left, kw - 1 - right)
-        return self.fwd(grad_output, weight.flip(2, 3), None, mirrored, "none", precision, algorithm, variant)
+        pads = mirrored(padding, weight.shape[2:])
+        return self.fwd(grad_output, weight.flip(2, 3), None, pads, "none", precision, algorithm, variant)
 
     def bwd_weight(
         self, grad_output: Tensor, input: Tensor, padding: Sequence[int], precision: str, algorithm: str, variant: int

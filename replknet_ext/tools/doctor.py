@@ -58,7 +58,7 @@ TYPICAL: dict[str, Problem] = {
 
 
 def collect() -> dict[str, Any]:
-    """Everything that ``doctor`` tells, as JSON knows it."""
+    """Everything that ``doctor`` reports, as JSON can hold it."""
     return {
         "versions": _versions(),
         "installation": _installation(),
@@ -135,7 +135,7 @@ def _system() -> dict[str, Any]:
 
 
 def _processor() -> str | None:
-    """Name of the processor; Linux tells it in a file only."""
+    """Name of the processor; Linux has it only in a file."""
     with suppress(OSError):
         for line in Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines():
             if line.startswith("model name"):
@@ -368,7 +368,7 @@ def render(report: dict[str, Any], console: Console) -> None:
 
 
 def _variants(by_pass: dict[str, list[str]]) -> str:
-    """How many variants of which pass: their names would fill a screen and are in the JSON."""
+    """The number of variants per pass: their names would fill a screen, and are in the JSON."""
     return ", ".join(f"{len(names)} {pass_}" for pass_, names in by_pass.items()) or "none"
 
 

@@ -25,7 +25,7 @@ from replknet_ext.backends.torch import TorchBackend
 from replknet_ext.choices import lookup as choices_lookup
 from replknet_ext.choices import query, table
 from replknet_ext.operator import ops
-from replknet_ext.operator.problem import Geometry
+from replknet_ext.operator.problem import Geometry, mirrored
 from replknet_ext.tuning import measure, search
 
 pytestmark = [
@@ -362,10 +362,8 @@ class Noting(TorchBackend):
 
     def bwd_input(self, grad_output: Tensor, weight: Tensor, padding: Any, *rest: Any) -> Tensor:
         self.seen.append(("bwd_input", rest[-1]))
-        top, bottom, left, right = padding
-        kh, kw = weight.shape[2:]
-        mirrored = (kh - 1 - top, kh - 1 - bottom, kw - 1 - left, kw - 1 - right)
-        return super().fwd(grad_output, weight.flip(2, 3), None, mirrored, "none", *rest)
+        pads = mirrored(padding, weight.shape[2:])
+        return super().fwd(grad_output, weight.flip(2, 3), None, pads, "none", *rest)
 
     def bwd_weight(self, *args: Any) -> Tensor:
         self.seen.append(("bwd_weight", args[-1]))
