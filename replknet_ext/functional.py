@@ -147,6 +147,6 @@ def _plan(call: Call, backend: Any) -> _Plan:
     problem = describe(call.input, call.weight, call.bias, *call.options)
     checks.name("backend", backend, names())
     chosen = select(problem, backend)
-    # Of an FFT that they cannot run the compiled kernels are an error: the op is told who can.
+    # The compiled kernels raise for an FFT that they cannot run and look no further: name the backend that can.
     asked = chosen.name if problem.algorithm == "fft" and not chosen.compiled else backend
     return _Plan(chosen, asked, problem.geometry)

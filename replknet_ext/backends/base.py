@@ -54,13 +54,11 @@ class Candidate:
 
 def ordered(candidates: list[Candidate]) -> list[Candidate]:
     """What runs untuned first, the rest by predicted time, without duplicates."""
+    if not candidates:
+        return []
     unique = list({(c.backend, c.name): c for c in reversed(candidates)}.values())
     rest = [c for c in reversed(unique) if c is not candidates[0]]
-    return (
-        [candidates[0], *sorted(rest, key=lambda c: math.inf if c.predicted_us is None else c.predicted_us)]
-        if candidates
-        else []
-    )
+    return [candidates[0], *sorted(rest, key=lambda c: math.inf if c.predicted_us is None else c.predicted_us)]
 
 
 class Backend(ABC):
