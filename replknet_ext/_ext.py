@@ -1,6 +1,6 @@
 """Loads the compiled extension ``replknet_ext._C`` once and says what it holds.
 
-The package also works without it (``HAS_EXT`` is False): `replknet_ext.operator.ops` then defines the same three ops in
+The package also works without it (``HAS_EXT`` is False): `replknet_ext.operator.ops` then defines the same ops in
 Python and torch does the work. A present but broken extension is reported by a warning, not hidden.
 """
 

@@ -45,12 +45,13 @@ class Explanation:
             f"  padding {p.geometry.padding} (top, bottom, left, right)",
             f"  activation {p.activation}, algorithm {p.algorithm}, precision {p.precision}",
         ]
+        width = max(map(len, BACKENDS))
         for pass_, why in self.reasons.items():
             kernel = self.kernels[pass_]
             lines.append(f"  {pass_}: {self.chosen[pass_]}" + (f", {kernel}, {self.by[pass_]}" if kernel else ""))
             for name, reason in why.items():
                 verdict = "chosen" if name == self.chosen[pass_] else f"no: {reason}" if reason else "could, not chosen"
-                lines.append(f"    {name:<7} {verdict}")
+                lines.append(f"    {name:<{width}} {verdict}")
         lines += [f"  note: {note}" for note in self.notes]
         return "\n".join(lines)
 

@@ -20,6 +20,7 @@ IntOrPair = int | tuple[int, int]
 
 class _Plan(NamedTuple):
     backend: Backend
+    asked: str  # the argument ``backend`` of the raw op
     geometry: Geometry
 
 
@@ -77,8 +78,8 @@ def depthwise_conv2d(
             float64), or None for the setting in force (`replknet_ext.set_algorithm`, `replknet_ext.algorithm`).
         precision: of float32 on CUDA: ``"ieee"``, ``"tf32"``, ``"bf16x3"``, or None for the setting in force
             (`replknet_ext.set_float32_precision`, `replknet_ext.float32_precision`), which is ``"ieee"`` at first.
-        backend: ``"auto"``, or a backend by name (``"cpu"``, ``"cuda"``, ``"triton"``, ``"torch"``), which is then
-            used or an error.
+        backend: ``"auto"``, or the name of a backend (``"cpu"``, ``"torch"``, ...: `replknet_ext.backends.names`),
+            which is then used or an error.
 
     Returns:
         (N, C * multiplier, Ho, Wo), or without N for an unbatched input.
@@ -106,7 +107,7 @@ def depthwise_conv2d(
         if eager and settings.get_autotune():
             first_use.tune(call, backend)
         operands = call.input, call.weight, call.bias, plan.geometry.padding
-        out = autograd.dwconv2d(*operands, activation, call.precision, call.algorithm, backend)
+        out = autograd.dwconv2d(*operands, activation, call.precision, call.algorithm, plan.asked)
     return out if call.batched else out.squeeze(0)
 
 
@@ -145,4 +146,7 @@ def _plan(call: Call, backend: Any) -> _Plan:
     """Check every argument and choose the backend of the forward pass."""
     problem = describe(call.input, call.weight, call.bias, *call.options)
     checks.name("backend", backend, names())
-    return _Plan(select(problem, backend), problem.geometry)
+    chosen = select(problem, backend)
+    # The compiled kernels raise for an FFT that they cannot run and look no further: name the backend that can.
+    asked = chosen.name if problem.algorithm == "fft" and not chosen.compiled else backend
+    return _Plan(chosen, asked, problem.geometry)

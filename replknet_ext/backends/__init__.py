@@ -2,7 +2,7 @@
 
 from ..operator.problem import PASSES, Problem
 from .base import Backend, Candidate
-from .registry import BACKENDS, by_pass, candidates, names, reasons, select
+from .registry import BACKENDS, by_pass, candidates, names, reasons, select, tunable
 
 __all__ = [
     "BACKENDS",
@@ -15,4 +15,5 @@ __all__ = [
     "names",
     "reasons",
     "select",
+    "tunable",
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -10,7 +11,7 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from .. import _ext
-from ..operator.problem import Geometry, Problem
+from ..operator.problem import Geometry, Problem, mirrored
 
 #: Turns the CUDA and Triton models' cycles into microseconds: an H200's clock under load. A prediction on any GPU.
 #: Without the extension as `csrc/cuda/model.h` has it.
@@ -53,32 +54,43 @@ class Candidate:
 
 def ordered(candidates: list[Candidate]) -> list[Candidate]:
     """What runs untuned first, the rest by predicted time, without duplicates."""
+    if not candidates:
+        return []
     unique = list({(c.backend, c.name): c for c in reversed(candidates)}.values())
     rest = [c for c in reversed(unique) if c is not candidates[0]]
-    return [candidates[0], *sorted(rest, key=lambda c: c.predicted_us or 0.0)] if candidates else []
+    return [candidates[0], *sorted(rest, key=lambda c: math.inf if c.predicted_us is None else c.predicted_us)]
 
 
 class Backend(ABC):
     """A way to run the convolution: one subclass in one file, and one line in `registry`.
 
-    It says which problems it `supports` and computes the passes by four functions with the arguments of the raw ops up
-    to ``algorithm``, then ``variant``. They get problems that `supports` accepted, need not be differentiable, and
-    return new tensors in the memory format that the raw ops give (see `replknet_ext.operator.ops`). A backend that is
-    `compiled` has none of them: its kernels are the raw ops'.
+    It says which problems it `supports` and computes them by `fwd` and `bwd_weight`, and by `bwd_input` and
+    `bwd_weight_bias` where it can do better than these. Their arguments are those of the raw ops up to ``algorithm``,
+    then ``variant``. They get problems that `supports` accepted, of at least one image, need not be differentiable, and
+    return new tensors: in the memory format `replknet_ext.operator.problem.output_format` of the two operands, weight
+    gradients contiguous. A backend that is `compiled` has none of them: its kernels are the raw ops'.
 
     Attributes:
         name: what callers and files of choices call it.
+        devices: types of the devices whose tensors it runs; None: any.
         compiled: the passes are kernels of the extension, which the raw ops of a device call by themselves.
         differentiable: it has `run`, which torch differentiates, for every stride, dilation and channel multiplier.
     """
 
     name: ClassVar[str]
+    devices: ClassVar[tuple[str, ...] | None] = ("cpu", "cuda")
     compiled: ClassVar[bool] = False
     differentiable: ClassVar[bool] = False
 
     @abstractmethod
     def supports(self, problem: Problem) -> str | None:
         """None if this backend can run ``problem``, else the reason why not (a clause without a full stop)."""
+
+    def wrong_device(self, problem: Problem) -> str | None:
+        """The reason why not where the device of ``problem`` is none of `devices`, for `supports`."""
+        if self.devices is None or problem.device_type in self.devices:
+            return None
+        return f"runs {' and '.join(map(str.upper, self.devices))} tensors, not {problem.device_type}"
 
     def kernel(self, problem: Problem) -> str | None:
         """What runs a problem that `supports` accepted, for `replknet_ext.explain`; None if nobody can know."""
@@ -106,8 +118,9 @@ class Backend(ABC):
     def bwd_input(
         self, grad_output: Tensor, weight: Tensor, padding: Sequence[int], precision: str, algorithm: str, variant: int
     ) -> Tensor:
-        """Raw op ``dwconv2d_backward_input``."""
-        raise NotImplementedError
+        """Raw op ``dwconv2d_backward_input``: `fwd` of the gradient, filter rotated, padding mirrored."""
+        pads = mirrored(padding, weight.shape[2:])
+        return self.fwd(grad_output, weight.flip(2, 3), None, pads, "none", precision, algorithm, variant)
 
     def bwd_weight(
         self, grad_output: Tensor, input: Tensor, padding: Sequence[int], precision: str, algorithm: str, variant: int

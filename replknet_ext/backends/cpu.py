@@ -16,13 +16,12 @@ class CpuBackend(Backend):
     """CPU kernels; the instruction set (base, AVX2, AVX-512) is chosen at run time."""
 
     name = "cpu"
+    devices = ("cpu",)
     compiled = True
 
     def supports(self, problem: Problem) -> str | None:
         """See `Backend.supports`."""
-        if problem.device_type != "cpu":
-            return f"runs CPU tensors, not {problem.device_type}"
-        return _ext.WHY_NOT or outside_raw_ops(problem) or _refused_by_planner(problem)
+        return self.wrong_device(problem) or _ext.WHY_NOT or outside_raw_ops(problem) or _refused_by_planner(problem)
 
     def kernel(self, problem: Problem) -> str | None:
         """See `Backend.kernel`: variant, family and instruction set."""

@@ -29,14 +29,13 @@ class CudaBackend(Backend):
     """CUDA kernels, as far as this build of the extension has them."""
 
     name = "cuda"
+    devices = ("cuda",)
     compiled = True
 
     def supports(self, problem: Problem) -> str | None:
         """See `Backend.supports`."""
-        if problem.device_type != "cuda":
-            return f"runs CUDA tensors, not {problem.device_type}"
-        if _ext.WHY_NOT:
-            return _ext.WHY_NOT
+        if why := self.wrong_device(problem) or _ext.WHY_NOT:
+            return why
         if not _ext.CUDA_OPS:
             return "the extension was built without CUDA kernels"
         if OP_OF_PASS[problem.pass_] not in _ext.CUDA_OPS:

@@ -12,13 +12,20 @@ from .cuda import CudaBackend
 from .torch import TorchBackend
 from .triton.backend import TritonBackend
 
-#: Fastest first: ``backend="auto"`` takes the first that supports the problem. torch takes what is left.
+#: ``backend="auto"`` takes the first that supports the problem. The compiled ones stand first, as the ops of a device
+#: call them without asking here; torch takes what is left, so those after it run by name or where they were measured.
 BACKENDS: dict[str, Backend] = {b.name: b for b in (CpuBackend(), CudaBackend(), TritonBackend(), TorchBackend())}
 
 
 def names() -> tuple[str, ...]:
     """What the argument ``backend`` may be."""
     return "auto", *BACKENDS
+
+
+def tunable() -> tuple[str, ...]:
+    """What the argument ``backend`` of the tuner may be: "auto", or a backend that lists candidates."""
+    lists = (name for name, backend in BACKENDS.items() if type(backend).candidates is not Backend.candidates)
+    return "auto", *lists
 
 
 def select(problem: Problem, name: str = "auto") -> Backend:

@@ -19,19 +19,25 @@ def activate(x: Tensor, activation: str) -> Tensor:
     return F.gelu(x) if activation == "gelu" else x
 
 
-def _symmetric(x: Tensor, padding: Sequence[int]) -> tuple[Tensor, tuple[int, int]]:
-    """Split (top, bottom, left, right), which may crop, into explicit padding and what conv2d itself can take."""
+def padded(x: Tensor, padding: Sequence[int]) -> Tensor:
+    """``x`` with zeros around its planes: (top, bottom, left, right), of which negative ones crop."""
     top, bottom, left, right = padding
-    if top == bottom and left == right and top >= 0 and left >= 0:
-        return x, (top, left)
     if min(padding) < 0:  # pad first: a crop may take more than the plane has
         x = F.pad(x, (max(left, 0), max(right, 0), max(top, 0), max(bottom, 0)))
         left, right, top, bottom = min(left, 0), min(right, 0), min(top, 0), min(bottom, 0)
-    return F.pad(x, (left, right, top, bottom)), (0, 0)
+    return F.pad(x, (left, right, top, bottom))
 
 
-def _in_format(out: Tensor, layout: torch.memory_format) -> Tensor:
-    """``out`` with exactly the strides that the kernels of the raw ops give."""
+def _symmetric(x: Tensor, padding: Sequence[int]) -> tuple[Tensor, tuple[int, int]]:
+    """Split (top, bottom, left, right) into explicit padding and what conv2d itself can take."""
+    top, bottom, left, right = padding
+    if top == bottom and left == right and top >= 0 and left >= 0:
+        return x, (top, left)
+    return padded(x, padding), (0, 0)
+
+
+def in_format(out: Tensor, layout: torch.memory_format) -> Tensor:
+    """``out`` with the strides that the raw ops give; `Tensor.contiguous` keeps others where a size is 1."""
     wanted = torch.empty_like(out, memory_format=layout)
     return out if out.stride() == wanted.stride() else wanted.copy_(out)
 
@@ -40,6 +46,7 @@ class TorchBackend(Backend):
     """``torch.conv2d(groups=C)``: any device, stride, dilation and channel multiplier, by torch's own algorithm."""
 
     name = "torch"
+    devices = None
     differentiable = True
 
     def supports(self, problem: Problem) -> str | None:
@@ -53,16 +60,7 @@ class TorchBackend(Backend):
         """See `Backend.fwd`."""
         x, pad = _symmetric(input, padding)
         out = activate(torch.conv2d(x, weight, bias, 1, pad, 1, weight.shape[0]), activation)
-        return _in_format(out, output_format(input, weight))
-
-    def bwd_input(
-        self, grad_output: Tensor, weight: Tensor, padding: Sequence[int], precision: str, algorithm: str, variant: int
-    ) -> Tensor:
-        """See `Backend.bwd_input`: a convolution with the flipped filter."""
-        top, bottom, left, right = padding
-        kh, kw = weight.shape[2:]
-        mirrored = (kh - 1 - top, kh - 1 - bottom, kw - 1 - left, kw - 1 - right)
-        return self.fwd(grad_output, weight.flip(2, 3), None, mirrored, "none", precision, algorithm, variant)
+        return in_format(out, output_format(input, weight))
 
     def bwd_weight(
         self, grad_output: Tensor, input: Tensor, padding: Sequence[int], precision: str, algorithm: str, variant: int
@@ -79,7 +77,7 @@ class TorchBackend(Backend):
         _, grad_weight, _ = torch.ops.aten.convolution_backward(
             grad_output, x, shape, None, [1, 1], list(pad), [1, 1], False, [0, 0], channels, [False, True, False]
         )
-        return grad_weight.contiguous()  # type: ignore[no-any-return]
+        return in_format(grad_weight, torch.contiguous_format)
 
     def run(self, input: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry, activation: str) -> Tensor:
         """See `Backend.run`."""

@@ -1,8 +1,8 @@
 """What commands say: results on stdout, errors and notes as one line of stderr each, and the exit status.
 
-0: done. 1: not done, as a file, folder, device or package is missing, cannot be read or written, or holds something
-else, or as outputs are not finite. 2: the command makes no sense: unknown options, names or suffixes, or values that do
-not fit together. 130: interrupted.
+0: done. 1: failed, because a file, folder, device or package is missing, cannot be read or written or has other
+content, or because outputs are not finite. 2: wrong usage: unknown options, names or suffixes, or values that do not
+fit together. 130: interrupted.
 """
 
 import functools
@@ -26,7 +26,7 @@ quiet = show_traceback = False
 
 
 class Interrupted(KeyboardInterrupt):
-    """Ctrl-C, after which what was done so far is on stdout."""
+    """Ctrl-C, after the results so far have been written to stdout."""
 
     def __init__(self, done: int, total: int) -> None:
         super().__init__(f"interrupted: {done} of {total} images done")
@@ -59,14 +59,14 @@ def reporting(command: Command) -> Command:
 
 
 def say(label: str, style: str, message: str) -> None:
-    """A line on stderr, unless it is no error and --quiet was given; nothing in the message is interpreted."""
+    """One line on stderr, with --quiet only if it is an error; the message is printed as it is, without markup."""
     if quiet and label != "error: ":
         return
     console(stderr=True, soft_wrap=True).print(Text.assemble((label, style), plain(" ".join(message.splitlines()))))
 
 
 def print_json(content: Any) -> None:
-    """JSON on stdout; a value that is not finite, which JSON does not know, is a bug."""
+    """JSON on stdout. JSON has no value that is not finite: one in `content` is a bug and raises ValueError."""
     print(json.dumps(content, indent=1, allow_nan=False))
 
 
@@ -79,7 +79,7 @@ def _words(error: Exception) -> str:
 
 
 def _note(message: Warning | str, category: type[Warning], *args: Any, **kwargs: Any) -> None:
-    # Deprecations, of which some are UserWarnings, too, are for developers. Under torchrun one voice is enough.
+    # Deprecations (some are UserWarnings) are for developers. Under torchrun the first process speaks for all.
     told = issubclass(category, UserWarning) and not issubclass(category, DeprecationWarning)
     if told and os.environ.get("RANK", "0") == "0":
         say("note: ", "bold yellow", str(message))

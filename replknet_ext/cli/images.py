@@ -38,7 +38,7 @@ def predict(
     """Classify images.
 
     A bad file is reported and stops nothing. The exit status is 1 if no file could be read, or if the network's outputs
-    for one are not finite. After Ctrl-C what is done is shown, and --json says "interrupted".
+    for one are not finite. Ctrl-C shows the results so far; --json then says "interrupted".
     """
     from ..data.transforms import pictures
     from ..tools import loading
@@ -56,7 +56,7 @@ def predict(
     results: list[tool.Prediction | tool.Unreadable] = []
     interrupted = False
     try:
-        with show.progress(hidden=errors.quiet or not as_json) as bar:  # without --json results show how far it is
+        with show.progress(hidden=errors.quiet or not as_json) as bar:  # without --json the results show the progress
             for result in bar.track(found, total=len(paths), description="predicting"):
                 results.append(result)
                 if isinstance(result, tool.Unreadable):
@@ -111,9 +111,9 @@ def evaluate(
 ) -> None:
     """Top-1 and top-5 accuracy on a folder laid out as ImageNet.
 
-    DATA has one folder per class, or a folder `val` with them; sorted, they are the classes in order. With --classes
-    they are matched by name, and ImageNet's own (n01440764, ...) always are. The exit status is 1 if outputs of the
-    network are not finite. Ctrl-C shows the figures so far.
+    DATA has one folder per class, or a folder `val` with them; sorted by name they are classes 0, 1, ... With
+    --classes they are matched by name, and ImageNet's own names (n01440764, ...) always are. The exit status is 1
+    if outputs of the network are not finite. Ctrl-C shows the figures so far.
 
     Several processes, each with its part of the images: torchrun --nproc-per-node 8 -m replknet_ext evaluate DATA ...
     """
@@ -173,10 +173,12 @@ def erf(
     input_size: Annotated[
         int, typer.Option("--input-size", metavar="N", min=1, help="Resize images to N x N, without a crop.")
     ] = 1024,
-    output: Annotated[Path, typer.Option("--output", "-o", metavar="FILE", help="The heat map.")] = Path("erf.png"),
+    output: Annotated[Path, typer.Option("--output", "-o", metavar="FILE", help="File of the heat map.")] = Path(
+        "erf.png"
+    ),
     scores: Annotated[
         Path | None,
-        typer.Option("--scores", metavar="FILE.npy", show_default=False, help="Write the scores, too."),
+        typer.Option("--scores", metavar="FILE.npy", show_default=False, help="Also write the scores to this file."),
     ] = None,
     as_json: options.AsJson = False,
 ) -> None:

@@ -50,7 +50,7 @@ def tune(
         ),
     ] = None,
     backend: Annotated[
-        str, typer.Option("--backend", metavar="NAME", help="Restrict tuning to one backend: cpu, cuda or triton.")
+        str, typer.Option("--backend", metavar="NAME", help="Restrict tuning to one backend, such as cpu or triton.")
     ] = "auto",
     device: Device = "auto",
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show predictions, measure nothing.")] = False,
@@ -79,7 +79,7 @@ def tune(
     """Measure which kernel is fastest for each depthwise layer, and remember it.
 
     Choices are kept for this device and these versions, and hold wherever such layers run with
-    this batch size and dtype. Leave the device alone meanwhile. With --dry-run, or
+    this batch size and dtype. Run nothing else on the device meanwhile. With --dry-run, or
     --device-limits, the cost models' predictions are shown and nothing is measured.
     """
     from ..tools import loading
@@ -133,19 +133,19 @@ def speedup(
         options.Half | None, typer.Option("--amp", help="Run under autocast with this dtype.", show_default=False)
     ] = None,
     min_kernel: Annotated[
-        int, typer.Option("--min-kernel", metavar="K", min=1, help="Smaller kernels stay on torch.")
+        int, typer.Option("--min-kernel", metavar="K", min=1, help="Leave smaller kernels to torch.")
     ] = 5,
     device: Device = "auto",
     seconds: Annotated[
-        float, typer.Option("--seconds", metavar="S", min=0, help="Time for each cell of the tables.")
+        float, typer.Option("--seconds", metavar="S", min=0, help="Seconds per cell of the tables.")
     ] = 3.0,
     as_json: options.AsJson = False,
 ) -> None:
     """Measure whether these kernels make a model faster here.
 
     Times the model, and each of its depthwise layers alone, on nn.Conv2d and on these kernels, both in NCHW and in
-    channels_last: a forward pass, and one with gradients. Weights are random; nothing is downloaded or kept. Leave the
-    device alone meanwhile.
+    channels_last: a forward pass, and one with gradients. Weights are random; nothing is downloaded or kept. Run
+    nothing else on the device meanwhile.
     """
     from .._progress import steps
     from ..tools import loading

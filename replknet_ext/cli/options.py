@@ -126,13 +126,13 @@ To = Annotated[
 ]
 Strict = Annotated[
     bool,
-    typer.Option("--strict/--no-strict", help="Fail on entries that are no part of the network, or leave them out."),
+    typer.Option("--strict/--no-strict", help="Fail on entries that are not part of the network, or leave them out."),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
 def floats(option: str, text: str | None) -> list[float] | None:
-    """Numbers between commas."""
+    """Comma-separated numbers, None if none were given."""
     if text is None:
         return None
     try:
@@ -142,5 +142,5 @@ def floats(option: str, text: str | None) -> list[float] | None:
 
 
 def value(level: Level | None) -> Any:
-    """What functions take for `--deploy`."""
+    """The value of `--deploy` as functions of `tools` take it."""
     return level.value if level is not None else None

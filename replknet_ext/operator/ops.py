@@ -12,10 +12,12 @@ Backends that are written in Python are the kernel where a device has no compile
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_map
 from torch.utils.flop_counter import register_flop_formula
 
 from .. import _ext
@@ -127,9 +129,23 @@ def _is_fwd(name: str) -> bool:
 # ---- kernels by backends that are written in Python ----
 
 
+_CONJUGATE, _NEGATIVE = (torch._C.DispatchKeySet(getattr(torch._C.DispatchKey, k)) for k in ("Conjugate", "Negative"))
+
+
+def _with_lazy_views() -> AbstractContextManager[Any]:
+    """Lets backends use ``x.conj()`` and ``x.imag``: called by a TorchDispatchMode, torch would read ``x`` for them.
+
+    Compiled code has such a mode in its first call.
+    """
+    if not torch._C._dispatch_tls_is_dispatch_key_excluded(torch._C.DispatchKey.Conjugate):
+        return nullcontext()
+    excluded = torch._C._dispatch_tls_local_exclude_set() - _CONJUGATE - _NEGATIVE
+    return torch._C._ForceDispatchKeyGuard(torch._C._dispatch_tls_local_include_set(), excluded)
+
+
 def _python_kernel(name: str) -> Callable[..., Any]:
-    """The op by the backend that `choices.resolve` finds."""
-    sizes, method = _SIZES[name], _METHODS[name]
+    """The op by the backend that `choices.query.resolve` finds."""
+    sizes, method, empty = _SIZES[name], _METHODS[name], _fake_kernel(name)
 
     def run(first: Tensor, second: Tensor, *rest: Any) -> Any:
         bias, padding, activation = rest[:3] if _is_fwd(name) else (None, rest[0], "none")
@@ -137,7 +153,10 @@ def _python_kernel(name: str) -> Callable[..., Any]:
             _check_operands(name, padding, first, second, bias)
             sizes(first, second, padding)
             backend, variant = query.resolve(method, first, second, bias, padding, activation, *rest[-4:])
-            return getattr(backend, method)(first, second, *rest[:-2], variant)
+            if first.shape[0] == 0:
+                return tree_map(torch.zero_, empty(first, second, *rest))
+            with _with_lazy_views():
+                return getattr(backend, method)(first, second, *rest[:-2], variant)
         except Exception as error:
             query.note_failure(error)
             raise

@@ -84,6 +84,12 @@ def sizes_of(problem: Problem) -> list[int]:
     return [n, c, h, w, kh, kw, ho, wo, top, left]
 
 
+def mirrored(padding: Sequence[int], kernel: Sequence[int]) -> tuple[int, int, int, int]:
+    """Padding (top, bottom, left, right) of the convolution that bwd_input is: of the gradient, filter rotated."""
+    top, bottom, left, right = padding
+    return kernel[0] - 1 - top, kernel[0] - 1 - bottom, kernel[1] - 1 - left, kernel[1] - 1 - right
+
+
 def outside_raw_ops(problem: Problem) -> str | None:
     """Why the raw ops, which have stride 1, dilation 1 and one filter per channel, do not cover ``problem``."""
     if problem.geometry.stride != (1, 1):

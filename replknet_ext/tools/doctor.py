@@ -20,7 +20,7 @@ import torch
 
 from .. import _env, _ext, settings
 from .._version import __version__
-from ..backends import PASSES, Problem, by_pass
+from ..backends import BACKENDS, PASSES, Problem, by_pass
 from ..backends.cuda import DEVICES, architecture_for, why_not_on
 from ..choices import table
 from ..choices.device import identity, stem_of
@@ -58,7 +58,7 @@ TYPICAL: dict[str, Problem] = {
 
 
 def collect() -> dict[str, Any]:
-    """Everything that ``doctor`` tells, as JSON knows it."""
+    """Everything that ``doctor`` reports, as JSON can hold it."""
     return {
         "versions": _versions(),
         "installation": _installation(),
@@ -135,7 +135,7 @@ def _system() -> dict[str, Any]:
 
 
 def _processor() -> str | None:
-    """Name of the processor; Linux tells it in a file only."""
+    """Name of the processor; Linux has it only in a file."""
     with suppress(OSError):
         for line in Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines():
             if line.startswith("model name"):
@@ -368,7 +368,7 @@ def render(report: dict[str, Any], console: Console) -> None:
 
 
 def _variants(by_pass: dict[str, list[str]]) -> str:
-    """How many variants of which pass: their names would fill a screen and are in the JSON."""
+    """The number of variants per pass: their names would fill a screen, and are in the JSON."""
     return ", ".join(f"{len(names)} {pass_}" for pass_, names in by_pass.items()) or "none"
 
 
@@ -379,8 +379,7 @@ def _grouped(rows: Sequence[dict[str, Any]]) -> dict[tuple[str, str], list[str]]
         device = row["problem"].split()[0].lower()
         for why in row["reasons"].values():
             for backend, reason in why.items():
-                other_device = backend in ("cpu", "cuda", "triton") and (backend == "cpu") != (device == "cpu")
-                if reason is None or other_device:
+                if reason is None or device not in (BACKENDS[backend].devices or (device,)):
                     continue
                 problems = found.setdefault((backend, reason), [])
                 if row["problem"] not in problems:

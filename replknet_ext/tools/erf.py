@@ -183,8 +183,8 @@ def contribution(features: Callable[[Tensor], Tensor], pictures: Tensor) -> Tens
 def area_ratios(scores: Tensor, shares: Sequence[float] = SHARES) -> list[Area]:
     """How much area the shares of log10(score + 1) take, in squares that grow around pixel (H // 2, W // 2).
 
-    The numbers are those of the official script, which knows no answer when the last row is needed, and there is one
-    for it here: the whole picture.
+    The numbers are those of the official script. Where that has no answer, because the last row is needed, the answer
+    here is the whole picture.
 
     Raises:
         ValueError: not a map, or a share outside of (0, 1).

@@ -77,7 +77,7 @@ class Result:
 
 @dataclass(frozen=True)
 class Team:
-    """The processes that torchrun started: this one's number, and how many there are."""
+    """The processes that torchrun started: the rank of this one, and how many there are."""
 
     rank: int = 0
     size: int = 1
@@ -107,7 +107,7 @@ def team(device: str = "auto") -> Iterator[Team]:
 
 @contextmanager
 def first_alone(here: Team) -> Iterator[None]:
-    """The block runs on the first process, then on all others: what the first downloads, they find."""
+    """The block runs on the first process, then on all others, which find what the first has downloaded."""
     if here.size > 1 and here.rank > 0:
         dist.barrier()
     yield
@@ -133,8 +133,8 @@ def evaluate(
     Args:
         items: all pictures with their labels, the same on every process.
         classes: how many classes they are of, for the result.
-        batch_size: of each process.
-        workers: processes that read pictures, for each process; up to 4, as there are processors, when None.
+        batch_size: per process.
+        workers: processes that read pictures, per process; None: one per processor, at most 4.
         amp: autocast to this dtype, None for none.
         channels_last: memory layout of the inputs.
         here: this process among others, see `team`.

@@ -26,7 +26,7 @@ class Exported:
 
     Attributes:
         path, kind: the file and what it is.
-        size: its bytes, with those of a file of weights beside it.
+        size: in bytes, with the file of weights beside it, if there is one.
         shape: of the input; None is a size that may vary.
         opset, nodes, error: of ONNX: the version, how many nodes of each operator, and the largest difference between
             onnxruntime and torch relative to the largest output (None if not compared).
@@ -61,8 +61,8 @@ def export(
         output: the file to write, .onnx or .pt2.
         kind: what to write; None goes by the suffix, and .pt2 is a program.
         input_size: side of the images; None for the model's own.
-        batch_size: None leaves it open.
-        any_size: leaves H and W open.
+        batch_size: None: any.
+        any_size: H and W may vary.
         opset: version of the ONNX operators.
 
     Raises:

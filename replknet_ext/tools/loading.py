@@ -166,7 +166,7 @@ def _adjusted(used: Preprocessing, mean: Sequence[float] | None, std: Sequence[f
 
 
 def device_of(name: str) -> torch.device:
-    """ "auto", "cpu", "cuda", "cuda:1" and so on, if the device is there.
+    """The device of a name: "auto", "cpu", "cuda", "cuda:1" and so on, if it is there.
 
     Raises:
         UsageError: not a device.

@@ -49,8 +49,8 @@ def inference_model(
     """Classifies one picture, with the result that mmpretrain's function of this name gives.
 
     Args:
-        model: a classifier, or the name of one whose published weights are then used. Its device and dtype count; it
-            runs in eval mode and is left as it was.
+        model: a classifier, or the name of one, whose published weights are then used. It runs on its device, in its
+            dtype and in eval mode, and is left as it was.
         image: a path, a Pillow image, or an array (H, W[, C]), uint8 or floating in [0, 1].
         classes: names of the classes; ImageNet's for 1000 classes, else "class 0" and so on, when None.
         input_size: side of the network's input, when not the one that the model was trained for.
@@ -174,10 +174,10 @@ _HIGHEST = 2 * _WIDTH
 def annotate(prediction: Prediction, path: str | Path) -> None:
     """Draws the picture with its best classes, as bars below it, into a file.
 
-    Raises:
-        ToolError: the picture has gone, or the file cannot be written.
+    A picture that is more than twice as high as wide is scaled down to that height.
 
-    A picture that is more than twice as high as wide is fitted into that height.
+    Raises:
+        ToolError: the picture is no longer there, or the file cannot be written.
     """
     with needs("Pillow"):
         from PIL import Image, ImageDraw, ImageFont

@@ -13,10 +13,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
+from ..backends.torch import activate
 from ..choices.device import identity
 from ..errors import ToolError, UsageError, needs
 from ..models import get_model, list_models
@@ -181,7 +181,7 @@ def _of_timm(name: str) -> nn.Module:
 
 
 def _input_shape(model: nn.Module, batch_size: int, input_size: int | None) -> tuple[int, int, int, int]:
-    """Of a batch of images as the model says that it takes them."""
+    """(N, C, H, W) of a batch of images, by the model's own configuration."""
     cfg = getattr(model, "pretrained_cfg", None) or getattr(model, "default_cfg", None) or {}
     size = cfg.get("input_size") if isinstance(cfg, dict) else getattr(cfg, "input_size", None)
     first = next((module for module in model.modules() if isinstance(module, nn.Conv2d)), None)
@@ -196,10 +196,7 @@ class _Plain(nn.Conv2d):
     activation: str
 
     def forward(self, input: Tensor) -> Tensor:
-        output = super().forward(input)
-        if self.activation == "none":
-            return output
-        return F.relu(output) if self.activation == "relu" else F.gelu(output)
+        return activate(super().forward(input), self.activation)
 
 
 def _shared(model: nn.Module) -> nn.Module:

@@ -21,7 +21,7 @@ class Candidate:
 
 @dataclass
 class Timing:
-    """Samples of one candidate in milliseconds per call; every sample is the mean of `calls` calls in a row."""
+    """Samples of one candidate in milliseconds per call; each sample is the mean of `calls` calls in a row."""
 
     name: str
     calls: int
@@ -66,14 +66,14 @@ def interleave(
         min_rounds: samples of a candidate that does not.
         sample_seconds: short calls are repeated within a sample until about this long.
         budget_seconds: time for one candidate; a slow one takes part in fewer rounds, spread over all of them.
-        warm: seconds of a call that has been made already (name -> seconds). Where that was long, it was the warm-up:
-            calls of seconds are not wasted.
+        warm: seconds of a call that was made before (name -> seconds). A long one counts as the warm-up, so that slow
+            candidates are not called for nothing.
         on_sample: called after each sample, for a progress bar.
         synchronize: waits until the device has done what was called; for devices that work asynchronously.
         before: called, untimed, before each sample, which then is one call: to make caches cold.
 
     Returns:
-        Name -> Timing. Two untimed calls warm up each candidate, and one more its caches before each short sample.
+        Name -> Timing. Two untimed calls warm up each candidate; one more before each short sample refills its caches.
     """
     if len({candidate.name for candidate in candidates}) != len(candidates):
         raise ValueError("candidates need different names")

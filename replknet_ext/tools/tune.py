@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
-from ..backends import PASSES, Candidate, Problem, candidates, names
+from ..backends import PASSES, Candidate, Problem, candidates, tunable
 from ..backends.cuda import DEVICES
 from ..choices import table
 from ..choices.device import identity, stem_of
@@ -142,7 +142,7 @@ def shipped_name(report: TuneReport) -> str:
 def checked_backend(name: str) -> str:
     """The name of a backend that has candidates, or "auto"."""
     try:
-        return checks.name("backend", name, tuple(known for known in names() if known != "torch"))
+        return checks.name("backend", name, tunable())
     except ValueError as error:
         raise UsageError(str(error)) from None
 

@@ -13,7 +13,7 @@ from torch import nn
 
 from .. import settings
 from .._progress import steps
-from ..backends import PASSES, Problem, names
+from ..backends import PASSES, Problem, tunable
 from ..choices import lookup, table
 from ..choices.device import identity
 from ..choices.table import Entry
@@ -77,7 +77,7 @@ def tune(
     Raises:
         TypeError, ValueError: an argument of the wrong type or out of range.
     """
-    checks.name("backend", backend, tuple(name for name in names() if name != "torch"))
+    checks.name("backend", backend, tunable())
     chosen = (passes,) if isinstance(passes, str) else tuple(passes)
     for pass_ in chosen:
         checks.name("passes", pass_, PASSES)

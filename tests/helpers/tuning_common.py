@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from replknet_ext.backends import PASSES, Candidate, Problem
+from replknet_ext.backends import BACKENDS, PASSES, Candidate, Problem, tunable
 from replknet_ext.backends.cpu import CpuBackend
 from replknet_ext.choices import query, table
 from replknet_ext.choices.table import Entry
@@ -88,7 +88,7 @@ def operands(grad: bool = True) -> tuple[Tensor, Tensor]:
 
 @contextmanager
 def invented_variants(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """The CPU backend with `INVENTED`."""
+    """The CPU backend with `INVENTED`; no other backend has candidates for the CPU."""
 
     def candidates(self: Any, problem: Problem, limits: Any = None) -> list[Candidate]:
         return INVENTED[problem.pass_]
@@ -97,6 +97,9 @@ def invented_variants(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         return next((c.variant for c in INVENTED[problem.pass_] if c.name == name), None)
 
     with monkeypatch.context() as patch:
+        for name in tunable()[1:]:
+            if "cpu" in (BACKENDS[name].devices or ("cpu",)):
+                patch.setattr(type(BACKENDS[name]), "candidates", lambda self, problem, limits=None: [])
         patch.setattr(CpuBackend, "candidates", candidates)
         patch.setattr(CpuBackend, "variant", variant)
         table.forget()

@@ -194,11 +194,9 @@ def test_auto_takes_the_first_that_can() -> None:
     assert select(problem()).name == ("cpu" if _ext.HAS_EXT else "torch")
     assert select(problem(geometry=Geometry((2, 2), (0, 0, 0, 0), (1, 1)))).name == "torch"
     assert select(problem(device_type="mps")).name == "torch"
-    assert list(BACKENDS) == ["cpu", "cuda", "triton", "torch"]
-    for name, backend in BACKENDS.items():
-        assert backend.name == name
+    for backend in BACKENDS.values():
         reason = backend.supports(problem(device_type="xpu"))
-        assert (reason is None) == (name == "torch")
+        assert (reason is None) == (backend.devices is None)
 
 
 def test_cuda_backend_is_honest(monkeypatch: pytest.MonkeyPatch) -> None:

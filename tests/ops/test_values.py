@@ -38,7 +38,7 @@ from cases import (
 from torch import Tensor
 
 from replknet_ext import _ext
-from replknet_ext.backends import BACKENDS
+from replknet_ext.backends import BACKENDS, names
 
 ops = torch.ops.replknet_ext
 ISAS = ("base", "avx2", "avx512")
@@ -351,7 +351,7 @@ def test_isa(isa: str) -> None:
         ({"variant": 99}, "variant 99 is one of a backend"),
         ({"variant": 99, "backend": "cpu"}, "variant 99 can't run this"),
         ({"variant": 2**32}, "variant must be"),
-        ({"backend": "nope"}, "backend must be one of 'auto', 'cpu', 'cuda', 'triton', 'torch'; got 'nope'"),
+        ({"backend": "nope"}, f"backend must be one of {', '.join(map(repr, names()))}; got 'nope'"),
         ({"weight": torch.ones(4, 1, 3, 3)}, "weight"),
         ({"weight": torch.ones(3, 3, 3, 3)}, "weight"),
         ({"weight": torch.ones(3, 1, 9, 3)}, "weight|padded"),

@@ -17,11 +17,13 @@ pytest.importorskip("typer")
 pytest.importorskip("rich")
 
 from tools_common import PHOTOS, checkpoint, cli, save_photos
+from typer.main import get_command
 
 from replknet_ext import __version__
+from replknet_ext.cli.app import app
 from replknet_ext.models import MODELS, read_checkpoint
 
-COMMANDS = ("predict", "evaluate", "reparam", "convert", "export", "summary", "erf", "models", "tune", "doctor")
+COMMANDS = tuple(get_command(app).commands)  # type: ignore[attr-defined]  # it is a group
 
 
 @pytest.fixture(scope="module")
@@ -56,6 +58,12 @@ def test_help_fits(command: tuple[str, ...], columns: int) -> None:
     assert "Usage: " in shown
     if not command:
         assert all(name in shown for name in COMMANDS)
+
+
+def test_the_readme_names_every_command() -> None:
+    lines = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8").splitlines()
+    shown = [line for line in lines if line.startswith("|")]
+    assert [name for name in COMMANDS if not any(f"`{name} " in line or f"`{name}`" in line for line in shown)] == []
 
 
 def test_version() -> None:
@@ -121,8 +129,6 @@ def test_a_bug_is_one_line_too(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(catalogue, "collect", broken)
     assert cli("models", code=1).stderr.startswith("error: KeyError: 'oops' (--traceback")
     from typer.testing import CliRunner
-
-    from replknet_ext.cli.app import app
 
     assert isinstance(CliRunner().invoke(app, ["--traceback", "models"]).exception, KeyError)
 

@@ -20,12 +20,12 @@ from torch._dynamo.utils import counters
 from tuning_common import CPU, Recorder, choose, entry, invented_variants, operands, problem
 
 import replknet_ext as r
-from replknet_ext.backends import BACKENDS, PASSES, Candidate, Problem
+from replknet_ext.backends import BACKENDS, PASSES, Candidate, Problem, names
 from replknet_ext.backends.torch import TorchBackend
 from replknet_ext.choices import lookup as choices_lookup
 from replknet_ext.choices import query, table
 from replknet_ext.operator import ops
-from replknet_ext.operator.problem import Geometry
+from replknet_ext.operator.problem import Geometry, mirrored
 from replknet_ext.tuning import measure, search
 
 pytestmark = [
@@ -285,7 +285,7 @@ def test_one_question_for_a_problem_until_choices_change(monkeypatch: pytest.Mon
         ("cpu", 1 << 32, "variant must be .*; got 4294967296"),
         ("auto", 3, "variant 3 is one of a backend: name it by the argument backend"),
         ("cuda", 3, 'backend="cuda" cannot run this problem: runs CUDA tensors, not cpu'),
-        ("nope", -1, "backend must be one of 'auto', 'cpu', 'cuda', 'triton', 'torch'; got 'nope'"),
+        ("nope", -1, f"backend must be one of {', '.join(map(repr, names()))}; got 'nope'"),
     ],
 )
 def test_other_pairs_are_refused(backend: str, variant: int, message: str) -> None:
@@ -362,10 +362,8 @@ class Noting(TorchBackend):
 
     def bwd_input(self, grad_output: Tensor, weight: Tensor, padding: Any, *rest: Any) -> Tensor:
         self.seen.append(("bwd_input", rest[-1]))
-        top, bottom, left, right = padding
-        kh, kw = weight.shape[2:]
-        mirrored = (kh - 1 - top, kh - 1 - bottom, kw - 1 - left, kw - 1 - right)
-        return super().fwd(grad_output, weight.flip(2, 3), None, mirrored, "none", *rest)
+        pads = mirrored(padding, weight.shape[2:])
+        return super().fwd(grad_output, weight.flip(2, 3), None, pads, "none", *rest)
 
     def bwd_weight(self, *args: Any) -> Tensor:
         self.seen.append(("bwd_weight", args[-1]))

@@ -1,5 +1,5 @@
 """Triton kernels of the three passes. `launch` is the entry; importing it imports triton, so it is done late.
 
-forward.py holds the Toeplitz product on tensor cores, fma.py the form without them, weight.py the weight gradient,
-tiles.py the tile sizes (no triton needed).
+toeplitz_fwd.py holds the Toeplitz product on tensor cores, sliding_fwd.py the form without them, toeplitz_weight.py the
+weight gradient, tiles.py the tile sizes (no triton needed).
 """

@@ -84,6 +84,7 @@ class TritonBackend(Backend):
     """Kernels that triton compiles when they are first called, for any GPU that it serves."""
 
     name = "triton"
+    devices = ("cuda",)
 
     def supports(self, problem: Problem) -> str | None:
         """See `Backend.supports`."""

@@ -1,4 +1,4 @@
-"""Which triton is installed, and what a device gives its kernels."""
+"""Which triton is installed, and the shared memory that a device has for its kernels."""
 
 from __future__ import annotations
 

@@ -11,7 +11,7 @@ import torch
 import triton
 from torch import Tensor
 
-from ...operator.problem import output_format
+from ...operator.problem import mirrored, output_format
 from . import sliding_fwd, tiles, toeplitz_fwd, toeplitz_weight
 from .device import shared_bytes
 from .tiles import Sizes, Sliding, Toeplitz, Weight, cdiv, power_of_2
@@ -19,7 +19,7 @@ from .tiles import Sizes, Sliding, Toeplitz, Weight, cdiv, power_of_2
 #: Whether kernels run in triton's interpreter, on CPU tensors (TRITON_INTERPRET=1 when this module is imported).
 INTERPRETED = not isinstance(toeplitz_fwd.toeplitz_fwd, triton.JITFunction)
 
-#: The default of triton is in transition; asked for in words it means the same in all versions.
+#: triton's default changes between versions; given explicitly it means the same in all of them.
 COMMON: dict[str, Any] = {"enable_fp_fusion": True}
 
 
@@ -84,7 +84,7 @@ def convolve(
     if tile is None:
         tile = tiles.forward(sizes, _name(x.dtype), precision, last, shared_bytes(x.device), variant)
         if isinstance(tile, Toeplitz) and x.stride(3) != 1:
-            # Rows that are not contiguous would be read, and written, an element at a time: copies are cheaper.
+            # Rows that are not contiguous would be read, and written, element by element: copies are cheaper.
             x = x.contiguous()
     out = torch.empty(size, dtype=x.dtype, device=x.device, memory_format=layout)
     target = torch.empty(size, dtype=x.dtype, device=x.device) if x.is_contiguous() and last else out
@@ -127,7 +127,7 @@ def _sliding(
     flip: bool,
 ) -> None:  # fmt: skip
     last = _is_channels_last(x)
-    if last:  # channels lie across the lanes: so let their taps
+    if last:  # lanes hold channels, so the taps of neighbouring channels must lie side by side
         weight = weight.contiguous().view(s.c, -1).t().contiguous().t().view(s.c, 1, s.kh, s.kw)
         col_tiles, outer = cdiv(s.wo, t.P), s.n * cdiv(s.c, t.Q)
     else:
@@ -155,10 +155,8 @@ def bwd_input(
     grad_output: Tensor, weight: Tensor, padding: Sequence[int], precision: str, algorithm: str, variant: int
 ) -> Tensor:
     """Raw op ``dwconv2d_backward_input``: a convolution with the flipped filter and mirrored padding."""
-    top, bottom, left, right = padding
-    kh, kw = weight.shape[2:]
-    mirrored = kh - 1 - top, kh - 1 - bottom, kw - 1 - left, kw - 1 - right
-    return convolve(grad_output, weight, None, mirrored, "none", precision, flip=True, variant=variant)
+    pads = mirrored(padding, weight.shape[2:])
+    return convolve(grad_output, weight, None, pads, "none", precision, flip=True, variant=variant)
 
 
 def bwd_weight(
@@ -208,7 +206,7 @@ def correlate(
     s = Sizes(n, c, h, w, kh, kw, ho, wo, top, left)
     if tile is None:
         tile = tiles.weight(s, _name(x.dtype), precision, shared_bytes(x.device), variant)
-        # Rows that are not contiguous would be read an element at a time: copies are cheaper.
+        # Rows that are not contiguous would be read element by element: copies are cheaper.
         grad, x = (v if v.stride(3) == 1 else v.contiguous() for v in (grad, x))
     t = tile
     unit = _unit(x.element_size(), (*x.stride()[:3], *grad.stride()[:3], w, wo))

@@ -13,15 +13,15 @@ from functools import lru_cache
 from typing import NamedTuple, TypeVar
 
 SMS = 132
-MACS_PER_CYCLE = {"half": 2048, "tf32": 1024, "bf16x3": 680, "ieee": 100}  # dense products of an SM
+MACS_PER_CYCLE = {"half": 2048, "tf32": 1024, "bf16x3": 680, "ieee": 100}  # dense products per SM
 FMAS_PER_CYCLE = 64.0  # of 128: the rest is loads and masks
-L2_BYTES_PER_CYCLE = 40.0  # of an SM
+L2_BYTES_PER_CYCLE = 40.0  # per SM
 MEMORY_BYTES_PER_CYCLE = 18.0  # an SM's share of HBM
-STEP_CYCLES = 40.0  # barriers of a step, which nothing hides
-STEP_INSTRUCTIONS, LOAD_INSTRUCTIONS = 60, 7  # of a warp: a step's own, and for each of its loads (counted in SASS)
+STEP_CYCLES = 40.0  # barriers of one step, which nothing hides
+STEP_INSTRUCTIONS, LOAD_INSTRUCTIONS = 60, 7  # per warp: of the step itself, and per load (counted in SASS)
 START_CYCLES = 2500.0  # start, first loads, epilogue
 LAUNCH_CYCLES = 5000.0
-SHARED_BYTES = 96 << 10  # a block's share where two are to fit an SM; also the least that a GPU served here has
+SHARED_BYTES = 96 << 10  # of one block, so that two fit an SM; every GPU that these kernels run on has it
 MAX_WORKSPACE = 256 << 20
 
 
@@ -41,7 +41,7 @@ class Sizes(NamedTuple):
 
 
 class Toeplitz(NamedTuple):
-    """Constants of `forward.toeplitz_fwd`; names as there."""
+    """Constants of `toeplitz_fwd.toeplitz_fwd`; names as there."""
 
     BI: int
     G: int
@@ -55,7 +55,7 @@ class Toeplitz(NamedTuple):
 
 
 class Sliding(NamedTuple):
-    """Constants of `fma.sliding_fwd`; names as there."""
+    """Constants of `sliding_fwd.sliding_fwd`; names as there."""
 
     R: int
     P: int
@@ -64,7 +64,7 @@ class Sliding(NamedTuple):
 
 
 class Weight(NamedTuple):
-    """Constants of `weight.toeplitz_weight`; ``whole``: one column tile holds the plane; names as there."""
+    """Constants of `toeplitz_weight.toeplitz_weight`; ``whole``: one column tile holds the plane; names as there."""
 
     BI: int
     BQ: int
@@ -92,7 +92,7 @@ def cdiv(a: int, b: int) -> int:
 
 
 def power_of_2(size: int) -> int:
-    """The least power of two that is not below `size`."""
+    """The smallest power of two >= `size`."""
     return 1 << max(0, size - 1).bit_length()
 
 
@@ -106,7 +106,7 @@ def _issue(loads: float, warps: int) -> float:
 
 
 def _warps(sums: int, loads: int) -> int:
-    """Warps that hold so many sums and the addresses of so many loads in their registers."""
+    """Warps whose registers hold this many sums and the addresses of this many loads."""
     return 8 if sums >= 64 * 256 or loads > 24 * 128 else 4
 
 
@@ -148,7 +148,7 @@ def forward_step_cycles(sizes: Sizes, t: Toeplitz, element: int, rate: str) -> d
     m, n, k = t.BI * t.G, t.R * t.BX, t.KR * t.BXI
     # Narrow tiles do not fill the tensor pipe: fragments are loaded for few products.
     macs = max(m, 32) * max(n, 32) * k / (MACS_PER_CYCLE[rate] * (0.8 if m * n >= 128 * 128 else 0.5))
-    left = m * t.KR * max(32, min(t.BXI, sizes.w) * element)  # a sector is the least that is read
+    left = m * t.KR * max(32, min(t.BXI, sizes.w) * element)  # at least one sector is read
     right = k * t.R * min(t.BX, sizes.kw + 8) * element
     loads = m * k / min(t.BXI, unit(element, sizes.w)) + k * n * (element / 16 if t.TABLE else 1)
     return {"products": macs, "l2": (left + right) / L2_BYTES_PER_CYCLE, "issue": _issue(loads, t.num_warps)}
@@ -229,7 +229,7 @@ def sliding(sizes: Sizes, dtype: str, channels_last: bool) -> Sliding:
 
 
 def sliding_cycles(sizes: Sizes, t: Sliding, element: int) -> float:
-    """Predicted cycles of `fma.sliding_fwd` in NCHW."""
+    """Predicted cycles of `sliding_fwd.sliding_fwd` in NCHW."""
     steps = 0
     rows, cols = cdiv(sizes.ho, t.R), cdiv(sizes.wo, t.Q)
     for tile in range(rows):
@@ -237,7 +237,7 @@ def sliding_cycles(sizes: Sizes, t: Sliding, element: int) -> float:
         steps += max(0, min(t.R + sizes.kh - 1, sizes.h + sizes.top - y0) - max(0, sizes.top - y0))
     lanes = t.P * t.Q
     fmas = steps * sizes.kw * t.R * lanes / FMAS_PER_CYCLE
-    loads = steps * sizes.kw * (lanes / 32 + t.R * t.num_warps)  # one a warp and cycle
+    loads = steps * sizes.kw * (lanes / 32 + t.R * t.num_warps)  # one per warp and cycle
     blocks = cols * cdiv(sizes.n, t.P) * sizes.c
     total = blocks * (max(fmas, loads) + rows * START_CYCLES / 4) / SMS
     moved = element * sizes.n * sizes.c * (sizes.h * sizes.w + sizes.ho * sizes.wo) / SMS / MEMORY_BYTES_PER_CYCLE
@@ -274,7 +274,7 @@ def forward_tiles(
 def forward(
     sizes: Sizes, dtype: str, precision: str, channels_last: bool = False, shared: int = SHARED_BYTES, variant: int = -1
 ) -> Toeplitz | Sliding:
-    """The tile of a variant, of -1 the model's choice.
+    """The tile of a variant; -1: the model's choice.
 
     Raises:
         ValueError: there is no such variant.
@@ -381,7 +381,7 @@ def weight_tiles(
 
 @lru_cache(maxsize=4096)
 def weight(sizes: Sizes, dtype: str, precision: str, shared: int = SHARED_BYTES, variant: int = -1) -> Weight:
-    """The tile of a variant of bwd_weight, of -1 the model's choice: see `forward`."""
+    """The tile of a variant of bwd_weight; -1: the model's choice. See `forward`."""
     if (
         override is not None
         and variant == -1

@@ -67,7 +67,7 @@ def toeplitz_fwd(
     Args:
         x: input; xsn, xsc, xsh and the width count UNIT elements, so that the compiler knows what divides them.
         w: the table of `filter_table` (TABLE), else the filter itself with its strides.
-        bias: of the channels, or anything if not HAS_BIAS.
+        bias: (C,), or any tensor if not HAS_BIAS.
         out: osn, osc, osh and its width count OUT_UNIT elements.
     """
     pid = tl.program_id(0)

@@ -75,7 +75,7 @@ def toeplitz_weight(
             iy = (s + start + q)[:, None] + r[None, :]
             a = tl.load(from_grad + s * long_gsh, mask=near_grad & (y >= 0) & (y < ho), other=0.0)
             b = tl.load(from_x + s * long_xsh, mask=near_x & (iy >= 0) & (iy < h), other=0.0)
-            if INTERPRETED:  # see forward.py
+            if INTERPRETED:  # see toeplitz_fwd.py
                 a = a.to(tl.float32)
                 b = b.to(tl.float32)
             acc = tl.dot(a, b, acc, input_precision=PRECISION)
