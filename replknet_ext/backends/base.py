@@ -68,7 +68,9 @@ class Backend(ABC):
     `bwd_weight_bias` where it can do better than these. Their arguments are those of the raw ops up to ``algorithm``,
     then ``variant``. They get problems that `supports` accepted, of at least one image, need not be differentiable, and
     return new tensors: in the memory format `replknet_ext.operator.problem.output_format` of the two operands, weight
-    gradients contiguous. A backend that is `compiled` has none of them: its kernels are the raw ops'.
+    gradients contiguous. Under a TorchDispatchMode, as in the first call of compiled code, torch does not resolve lazy
+    views (``x.conj()``, ``x.imag``) before an operator reads them: use ``resolve_conj()`` and ``resolve_neg()``. A
+    backend that is `compiled` has none of these functions: its kernels are the raw ops'.
 
     Attributes:
         name: what callers and files of choices call it.

@@ -12,7 +12,6 @@ Backends that are written in Python are the kernel where a device has no compile
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -129,20 +128,6 @@ def _is_fwd(name: str) -> bool:
 # ---- kernels by backends that are written in Python ----
 
 
-_CONJUGATE, _NEGATIVE = (torch._C.DispatchKeySet(getattr(torch._C.DispatchKey, k)) for k in ("Conjugate", "Negative"))
-
-
-def _with_lazy_views() -> AbstractContextManager[Any]:
-    """Lets backends use ``x.conj()`` and ``x.imag``: called by a TorchDispatchMode, torch would read ``x`` for them.
-
-    Compiled code has such a mode in its first call.
-    """
-    if not torch._C._dispatch_tls_is_dispatch_key_excluded(torch._C.DispatchKey.Conjugate):
-        return nullcontext()
-    excluded = torch._C._dispatch_tls_local_exclude_set() - _CONJUGATE - _NEGATIVE
-    return torch._C._ForceDispatchKeyGuard(torch._C._dispatch_tls_local_include_set(), excluded)
-
-
 def _python_kernel(name: str) -> Callable[..., Any]:
     """The op by the backend that `choices.query.resolve` finds."""
     sizes, method, empty = _SIZES[name], _METHODS[name], _fake_kernel(name)
@@ -155,8 +140,7 @@ def _python_kernel(name: str) -> Callable[..., Any]:
             backend, variant = query.resolve(method, first, second, bias, padding, activation, *rest[-4:])
             if first.shape[0] == 0:
                 return tree_map(torch.zero_, empty(first, second, *rest))
-            with _with_lazy_views():
-                return getattr(backend, method)(first, second, *rest[:-2], variant)
+            return getattr(backend, method)(first, second, *rest[:-2], variant)
         except Exception as error:
             query.note_failure(error)
             raise
