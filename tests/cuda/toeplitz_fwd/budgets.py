@@ -38,15 +38,16 @@ BUDGETS: dict[str, Budget] = {
 
 
 def variant_names() -> dict[tuple[int, ...], str]:
-    """Template arguments (offsets, pairs, groups, chunks, whole, rotate) of every line of the variants table."""
+    """(line, offsets, pairs, groups, chunks, whole, rotate) of every line of the variants table."""
     text = (CUDA / "toeplitz_fwd/variants.h").read_text()
-    rows = re.findall(r'X\("(\w+)",\s*(\d+), (\d+), (\d+), (\d+),\s*(true|false),\s*(true|false),', text)
-    return {(*map(int, row[1:5]), int(row[5] == "true"), int(row[6] == "true")): row[0] for row in rows}
+    rows = re.findall(r'X\("(\w+)",\s*(\d+), (\d+), (\d+), (\d+), (\d+),\s*(true|false),\s*(true|false),', text)
+    return {(*map(int, row[1:6]), int(row[6] == "true"), int(row[7] == "true")): row[0] for row in rows}
 
 
 def variant_of(symbol: str) -> str:
     """The variant that a mangled kernel name belongs to."""
-    return variant_names()[tuple(int(v) for v in re.findall(r"L[ib](\d+)E", symbol)[1:7])]
+    numbers = [int(v) for v in re.findall(r"L[ib](\d+)E", symbol)]  # the line is the last
+    return variant_names()[(numbers[-1], *numbers[1:7])]
 
 
 # Registers are of the bf16 kernels; the fp16 ones are the same code but for one instruction's type.

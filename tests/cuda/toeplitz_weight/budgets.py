@@ -31,20 +31,21 @@ BUDGETS: dict[str, Budget] = {
 
 
 def variant_names() -> dict[tuple[str, ...], str]:
-    """(math, offsets, rows, chunks, whole) of every line of the variants table."""
+    """(math, line, offsets, rows, chunks, whole) of every line of the variants table."""
     text = (CUDA / "toeplitz_weight/variants.h").read_text()
-    rows = re.findall(r'X\("(\w+)",\s*(\w+),\s*(\d+), (\d+), (\d+), (true|false),', text)
+    rows = re.findall(r'X\("(\w+)",\s*(\w+),\s*(\d+), (\d+), (\d+), (\d+), (true|false),', text)
     return {(*key, str(int(whole == "true"))): name for name, *key, whole in rows}
 
 
 def variant_of(symbol: str) -> str | None:
     """The variant that a mangled kernel name belongs to."""
-    kernel = r"toeplitz_weight_kernelIL\w+?ToeplitzWeightKernelMathE(\d)ELi(\d+)ELi(\d+)ELi(\d+)ELb(\d)E"
+    kernel = r"toeplitz_weight_kernelIL\w+?ToeplitzWeightKernelMathE(\d)ELi(\d+)ELi(\d+)ELi(\d+)ELb(\d)ELi\d+ELi(\d)E"
     found = re.search(kernel, symbol)
     if found is None:
         return None
     math = {"0": "half", "1": "half", "2": "tf32", "3": "bf16x3"}[found.group(1)]
-    return variant_names()[(math, *found.groups()[1:])]
+    *tile, line = found.groups()[1:]
+    return variant_names()[(math, line, *tile)]
 
 
 # The block counted is one row offset's products with one input row.
