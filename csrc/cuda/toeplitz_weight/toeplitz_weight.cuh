@@ -254,6 +254,7 @@ __device__ __forceinline__ void finish(const ToeplitzWeightArgs& a, const float 
 
 template <ToeplitzWeightKernelMath kMath, int kOffsets, int kRows, int kChunks, bool kWhole, int kWarps, int kLine>
 __global__ void __launch_bounds__(kWarps * 32, 1) toeplitz_weight_kernel(const __grid_constant__ ToeplitzWeightArgs a) {
+  static_assert(kLine == 1 || kWhole);
   DYN_SMEM(smem);
   using L = ToeplitzWeightLayout<kMath>;
   using Warp = ToeplitzWeightWarp<kMath, kOffsets, kRows, kChunks, kWhole>;
@@ -271,6 +272,7 @@ __global__ void __launch_bounds__(kWarps * 32, 1) toeplitz_weight_kernel(const _
   const int first_group = static_cast<int>(blockIdx.y) / a.tiles, first_tile = static_cast<int>(blockIdx.y) - first_group * a.tiles;
   int next_group = first_group, next_tile = first_tile, next_stage = 0, x_place = 0, grad_place = 0;
   const auto advance_tile = [&](int& tile) {  // to that of the block's next job; whether it is in a group further
+    if constexpr (kLine == 2) return false;         // whole rows are one tile
     tile += a.split_tiles;
     if (tile < a.tiles) return false;
     tile -= a.tiles;
