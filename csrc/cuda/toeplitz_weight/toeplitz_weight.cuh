@@ -272,7 +272,8 @@ __global__ void __launch_bounds__(kWarps * 32, 1) toeplitz_weight_kernel(const _
   const int first_group = static_cast<int>(blockIdx.y) / a.tiles, first_tile = static_cast<int>(blockIdx.y) - first_group * a.tiles;
   int next_group = first_group, next_tile = first_tile, next_stage = 0, x_place = 0, grad_place = 0;
   const auto advance_tile = [&](int& tile) {  // to that of the block's next job; whether it is in a group further
-    if constexpr (kLine == 2) return false;         // whole rows are one tile
+    // Whole rows are one tile. Said where nvcc then needs fewer registers; with more chunks it spills on sm_120.
+    if constexpr (kLine == 2 && kChunks <= 7) return false;
     tile += a.split_tiles;
     if (tile < a.tiles) return false;
     tile -= a.tiles;
