@@ -84,12 +84,16 @@ def meetings(size: int, kernel: int, block: int, input_block: int, shift: int = 
 def least_mmas(layer: Layer) -> int:
     """Tensor instructions of the better mapping.
 
-    The register Toeplitz: 2 x 8 outputs by 2 x 8 inputs by 8 images each, all with a useful tap; row groups stand in
-    for images in a small batch, so no part of a group of 8 needs to be idle. The matrix product over the pixels of
-    small planes: 16 images by 8 outputs by 16 inputs each, the last step 8.
+    The register Toeplitz: 2 x 8 outputs by 2 x 8 inputs, or 4 x 4 by 4 x 4, by 8 images each, all with a useful tap;
+    row groups stand in for images in a small batch, so no part of a group of 8 needs to be idle. The matrix product
+    over the pixels of small planes: 16 images by 8 outputs by 16 inputs each, the last step 8.
     """
-    rows = min(meetings(layer.h, layer.kh, 2, 2, shift) for shift in (0, 1))
-    toeplitz = -(-layer.n * layer.c * rows * meetings(layer.w, layer.kw, 8, 8) // 8)
+    tiles = min(
+        min(meetings(layer.h, layer.kh, rows, rows, shift) for shift in range(rows))
+        * meetings(layer.w, layer.kw, 16 // rows, 16 // rows)
+        for rows in (2, 4)
+    )
+    toeplitz = -(-layer.n * layer.c * tiles // 8)
     eights = -(-layer.h * layer.w // 8)
     return min(toeplitz, -(-layer.n // 16) * layer.c * eights * eights // 2)
 

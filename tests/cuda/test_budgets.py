@@ -108,6 +108,6 @@ def test_instruction_mix_of_the_inner_loop(family: Family, jobs: tuple[Job, ...]
 
 
 def test_wide_planes_of_toeplitz_fwd_meet_the_goal_of_three_quarters() -> None:
-    """Narrow planes (24, 20, 14 and 7 wide) have too few products a load."""
+    """Narrow planes (24, 20, 14, 12 and 7 wide) have too few products a load."""
     low = {name for name, budget in FAMILIES["toeplitz_fwd"].budgets.items() if budget.share < 0.75}
-    assert low == {"rt_3x2_w", "rt_1x1_w", "rt_5x3_w", "rt_3x3_w"}
+    assert low == {"rt_3x2_w", "rt_1x1_w", "rt_5x3_w", "rt_3x3_w", "rt_5x3_sq"}

@@ -11,10 +11,11 @@ struct ToeplitzFwdArgs {
   int flip, activation;
   int in_vec, out_vec;       // bytes of a global access: 16, 8, 4 or 2; of neighbouring columns or, channels_last, channels
   int split_log2;            // every image stands in 1 << split_log2 slots of an MMA's 8 columns, as row groups
-  int split_rows;            // output rows of a row group (even); row group g starts at row g * split_rows
-  int row_offset;            // input pair q is the rows 2q - row_offset and 2q - row_offset + 1
+  int split_rows;            // output rows of a row group, whole pairs; row group g starts at row g * split_rows
+  // A pair is 2 rows and a chunk 8 columns; of variants in 4x4 tiles 4 rows (R below) and 4 columns.
+  int row_offset;            // input pair q is the R rows from Rq - row_offset on
   int q_first, q_end;        // input pairs that exist for some slot
-  int ky0, shift, table_rows;  // pair j meets pair q at ky = ky0 + 2k, k = q - j + shift, 0 <= k < table_rows
+  int ky0, shift, table_rows;  // pair j meets pair q at ky = ky0 + Rk, k = q - j + shift, 0 <= k < table_rows
   int d_first;               // chunk offset of table column 0
   int pairs, chunks;         // output pairs of a slot, output chunks
   int block_pairs, block_chunks, block_groups;  // a block's tile: pairs x chunks of the output, groups of 8 slots

@@ -2,34 +2,29 @@
 
 namespace replknet_ext::cuda {
 
-bool meet_rows(const Problem& p, int split_log2, Rows* best) {
+bool meet_rows(const Problem& p, int split_log2, Rows* best, int line) {
   const int slots = 1 << split_log2, h = static_cast<int>(p.h), kh = static_cast<int>(p.kh), pad = static_cast<int>(p.pad_top);
-  const int all_pairs = ceil_div(static_cast<int>(p.ho), 2), pairs = ceil_div(all_pairs, slots);
+  const int of_pair = 2 * line;  // rows
+  const int all_pairs = ceil_div(static_cast<int>(p.ho), of_pair), pairs = ceil_div(all_pairs, slots);
   if (split_log2 && (slots / 2) * pairs >= all_pairs) return false;  // half as many groups would do
   best->steps = -1;
-  for (int offset = 0; offset < 2; ++offset) {
-    Rows r{split_log2, 2 * pairs, pairs, offset, -(ceil_div(all_pairs, pairs) - 1) * pairs, ceil_div(h + offset, 2), 0, 0, 0, 0};
-    r.ky0 = (pad - offset) & 1 ? -1 : 0;
-    r.shift = (pad - offset - r.ky0) / 2;
-    const int rows = (kh - r.ky0) / 2 + 1;
+  for (int offset = 0; offset < of_pair; ++offset) {
+    Rows r{split_log2, of_pair * pairs, pairs, offset, -(ceil_div(all_pairs, pairs) - 1) * pairs,
+           ceil_div(h + offset, of_pair), 0, 0, 0, 0};
+    // a product of a pair at ky has taps of the rows ky - (of_pair - 1) to ky + of_pair - 1: the first with a tap
+    r.shift = floor_div(pad - offset + of_pair - 1, of_pair);
+    r.ky0 = pad - offset - of_pair * r.shift;
+    const int rows = (kh - r.ky0 + of_pair - 2) / of_pair + 1;
     // table rows that can meet the image
     const int low = std::max(0, r.q_first - (pairs - 1) + r.shift);
     const int high = std::max(low, std::min(rows - 1, r.q_end - 1 + r.shift));
     r.steps = static_cast<int64_t>(pairs_between(pairs, rows, int64_t{r.q_first} + r.shift, int64_t{r.q_end} + r.shift));
-    r.ky0 += 2 * low;
+    r.ky0 += of_pair * low;
     r.shift -= low;
     r.table_rows = high - low + 1;
     if (best->steps < 0 || r.steps < best->steps) *best = r;
   }
   return true;
-}
-
-Columns meet_columns(const Problem& p) {
-  Columns c{ceil_div(static_cast<int>(p.w), 8), ceil_div(static_cast<int>(p.wo), 8), 0, 0};
-  const int pad = static_cast<int>(p.pad_left), kw = static_cast<int>(p.kw);
-  c.d_first = std::max(-floor_div(pad + 7, 8), -(c.out - 1));
-  c.d_count = std::max(1, std::min(floor_div(kw + 6 - pad, 8), c.in - 1) - c.d_first + 1);
-  return c;
 }
 
 }  // namespace replknet_ext::cuda

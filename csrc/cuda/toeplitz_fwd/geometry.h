@@ -1,9 +1,7 @@
-// How the rows and columns of a problem meet the filter, in row pairs and 8-column chunks. Host code without CUDA.
+// How the rows of a problem meet the filter, in pairs of lines: a line is 1 row or, in 4x4 tiles, 2 rows. Host code without
+// CUDA.
 #pragma once
-#include <algorithm>
-
-#include "../../problem.h"
-#include "../../integers.h"
+#include "../columns.h"
 
 namespace replknet_ext::cuda {
 
@@ -13,14 +11,7 @@ struct Rows {  // how row pairs meet, see ToeplitzFwdArgs
 };
 
 // Slots are images (split_log2 0) or row groups. False if half as many row groups would do.
-bool meet_rows(const Problem& p, int split_log2, Rows* best);
-
-struct Columns {
-  int in, out;            // chunks of the input and the output
-  int d_first, d_count;   // chunk offsets with a tap that can meet the image
-};
-
-Columns meet_columns(const Problem& p);
+bool meet_rows(const Problem& p, int split_log2, Rows* best, int line = 1);
 
 // Calls use(size) for the whole extent and its halves, thirds ... rounded up to a multiple of unit, down to unit.
 template <class Use>

@@ -16,8 +16,9 @@ constexpr double kChannelCycles = 800;
 // The tile sizes of toeplitz_fwd/tile.cuh and toeplitz_fwd/staged_tile.cuh, which this file must not include: it is compiled
 // without CUDA.
 int transpose_bytes(int chunks) { return 8 * (2 * chunks + 1) * 16; }
-int filter_bytes(bool is_float, int table_rows, int offsets) {
-  const int rows = 2 * table_rows + 1;
+int filter_bytes(bool is_float, int table_rows, int offsets, int line) {
+  const int rows = 2 * line * (table_rows + 1) - 1;
+  if (line == 2) return 2 * (ceil_div(rows * (4 * offsets + (offsets == 7 ? 12 : 4)), 64) * 64 + 8) * 2;
   return is_float ? rows * (8 * offsets + 8) * 4 : 2 * rows * (8 * offsets + (offsets == 7 ? 24 : 8)) * 2;
 }
 
@@ -51,7 +52,7 @@ class Candidate {
     // outputs take the place of the input
     if (staged_) units = std::max<int64_t>(units, static_cast<int64_t>(t.pairs) * columns_ * v.chunks);
     plane_ = units * unit_bytes();
-    const int filter = filter_bytes(is_float_, t.part_rows, v.offsets);
+    const int filter = filter_bytes(is_float_, t.part_rows, v.offsets, v.line);
     shared_ = t.part_rows * fragment_row_bytes() + t.channels * t.groups * plane_ +
               (staged_ ? filter : std::max(filter, warps_ * transpose_bytes(v.chunks)));
   }
@@ -144,9 +145,11 @@ class Candidate {
     // taps of the first and last fragments that lie outside the filter
     const int d_low = v_.whole ? -std::min(v_.offsets / 2, v_.chunks - 1) : c_.d_first;
     const int d_high = v_.whole ? -d_low : c_.d_first + parts_along_ * v_.offsets - 1;
-    const int ky_low = r_.ky0 - 1, ky_high = r_.ky0 + 2 * r_.table_rows - 1;
+    const int rows = 2 * v_.line, columns = 8 / v_.line;
+    const int ky_low = r_.ky0 - (rows - 1), ky_high = r_.ky0 + rows * r_.table_rows - 1;
     out->spill_rows = std::max({0, -ky_low, ky_high - a.kh + 1});
-    out->spill_columns = std::max({0, 7 - 8 * d_low - a.pad_left, 8 * d_high + 7 + a.pad_left - a.kw + 1});
+    out->spill_columns = std::max(
+        {0, columns * (1 - d_low) - 1 - a.pad_left, columns * (d_high + 1) + a.pad_left - a.kw});
   }
 
  private:
@@ -202,15 +205,23 @@ const char* refuse_kind(const Problem& p, ToeplitzFwdKind kind) {
   return nullptr;
 }
 
+// The rows and columns of a problem for tiles of one kind.
+struct Geometry {
+  Rows rows[4];  // of each number of row groups
+  int row_count = 0;
+  Columns columns;
+};
+
 // A whole-plane kernel serves the filters that need all of its offsets: more would waste products and spread NaN.
 bool fits_width(const ToeplitzFwdVariant& v, const Columns& c) {
   const int needed = std::max(-c.d_first, c.d_first + c.d_count - 1);
   return !v.whole || (c.in == v.chunks && c.out == v.chunks && needed == std::min(v.offsets / 2, v.chunks - 1));
 }
 
-bool plan_variant(const Problem& p, const DeviceLimits& limits, const ToeplitzFwdVariant& v, const Rows* rows,
-                  int row_count, const Columns& c, ToeplitzFwdPlan* best) {
+bool plan_variant(const Problem& p, const DeviceLimits& limits, const ToeplitzFwdVariant& v, const Geometry& geometry,
+                  ToeplitzFwdPlan* best) {
   bool found = false;
+  const Columns& c = geometry.columns;
   auto consider = [&](const Rows& r, Tile t) {
     const Candidate candidate(p, limits, v, r, c, t);
     if (!candidate.runs()) return false;
@@ -220,8 +231,8 @@ bool plan_variant(const Problem& p, const DeviceLimits& limits, const ToeplitzFw
     return true;
   };
   const int most_channels = p.channels_last ? 8 : 1;
-  for (int i = 0; i < row_count; ++i) {
-    const Rows& r = rows[i];
+  for (int i = 0; i < geometry.row_count; ++i) {
+    const Rows& r = geometry.rows[i];
     const int64_t groups = ((p.n << r.split_log2) + 7) / 8;
     each_split(r.pairs, v.pairs, [&](int pairs) {
       each_split(v.whole ? v.chunks : c.out, v.chunks, [&](int chunks) {
@@ -251,11 +262,15 @@ class Planner {
  public:
   using Plan = ToeplitzFwdPlan;
 
-  Planner(const Problem& p, const DeviceLimits& limits) : p_(p), limits_(limits), columns_(meet_columns(p)) {
+  Planner(const Problem& p, const DeviceLimits& limits) : p_(p), limits_(limits) {
     if (p.c == 1) p_.channels_last = false;  // the same memory
-    // Row groups waste rows at their seams, images that do not fill a group of 8 waste columns: count both.
-    for (int split = 0; split <= 3; ++split)
-      if (split == 0 || (p.n % 8 != 0 && p.n < 64)) row_count_ += meet_rows(p, split, &rows_[row_count_]);
+    for (int line = 1; line <= 2; ++line) {
+      Geometry& g = geometry_[line - 1];
+      g.columns = meet_columns(p, 8 / line);
+      // Row groups waste rows at their seams, images that do not fill a group of 8 waste columns: count both.
+      for (int split = 0; split <= 3; ++split)
+        if (split == 0 || (p.n % 8 != 0 && p.n < 64)) g.row_count += meet_rows(p, split, &g.rows[g.row_count], line);
+    }
   }
 
   static int count(Pass pass) { return pass == Pass::fwd ? kToeplitzFwdCount : 0; }
@@ -263,19 +278,19 @@ class Planner {
   const char* refuse() const { return cuda::refuse(p_); }
   const char* refuse(int variant) const {
     if (const char* why = refuse_kind(p_, kToeplitzFwd[variant].kind)) return why;
-    return fits_width(kToeplitzFwd[variant], columns_) ? nullptr : "the variant is for planes of another width";
+    return fits_width(kToeplitzFwd[variant], geometry(variant).columns) ? nullptr : "the variant is for planes of another width";
   }
   bool plan(int variant, ToeplitzFwdPlan* best) const {
-    return plan_variant(p_, limits_, kToeplitzFwd[variant], rows_, row_count_, columns_, best);
+    return plan_variant(p_, limits_, kToeplitzFwd[variant], geometry(variant), best);
   }
   const char* none(int) const { return "the variant needs more shared memory than a block of this device has"; }
 
  private:
   Problem p_;
   const DeviceLimits& limits_;
-  Columns columns_;
-  Rows rows_[4];
-  int row_count_ = 0;
+  const Geometry& geometry(int variant) const { return geometry_[kToeplitzFwd[variant].line - 1]; }
+
+  Geometry geometry_[2];  // of 2x8 tiles, of 4x4
 };
 
 }  // namespace

@@ -3,14 +3,16 @@
 // A slot is an image or, where the batch is small, a group of rows of one. Everything is counted in row pairs and
 // 8-column chunks. Output pairs start at even rows, input pairs at -row_offset (0 or 1): the kernel row where an output
 // pair meets an input pair then has one parity, and the table of weight fragments needs half as many rows.
+// 4x4 tiles (kLine 2) are the same with lines in place of rows. A line is what 16 bytes of a slot hold of a chunk: 1 row of
+// 8 columns, or 2 rows of 4. A pair is 2 lines, so m = 4 x 4 outputs, k = 4 x 4 inputs, and row_offset is 0 to 3.
 // bwd_input is the same kernel with the filter flipped while it is staged.
 //
 // A block computes one channel, block_groups groups of 8 slots and a tile of block_pairs x block_chunks of the output.
 // Shared memory: table [k][d][lane] x 16 bytes | input (see load_input) | scratch. No global workspace, no atomics.
 //
 // Inf and NaN: a fragment multiplies inputs outside the filter's support by zero, so a non-finite input can turn outputs
-// beyond those that see it into NaN: up to 2 rows and, for the "same" padding of the papers' filters, 8 to 14 columns
-// (LaunchPlan::spill_rows and spill_columns); never another image or channel.
+// beyond those that see it into NaN: up to 2 rows and, for the "same" padding of the papers' filters, 8 to 14 columns; in
+// 4x4 tiles up to 6 of each (LaunchPlan::spill_rows and spill_columns); never another image or channel.
 #pragma once
 #include "tile.cuh"
 #include "variants.h"
@@ -119,10 +121,11 @@ constexpr bool kSm90 = true;
 #endif
 
 template <bool kBf16, int kOffsets, int kPairs, int kGroups, int kChunks, bool kWhole, bool kRotate, int kWarps,
-          int kBlocks, int kBlocksElsewhere>
+          int kBlocks, int kBlocksElsewhere, int kLine>
 __global__ void __launch_bounds__(kWarps * 32, kSm90 ? kBlocks : kBlocksElsewhere)
     toeplitz_fwd_kernel(const __grid_constant__ ToeplitzFwdArgs a) {
   DYN_SMEM(smem);
+  constexpr int kColumns = 8 / kLine;  // of a chunk
   const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, warps = blockDim.x >> 5;
   const int tiles = a.pair_tiles * a.chunk_tiles, channel = blockIdx.x / tiles, tile = blockIdx.x - channel * tiles;
   const int first_group = a.group0 + blockIdx.y * a.block_groups;
@@ -149,13 +152,14 @@ __global__ void __launch_bounds__(kWarps * 32, kSm90 ? kBlocks : kBlocksElsewher
     const int q_low = max(a.q_first, pair0 - shift);
     const int q_high = min(a.q_end - 1, pair0 + pairs - 1 - shift + table_rows - 1);
     if (pass > 0) __syncthreads();  // every warp has finished with the part before
-    load_input<kWhole ? kChunks : 0>(input, a, channel, first_group, q_low, max(0, q_high - q_low + 1),
+    load_input<kWhole ? kChunks : 0, kLine>(input, a, channel, first_group, q_low, max(0, q_high - q_low + 1),
                                      kWhole ? 0 : chunk0 + d_first, columns * kChunks + kOffsets - 1);
     ptx::cp_async_commit();
     uint16_t* filter = reinterpret_cast<uint16_t*>(scratch);
-    load_filter<kOffsets>(filter, a, channel, a.ky0 + 2 * k0 - 1, 8 * d_first - 7 + a.pad_left, 2 * table_rows + 1);
+    load_filter<kOffsets, kLine>(filter, a, channel, a.ky0 + 2 * kLine * (k0 - 1) + 1,
+                                 kColumns * (d_first - 1) + 1 + a.pad_left, filter_rows(table_rows, kLine));
     __syncthreads();
-    build_table<kOffsets>(table, filter, table_rows);
+    build_table<kOffsets, kLine>(table, filter, table_rows);
     ptx::cp_async_wait<0>();
     __syncthreads();
 
@@ -175,7 +179,7 @@ __global__ void __launch_bounds__(kWarps * 32, kSm90 ? kBlocks : kBlocksElsewher
 #pragma unroll
         for (int i = 0; i < kPairs; ++i)
           if (i < own_pairs)
-            store_pair<kBf16, kChunks>(scratch + warp * transpose_bytes(kChunks), a, t.acc[g][i], bias, channel,
+            store_pair<kBf16, kChunks, kLine>(scratch + warp * transpose_bytes(kChunks), a, t.acc[g][i], bias, channel,
                                        first_group + group + g, j + i, chunk0 + column * kChunks, chunk0 + chunks);
     }
   }

@@ -13,43 +13,53 @@ struct FastDivisor {  // quotients of small numbers: n * divisor < 2^31
 
 struct ToeplitzWeightTensor {  // x or grad
   const void* p;
-  int h, w, chunks;  // planes; 8-column chunks of a row of shared memory
+  int h, w, chunks;  // planes; chunks of a line of shared memory
+  int row_offset;    // of 4x4 tiles: line i starts at row 2 i - row_offset
   int access;        // bytes of a global access that every row start allows; channels_last: of one pixel's channels
   FastDivisor by_chunks;
   FastDivisor by_units;  // channels of the block; channels_last: accesses of a pixel
 };
 
+// A line is a row and a chunk 8 columns of it; of variants in 4x4 tiles a line is 2 rows and a chunk 4 columns.
 struct ToeplitzWeightArgs {
   ToeplitzWeightTensor tensor[2];    // x, grad
   float* partial;         // [split][c][kh * kw + 1]: sums, last the bias gradient; null: one split, straight to out
   void *out, *grad_bias;  // grad_bias may be null
-  int n, c, kh, kw, pad_top, pad_left;
+  int n, c, kh, kw, pad_left;
+  int pad_top;            // in whole lines; tensor[0].row_offset holds the rest
   int dtype;              // of out: 0 float32, 1 float16, 2 bfloat16
   int channels_last;
   int split_log2;         // every image stands in 1 << split_log2 slots of the contraction, as row groups
-  int split_rows;         // output rows of a row group (even); row group g starts at row g * split_rows
+  int split_rows;         // output rows of a row group, whole pairs; row group g starts at row g * split_rows
   // A job is a group of slots and a column tile; split s takes the jobs s, s + splits, ..., which are split_groups groups
   // and split_tiles tiles further each.
   int jobs, splits, split_groups, split_tiles;
-  int pairs, stage_pairs, stages, ahead;  // output row pairs of a slot, pairs of a stage, stages, stages fetched ahead
+  int pairs, stage_pairs, stages, ahead;  // output line pairs of a slot, pairs of a stage, stages, stages fetched ahead
   int tiles;              // column tiles
-  int row_first, row_end; // input rows that exist for some slot, counted from its row group's first output row
-  int dy_first, dy_end;   // row offsets with a product: input row - first row of the output pair + pad_top
+  int row_first, row_end; // input lines that exist for some slot, counted from its row group's first output line
+  int dy_first, dy_end;   // row offsets with a product: input line - first line of the output pair + pad_top
   int d_first;            // first chunk offset: input chunk - output chunk
   int parts_down, parts_along;  // the filter in parts: by row offsets and by chunk offsets
   int row_warps, block_channels;  // warps of a channel, channels of a block
-  int x_ring;             // rows of x held in shared memory
+  int x_ring;             // lines of x held in shared memory
   int x_bytes, grad_bytes, plane_bytes;  // of x, of grad, of one of the two halves that bf16x3 splits both into
-  int item_rows;          // rows that a thread copies in turn
-  FastDivisor by_burst, by_steady;  // such groups of rows: of x in a job's first stage, of a stage
+  int item_rows;          // lines that a thread copies in turn
+  FastDivisor by_burst, by_steady;  // such groups of lines: of x in a job's first stage, of a stage
 };
 
-// The end of a block: floats of shared memory. sum_diagonals says what they hold.
-REPLKNET_EXT_BOTH constexpr int sum_columns(int offsets) { return 8 * offsets + 8; }  // diagonals of a row offset, the last one empty
-REPLKNET_EXT_BOTH constexpr int half_floats(int offsets) { return 8 * (sum_columns(offsets) + 4); }
-REPLKNET_EXT_BOTH constexpr int rows_at_once(int offsets) { return 16 / (sum_columns(offsets) / 4); }
-REPLKNET_EXT_BOTH constexpr int tile_floats(int offsets) {  // of a warp
-  return rows_at_once(offsets) * 2 * half_floats(offsets);
+// The end of a block: floats of shared memory. sum_diagonals says what they hold. line: rows of a line.
+REPLKNET_EXT_BOTH constexpr int squares(int line) { return 2 * line * line; }  // of a product
+REPLKNET_EXT_BOTH constexpr int sum_columns(int offsets, int line = 1) {  // diagonals of a row offset, the last one empty
+  return 8 / line * (offsets + 1);
+}
+REPLKNET_EXT_BOTH constexpr int square_floats(int offsets, int line = 1) {  // of all chunk offsets
+  return 8 / line * (sum_columns(offsets, line) + 4);
+}
+REPLKNET_EXT_BOTH constexpr int rows_at_once(int offsets, int line = 1) {
+  return line == 1 ? 16 / (sum_columns(offsets) / 4) : 1;
+}
+REPLKNET_EXT_BOTH constexpr int tile_floats(int offsets, int line = 1) {  // of a warp
+  return rows_at_once(offsets, line) * squares(line) * square_floats(offsets, line);
 }
 
 // The kernels behind the variants table; one file per dtype, so that they compile side by side.

@@ -4,19 +4,19 @@
 namespace replknet_ext::cuda {
 namespace {
 // null where a variant is of 16-bit types
-template <ToeplitzWeightMath kMath, int kOffsets, int kRows, int kChunks, bool kWhole, int kWarps>
+template <ToeplitzWeightMath kMath, int kLine, int kOffsets, int kRows, int kChunks, bool kWhole, int kWarps>
 constexpr ToeplitzWeightKernel kernel() {
   if constexpr (kMath == ToeplitzWeightMath::half)
     return nullptr;
   else
     return toeplitz_weight_kernel<kMath == ToeplitzWeightMath::tf32 ? ToeplitzWeightKernelMath::tf32 : ToeplitzWeightKernelMath::bf16x3, kOffsets, kRows, kChunks,
-                            kWhole, kWarps>;
+                            kWhole, kWarps, kLine>;
 }
 }  // namespace
 
 ToeplitzWeightKernel toeplitz_weight_f32(int variant) {
-#define TOEPLITZ_KERNEL(name, math, offsets, rows, chunks, whole, warps) \
-  kernel<ToeplitzWeightMath::math, offsets, rows, chunks, whole, warps>(),
+#define TOEPLITZ_KERNEL(name, math, line, offsets, rows, chunks, whole, warps) \
+  kernel<ToeplitzWeightMath::math, line, offsets, rows, chunks, whole, warps>(),
   static constexpr ToeplitzWeightKernel kernels[] = {TOEPLITZ_WEIGHT_VARIANTS(TOEPLITZ_KERNEL)};
 #undef TOEPLITZ_KERNEL
   return kernels[variant];

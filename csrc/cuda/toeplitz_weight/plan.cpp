@@ -7,7 +7,7 @@
 #include <tuple>
 #include <utility>
 
-#include "../../integers.h"
+#include "../columns.h"
 #include "../family.h"
 #include "../model.h"
 #include "variants.h"
@@ -52,32 +52,22 @@ bool admits(const Problem& p, ToeplitzWeightMath math) {
   return math == ToeplitzWeightMath::bf16x3 || (math == ToeplitzWeightMath::tf32 && p.precision == Precision::tf32);
 }
 
-struct Rows {  // how output row pairs meet input rows, see ToeplitzWeightArgs
-  int split_log2, split_rows, pairs, row_first, row_end, dy_first, dy_end;
+struct Rows {  // how output line pairs meet input lines, see ToeplitzWeightArgs
+  int split_log2, split_rows, pairs, row_offset, pad, row_first, row_end, dy_first, dy_end;
 };
 
-bool meet_rows(const Problem& p, int split_log2, Rows* r) {
-  const int slots = 1 << split_log2, h = static_cast<int>(p.h), pad = static_cast<int>(p.pad_top);
-  const int all = ceil_div(static_cast<int>(p.ho), 2), pairs = ceil_div(all, slots);
+bool meet_rows(const Problem& p, int line, int split_log2, Rows* r) {
+  const int slots = 1 << split_log2;
+  const int all = ceil_div(static_cast<int>(p.ho), 2 * line), pairs = ceil_div(all, slots);
   if (split_log2 && (slots / 2) * pairs >= all) return false;  // half as many groups would do
-  *r = {split_log2, 2 * pairs, pairs, -(ceil_div(all, pairs) - 1) * 2 * pairs, h, 0, 0};
-  // input row = 2 pair - pad + dy
-  r->dy_first = clamp(r->row_first + pad - 2 * (pairs - 1), 0, static_cast<int>(p.kh));
-  r->dy_end = clamp(r->row_end + pad, r->dy_first + 1, static_cast<int>(p.kh) + 1);
+  // what is left of the padding moves the lines of x, so that line i is 2 pair - pad + dy and needs the fewest dy
+  const int pad = floor_div(static_cast<int>(p.pad_top), line), row_offset = static_cast<int>(p.pad_top) - line * pad;
+  *r = {split_log2, 2 * line * pairs, pairs, row_offset, pad, -(ceil_div(all, pairs) - 1) * 2 * pairs,
+        ceil_div(static_cast<int>(p.h) + row_offset, line), 0, 0};
+  const int last = (static_cast<int>(p.kh) + 2 * line - 2) / line;  // dy whose first x row and last grad row meet a tap
+  r->dy_first = clamp(r->row_first + pad - 2 * (pairs - 1), 0, last);
+  r->dy_end = clamp(r->row_end + pad, r->dy_first + 1, last + 1);
   return true;
-}
-
-struct Columns {
-  int in, out;           // chunks of the input and the output
-  int d_first, d_count;  // chunk offsets with a tap that can meet the image
-};
-
-Columns meet_columns(const Problem& p) {
-  Columns c{ceil_div(static_cast<int>(p.w), 8), ceil_div(static_cast<int>(p.wo), 8), 0, 0};
-  const int pad = static_cast<int>(p.pad_left), kw = static_cast<int>(p.kw);
-  c.d_first = std::max(-floor_div(pad + 7, 8), -(c.out - 1));
-  c.d_count = std::max(1, std::min(floor_div(kw + 6 - pad, 8), c.in - 1) - c.d_first + 1);
-  return c;
 }
 
 bool fits_width(const ToeplitzWeightVariant& v, const Columns& c) {
@@ -146,7 +136,7 @@ class Candidate {
     steps_ = 0;  // row offsets of all pairs that meet the image: even ones, then odd ones
     for (int odd = 0; odd < 2; ++odd) {
       const auto half = [&](int64_t v) { return v >= 0 ? (v + 1) / 2 : v / 2; };  // rounded up
-      const int64_t first = r_.dy_first + odd, offsets = half(r_.dy_end - first), before = p_.pad_top - first;
+      const int64_t first = r_.dy_first + odd, offsets = half(r_.dy_end - first), before = r_.pad - first;
       if (offsets > 0) steps_ += pairs_between(r_.pairs, offsets, half(r_.row_first + before), half(r_.row_end + before));
     }
   }
@@ -159,8 +149,8 @@ class Candidate {
     if (!missing) return void(std::tie(ring_, burst_) = kept->second);
     ring_ = burst_ = 1;
     for (int down = 0; down < s.parts_down; ++down) {
-      const int dy0 = r_.dy_first + down * (offsets - 1), dy_end = std::min(dy0 + offsets, r_.dy_end);
-      const int pad = static_cast<int>(p_.pad_top), start = clamp(dy0 - pad, r_.row_first, r_.row_end);
+      const int dy0 = r_.dy_first + down * (offsets - v_.line), dy_end = std::min(dy0 + offsets, r_.dy_end);
+      const int pad = r_.pad, start = clamp(dy0 - pad, r_.row_first, r_.row_end);
       const auto reach = [&](int stage) {
         const int pair = std::min(r_.pairs, (stage + 1) * s.stage_pairs) - 1;
         return std::min(std::max(2 * pair + dy_end - pad, start), r_.row_end) - start;
@@ -201,7 +191,8 @@ class Candidate {
     x_bytes_ = ring_ * in * chunk;
     grad_bytes_ = static_cast<int64_t>(s.ahead + 1) * 2 * s.stage_pairs * v_.chunks * chunk;
     const int64_t offsets = static_cast<int64_t>(s.row_warps) * v_.rows;
-    const int64_t end = 4 * (warps_ * tile_floats(v_.offsets) + s.channels * 2 * offsets * sum_columns(v_.offsets));
+    const int64_t end = 4 * (warps_ * tile_floats(v_.offsets, v_.line) +
+                             s.channels * squares(v_.line) * offsets * sum_columns(v_.offsets, v_.line));
     plane_bytes_ = std::max(x_bytes_ + grad_bytes_, (end / l_.halves + 127) / 128 * 128);
     shared_ = plane_bytes_ * l_.halves + 128 * warps_;  // and the lanes' shares of the bias gradient
     return shared_ <= limits_.shared_per_block;
@@ -220,7 +211,7 @@ class Candidate {
     const int64_t blocks = blocks_x_ * s.splits;
     const int parts = s.parts_down * parts_along_;
     const double jobs = std::ceil(static_cast<double>(all_jobs()) / s.splits);  // of a block
-    const double overlap = 1 + (s.parts_down - 1.0) / std::max(1, row_offsets());
+    const double overlap = 1 + (s.parts_down - 1.0) * v_.line / std::max(1, row_offsets());
     const double rows = steps_ * overlap / s.parts_down * jobs * s.channels;
     const double mmas = rows / tiles_ * per_row_ / parts_along_ * l_.products;
     const double pairs = static_cast<double>(r_.pairs) * jobs;  // row pairs that a block's warps go through
@@ -230,9 +221,9 @@ class Candidate {
     const double columns_in = v_.whole ? p_.w : std::min<double>(p_.w, 8 * in_chunks_of(v_));
     const double columns_out = static_cast<double>(p_.wo) / tiles_;
     const double slots = static_cast<double>(p_.n << r_.split_log2) / groups_;  // with an image or a group of rows
-    const double bytes = (in_rows * columns_in + 2 * pairs * columns_out) * slots * s.channels * l_.element;
+    const double bytes = (in_rows * columns_in + 2 * pairs * columns_out) * v_.line * slots * s.channels * l_.element;
     const int64_t row = p_.w * l_.element;
-    const int copies = p_.channels_last || row % 4 ? 1 : row % 16 == 0 ? l_.element / 2 : row % 8 == 0 ? l_.element : 2 * l_.element;
+    const int copies = p_.channels_last || row % 4 ? 1 : row % 16 == 0 && v_.line == 1 ? l_.element / 2 : row % 8 == 0 ? l_.element : 2 * l_.element;
     const bool gathers = p_.channels_last || row % 4 || v_.math == ToeplitzWeightMath::bf16x3;
     // a job of one stage loads all of its rows at once: longer runs of them a thread
     const int item_rows = s.stage_pairs >= r_.pairs ? 8 : s.stage_pairs == 1 ? 2 : 4;
@@ -247,7 +238,7 @@ class Candidate {
     // what parts, row groups and tiles read again comes from L2
     const double unique = static_cast<double>(p_.n * p_.c * (p_.h * p_.w + p_.ho * p_.wo)) * l_.element / static_cast<double>(blocks);
     const double global = std::max(unique / kGlobalBytes, bytes * spread / kL2Bytes);
-    const double diagonals = warps_ * diagonal_instructions(v_.offsets, v_.rows) / 4;
+    const double diagonals = warps_ * diagonal_instructions(v_.offsets, v_.rows, v_.line) / 4;
     const double stores = 600 + static_cast<double>(p_.kh * p_.kw) / parts * s.channels / (32 * warps_) * 40;
     // warps of a stage that have a row offset less wait for the others
     const double even = std::max(1.0, s.stage_pairs * steps_ / r_.pairs / s.parts_down / s.row_warps);
@@ -270,7 +261,8 @@ class Candidate {
     a.tensor[1].h = static_cast<int>(p_.ho), a.tensor[1].w = static_cast<int>(p_.wo), a.tensor[1].chunks = v_.chunks;
     a.n = static_cast<int>(p_.n), a.c = static_cast<int>(p_.c);
     a.kh = static_cast<int>(p_.kh), a.kw = static_cast<int>(p_.kw);
-    a.pad_top = static_cast<int>(p_.pad_top), a.pad_left = static_cast<int>(p_.pad_left);
+    a.tensor[0].row_offset = r_.row_offset;
+    a.pad_top = r_.pad, a.pad_left = static_cast<int>(p_.pad_left);
     a.dtype = p_.dtype == DType::f32 ? 0 : p_.dtype == DType::f16 ? 1 : 2;
     a.channels_last = p_.channels_last;
     a.split_log2 = r_.split_log2, a.split_rows = r_.split_rows, a.jobs = static_cast<int>(all_jobs()), a.splits = s.splits;
@@ -316,14 +308,17 @@ bool plan_variant(const Problem& p, const DeviceLimits& limits, const ToeplitzWe
   if (candidate.least_cycles() >= best->cycles) return false;
   bool found = false;
   const int offsets = candidate.row_offsets(), all = ceil_div(offsets, v.rows);
+  const int shared = v.line;  // row offsets that two parts have in common
+  const int least_warps = shared / v.rows + 1;  // of a part, which must have more
   const auto warps_of = [&](int parts) {
-    return parts == 1 ? all : std::max(1, ceil_div(ceil_div(offsets - 1, parts) + 1, v.rows));
+    return parts == 1 ? all : std::max(least_warps, ceil_div(ceil_div(offsets - shared, parts) + shared, v.rows));
   };
-  const auto parts_of = [&](int warps) { return std::max(2, ceil_div(offsets - 1, warps * v.rows - 1)); };  // the fewest
+  const auto fewest_parts = [&](int warps) { return ceil_div(offsets - shared, warps * v.rows - shared); };
+  const auto parts_of = [&](int warps) { return std::max(2, fewest_parts(warps)); };
   int warps = all;
   if (warps > v.warps) warps = warps_of(parts_of(v.warps));
   for (int tried = 0; tried < 3 || !found; ++tried) {  // as few parts as fit, and some more
-    const int down = warps * v.rows >= offsets ? 1 : ceil_div(offsets - 1, warps * v.rows - 1);
+    const int down = warps * v.rows >= offsets ? 1 : fewest_parts(warps);
     for (int channels = 1; channels <= 8 && warps * channels <= v.warps; channels *= 2) {
       if (channels > 1 && channels >= 2 * p.c) break;
       for (int stage : {1, 2, 4, r.pairs}) {
@@ -344,7 +339,7 @@ bool plan_variant(const Problem& p, const DeviceLimits& limits, const ToeplitzWe
         }
       }
     }
-    if (warps == 1) break;
+    if (warps <= least_warps) break;
     warps = warps_of(parts_of(warps - 1));
   }
   return found;
@@ -354,25 +349,29 @@ class Planner {
  public:
   using Plan = ToeplitzWeightPlan;
 
-  Planner(const Problem& p, const DeviceLimits& limits) : p_(p), limits_(limits), columns_(meet_columns(p)) {}
+  Planner(const Problem& p, const DeviceLimits& limits)
+      : p_(p), limits_(limits), columns_{meet_columns(p, 8), meet_columns(p, 4)} {}
 
   static int count(Pass pass) { return pass == Pass::bwd_weight ? kToeplitzWeightCount : 0; }
   static const char* name(Pass, int variant) { return kToeplitzWeight[variant].name; }
   const char* refuse() const { return cuda::refuse(p_); }
   const char* refuse(int variant) const {
-    if (!admits(p_, kToeplitzWeight[variant].math)) return "the variant is for another dtype or precision";
-    return fits_width(kToeplitzWeight[variant], columns_) ? nullptr : "the variant is for narrower planes or filters";
+    const ToeplitzWeightVariant& v = kToeplitzWeight[variant];
+    if (!admits(p_, v.math)) return "the variant is for another dtype or precision";
+    if (v.line > 1 && p_.channels_last) return "the variant is not for channels_last tensors";
+    return fits_width(v, columns(v)) ? nullptr : "the variant is for narrower planes or filters";
   }
   bool plan(int variant, ToeplitzWeightPlan* best) const {
     const ToeplitzWeightVariant& v = kToeplitzWeight[variant];
     const int slots = layout_of(v.math).slots;
-    const double per_row = products_per_row(v, columns_, tiles_of(v, columns_), parts_along_of(v, columns_));
+    const Columns& c = columns(v);
+    const double per_row = products_per_row(v, c, tiles_of(v, c), parts_along_of(v, c));
     bool found = false;
     for (int split = 0; 1 << split <= slots; ++split) {
       Rows rows;
       if (split > 0 && (p_.n % slots == 0 || p_.n >= 64)) break;
-      if (!meet_rows(p_, split, &rows)) continue;
-      found = plan_variant(p_, limits_, v, rows, columns_, per_row, best) || found;
+      if (!meet_rows(p_, v.line, split, &rows)) continue;
+      found = plan_variant(p_, limits_, v, rows, c, per_row, best) || found;
     }
     return found;
   }
@@ -380,8 +379,10 @@ class Planner {
 
  private:
   const Problem& p_;
+  const Columns& columns(const ToeplitzWeightVariant& v) const { return columns_[v.line - 1]; }
+
   const DeviceLimits& limits_;
-  Columns columns_;
+  Columns columns_[2];  // in chunks of 8 columns, of 4
 };
 
 }  // namespace

@@ -10,10 +10,12 @@ struct ToeplitzWeightPlan : LaunchPlan {
 };
 
 // The model's instructions of a warp that sums the diagonals of its row offsets.
-inline double diagonal_instructions(int offsets, int rows) {
-  constexpr double kSums = 46;  // of the sums that it forms at once
-  const int at_once = rows_at_once(offsets), turns = (rows + at_once - 1) / at_once;
-  return tile_floats(offsets) / 128.0 + turns * (4.0 * offsets * at_once + kSums);
+inline double diagonal_instructions(int offsets, int rows, int line = 1) {
+  constexpr double kSums = 46;  // of the sums of 8 that it forms at once
+  const int at_once = rows_at_once(offsets, line), turns = (rows + at_once - 1) / at_once;
+  const int quads = at_once * squares(line) * sum_columns(offsets, line) / 4, lanes = 32;
+  return tile_floats(offsets, line) / 128.0 +
+         turns * (4.0 * offsets * at_once + (quads + lanes - 1) / lanes * kSums / line);
 }
 
 // Fills in how x or grad is read: `access` bytes at a time (NCHW: of a row; channels_last: of a pixel's channels).

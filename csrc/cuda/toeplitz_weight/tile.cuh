@@ -9,6 +9,7 @@ enum class ToeplitzWeightKernelMath { f16, bf16, tf32, bf16x3 };
 
 // Shared memory holds rows as [row][channel of the block][chunk][slot] x 8 columns. A chunk takes a few bytes more than
 // its slots: neighbouring chunks of an image then start in different banks, for ldmatrix and for copies along a row.
+// 4x4 tiles (kLine 2): [line][channel][chunk][slot] x 2 rows x 4 columns. Rows below are lines there.
 template <ToeplitzWeightKernelMath kMath>
 struct ToeplitzWeightLayout {
   static constexpr int kElement =
@@ -49,9 +50,10 @@ __device__ __forceinline__ uint4 gather_halves(const uint16_t* src, int columns)
 }
 
 // The same into shared memory, slower and in few registers.
+template <int kColumns>
 __device__ __forceinline__ void copy_halves(unsigned char* to, const uint16_t* src, int columns) {
 #pragma unroll 1
-  for (int e = 0; e < 8; e += 2) {
+  for (int e = 0; e < kColumns; e += 2) {
     uint32_t v = e < columns ? ptx::load_global(src + e) : 0;
     if (e + 1 < columns) v |= static_cast<uint32_t>(ptx::load_global(src + e + 1)) << 16;
     *reinterpret_cast<uint32_t*>(to + 2 * e) = v;
@@ -96,7 +98,7 @@ struct ToeplitzWeightItem {
   int columns;                // from here to the end of a row; <= 0: there are none to copy
 };
 
-template <ToeplitzWeightKernelMath kMath>
+template <ToeplitzWeightKernelMath kMath, int kLine>
 __device__ __forceinline__ ToeplitzWeightItem find_item(const ToeplitzWeightArgs& a, const ToeplitzWeightTensor& t,
                                                         const ToeplitzWeightRows& r, int rest) {
   using L = ToeplitzWeightLayout<kMath>;
@@ -104,9 +106,9 @@ __device__ __forceinline__ ToeplitzWeightItem find_item(const ToeplitzWeightArgs
   const int unit = divide(rest, t.by_units);  // of the block's channels
   const int s = r.group * L::kSlots + rest, image = s >> a.split_log2;
   const int in_block = a.channels_last ? unit * t.access / L::kElement : unit, channel = r.channel0 + in_block;
-  const int ix = (r.chunk0 + chunk) * 8;
+  const int ix = (r.chunk0 + chunk) * (8 / kLine);
   ToeplitzWeightItem item;
-  item.iy = r.row0 + row + (s - (image << a.split_log2)) * a.split_rows;
+  item.iy = kLine * (r.row0 + row) - (kLine > 1 ? t.row_offset : 0) + (s - (image << a.split_log2)) * a.split_rows;
   item.left = min(r.rows - row, a.item_rows);
   int place = r.place + row;
   if (place >= r.ring) place -= r.ring;
@@ -179,7 +181,7 @@ __device__ __forceinline__ void copy_singles(unsigned char* to, const unsigned c
 // Fetches rows; zeros outside the map, the batch and the channels. All is computed from the thread's number again on
 // every call: the registers belong to the accumulators. kBatch: pieces of rows that start anywhere in flight together, 1
 // where registers are few.
-template <ToeplitzWeightKernelMath kMath, int kBatch>
+template <ToeplitzWeightKernelMath kMath, int kBatch, int kLine>
 __device__ __forceinline__ void load_rows(const ToeplitzWeightArgs& a, const ToeplitzWeightTensor& t,
                                           const ToeplitzWeightRows& r) {
   using L = ToeplitzWeightLayout<kMath>;
@@ -191,15 +193,27 @@ __device__ __forceinline__ void load_rows(const ToeplitzWeightArgs& a, const Toe
   ptx::opaque(i);
 #pragma unroll 1
   for (; i < items; i += blockDim.x) {
-    ToeplitzWeightItem item = find_item<kMath>(a, t, r, i);
+    ToeplitzWeightItem item = find_item<kMath, kLine>(a, t, r, i);
     const auto columns = [&] { return static_cast<unsigned>(item.iy) < static_cast<unsigned>(t.h) ? item.columns : 0; };
     const auto to = [&] { return r.to + item.to; };
+    const auto next_row = [&] { ++item.iy, item.from += pitch; };
     const auto next = [&] {
-      ++item.iy, --item.left, item.from += pitch;
+      next_row(), --item.left;
       item.to += row_bytes;
       if (item.to >= r.ring * row_bytes) item.to -= r.ring * row_bytes;
     };
-    if (a.channels_last) {
+    if constexpr (kLine == 2) {  // two halves of a piece; NCHW in 16 bit alone
+#pragma unroll 1
+      for (; item.left > 0; next()) {
+#pragma unroll 1
+        for (int half = 0; half < 2; ++half) {
+          if (half == 1) next_row();
+          if (t.access >= 8) copy_piece<8, 8, 2>(to() + 8 * half, item.from, columns());
+          else if (t.access == 4) copy_piece<4, 8, 2>(to() + 8 * half, item.from, columns());
+          else copy_halves<4>(to() + 8 * half, reinterpret_cast<const uint16_t*>(item.from), columns());
+        }
+      }
+    } else if (a.channels_last) {
 #pragma unroll 1
       for (; item.left > 0; next())
         copy_pixels<kMath>(to(), item.from, columns(), static_cast<int64_t>(a.c) * L::kElement,
@@ -211,7 +225,7 @@ __device__ __forceinline__ void load_rows(const ToeplitzWeightArgs& a, const Toe
     } else if (L::kElement == 2 && t.access == 2) {
       if constexpr (kBatch == 1) {
 #pragma unroll 1
-        for (; item.left > 0; next()) copy_halves(to(), reinterpret_cast<const uint16_t*>(item.from), columns());
+        for (; item.left > 0; next()) copy_halves<8>(to(), reinterpret_cast<const uint16_t*>(item.from), columns());
       } else {
 #pragma unroll 1
         while (item.left > 0) {

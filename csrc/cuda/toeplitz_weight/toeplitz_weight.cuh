@@ -4,6 +4,8 @@
 // image or, where the batch is small, a group of rows of one. The 16 x 8 result belongs to a (row offset, chunk offset)
 // and is summed over the map in registers; dy = input row - first output row + pad_top, ky = dy or, in the second output
 // row, dy - 1. A warp owns kRows row offsets x kOffsets chunk offsets.
+// 4x4 tiles (kLine 2) are the same with lines in place of rows: a line is 2 rows of 4 columns, so that 16 bytes of a slot
+// are still a line of a chunk, m = 4 x 4 of grad, n = 2 x 4 of x. A tap's row is ky = 2 dy + row of x - row of grad.
 //
 // Rows stream through rings in shared memory, stage by stage, across column tiles and groups of slots: one barrier a
 // stage. At the end each warp sums the diagonals of its tiles; blocks write float32 partials of their share of the batch,
@@ -105,7 +107,8 @@ struct ToeplitzWeightWarp {
       }
       if (!kWhole && (q < first || q >= last)) continue;
 #pragma unroll
-      for (int d = 0; d < kOffsets; ++d) {
+      for (int i = 0; i < kOffsets; ++i) {
+        const int d = kOffsets == 9 ? kOffsets - 1 - i : i;  // the order for which nvcc has registers enough
         const int c = kWhole ? q - d + kOffsets / 2 : q - d;
         if (c >= 0 && c < kChunks) product(acc[j][d], c, b, kMath == ToeplitzWeightKernelMath::tf32 ? 0 : q % 2 * 2);
       }
@@ -120,7 +123,7 @@ struct ToeplitzWeightPart {
   bool first;                               // the part that sums the bias gradient
 };
 
-template <int kOffsets>
+template <int kOffsets, int kLine = 1>
 __device__ __forceinline__ ToeplitzWeightPart find_part(const ToeplitzWeightArgs& a, int row_offsets) {
   ToeplitzWeightPart p;
   int x = blockIdx.x;
@@ -129,15 +132,15 @@ __device__ __forceinline__ ToeplitzWeightPart find_part(const ToeplitzWeightArgs
   p.first = part == 0;
   const int down = part / a.parts_along, along = part - down * a.parts_along;
   p.channel0 = block * a.block_channels;
-  // neighbours share one row offset and one chunk offset, so that no tap has sums in both
-  p.dy0 = a.dy_first + down * (row_offsets - 1);
+  // neighbours share one row offset (of lines of 2 rows: two) and one chunk offset, so that no tap has sums in both
+  p.dy0 = a.dy_first + down * (row_offsets - kLine);
   p.dy_end = min(p.dy0 + row_offsets, a.dy_end);
-  p.ky_low = down == 0 ? 0 : p.dy0;
-  p.ky_high = down + 1 == a.parts_down ? a.kh : p.dy0 + row_offsets - 1;
+  p.ky_low = down == 0 ? 0 : kLine * p.dy0;
+  p.ky_high = down + 1 == a.parts_down ? a.kh : kLine * (p.dy0 + row_offsets - kLine);
   p.d_first = a.d_first + along * (kOffsets - 1);
-  const int kx0 = 8 * p.d_first + a.pad_left;
+  const int kx0 = 8 / kLine * p.d_first + a.pad_left;
   p.kx_low = along == 0 ? 0 : kx0;
-  p.kx_high = along + 1 == a.parts_along ? a.kw : kx0 + 8 * (kOffsets - 1);
+  p.kx_high = along + 1 == a.parts_along ? a.kw : kx0 + 8 / kLine * (kOffsets - 1);
   return p;
 }
 
@@ -152,23 +155,24 @@ __device__ __forceinline__ void store_sum(const ToeplitzWeightArgs& a, int64_t c
   store_result(to, i, v, a.dtype);
 }
 
-// Diagonals: half h (output row h of the pair) of the tiles of row offset dy holds taps of ky = dy - h, and
-// kx = 8 (chunk offset) + (x column) - (grad column) + pad_left. A warp's shared memory holds a half as 8 rows, one a grad
-// column, each shifted by one more, so that a diagonal stands upright; zeros where a row has none of it. A lane adds up 4
-// neighbouring diagonals, 16 bytes at a time.
-// tile: this warp's; sums: [2][row offset][diagonal] of a channel.
-template <int kOffsets, int kRows>
+// Diagonals: a product is a square of 8 x 8 for each output row of the pair (4x4 tiles: of 4 x 4 for each of 4 output rows
+// and 2 input rows). The squares of row offset dy hold taps of ky = kLine dy + (x row) - (grad row), and kx = (columns of a
+// chunk) (chunk offset) + (x column) - (grad column) + pad_left. A warp's shared memory holds a square's chunk offsets side
+// by side, as one row per grad column, each shifted by one more, so that a diagonal stands upright; zeros where a row has
+// none of it. A lane adds up 4 neighbouring diagonals, 16 bytes at a time.
+// tile: this warp's; sums: [square][row offset][diagonal] of a channel.
+template <int kOffsets, int kRows, int kLine = 1>
 __device__ __forceinline__ void sum_diagonals(const ToeplitzWeightArgs& a, const float (&acc)[kRows][kOffsets][4],
                                               float* tile, float* sums, int own, int offsets) {
-  constexpr int kColumns = sum_columns(kOffsets), kPitch = kColumns + 4, kHalf = half_floats(kOffsets);
-  constexpr int kQuads = kColumns / 4, kAtOnce = rows_at_once(kOffsets), kTile = tile_floats(kOffsets);
-  const int lane = threadIdx.x & 31, m = lane >> 2;
+  constexpr int kSide = 8 / kLine, kSquares = squares(kLine), kSquare = square_floats(kOffsets, kLine);
+  constexpr int kColumns = sum_columns(kOffsets, kLine), kPitch = kColumns + 4, kTile = tile_floats(kOffsets, kLine);
+  constexpr int kQuads = kColumns / 4, kAtOnce = rows_at_once(kOffsets, kLine);
+  const int lane = threadIdx.x & 31, m = lane >> 2, n = (lane & 3) * 2;  // pixels of grad (and m + 8) and x (and n + 1)
   for (int i = lane; i < kTile / 4; i += 32)
     reinterpret_cast<float4*>(tile)[i] = {0.f, 0.f, 0.f, 0.f};
   __syncwarp();
-  float* const to = tile + m * (kPitch - 1) + 7 + (lane & 3) * 2;
-  const int row = lane / (2 * kQuads), h = lane / kQuads % 2, quad = lane % kQuads;
-  const float* const from = tile + (2 * row + h) * kHalf + 4 * quad;
+  // squares are numbered (grad row) * kLine + (x row)
+  float* const to = tile + (m / kSide * kLine + n / kSide) * kSquare + m % kSide * (kPitch - 1) + kSide - 1 + n % kSide;
 #pragma unroll
   for (int j = 0; j < kRows; j += kAtOnce) {
 #pragma unroll
@@ -176,40 +180,46 @@ __device__ __forceinline__ void sum_diagonals(const ToeplitzWeightArgs& a, const
 #pragma unroll
       for (int d = 0; d < (j + i < kRows ? kOffsets : 0); ++d)
 #pragma unroll
-        for (int k = 0; k < 4; ++k) to[(2 * i + k / 2) * kHalf + 8 * d + k % 2] = acc[j + i][d][k];
+        for (int k = 0; k < 4; ++k)
+          to[(kSquares * i + k / 2 * (kSquares / 2)) * kSquare + kSide * d + k % 2] = acc[j + i][d][k];
     __syncwarp();
-    const int dy = own + a.row_warps * (j + row);
-    if (row < kAtOnce && j + row < kRows && dy < offsets) {
-      float4 v = *reinterpret_cast<const float4*>(from);
 #pragma unroll
-      for (int k = 1; k < 8; ++k) {
-        const float4 next = *reinterpret_cast<const float4*>(from + k * kPitch);
-        v.x += next.x, v.y += next.y, v.z += next.z, v.w += next.w;
+    for (int first = 0; first < kAtOnce * kSquares * kQuads; first += 32) {
+      const int task = first + lane, row = task / (kSquares * kQuads), square = task / kQuads % kSquares, quad = task % kQuads;
+      const float* const from = tile + (kSquares * row + square) * kSquare + 4 * quad;
+      const int dy = own + a.row_warps * (j + row);
+      if (row < kAtOnce && j + row < kRows && dy < offsets) {
+        float4 v = *reinterpret_cast<const float4*>(from);
+#pragma unroll
+        for (int k = 1; k < kSide; ++k) {
+          const float4 next = *reinterpret_cast<const float4*>(from + k * kPitch);
+          v.x += next.x, v.y += next.y, v.z += next.z, v.w += next.w;
+        }
+        *reinterpret_cast<float4*>(sums + (square * offsets + dy) * kColumns + 4 * quad) = v;
       }
-      *reinterpret_cast<float4*>(sums + (h * offsets + dy) * kColumns + 4 * quad) = v;
     }
     __syncwarp();
   }
 }
 
 // The block's sums, from its warps' tiles. All is found again, so that the products need not keep it in registers.
-template <ToeplitzWeightKernelMath kMath, int kOffsets, int kRows, bool kWhole>
+template <ToeplitzWeightKernelMath kMath, int kOffsets, int kRows, bool kWhole, int kLine = 1>
 __device__ __forceinline__ void finish(const ToeplitzWeightArgs& a, const float (&acc)[kRows][kOffsets][4],
                                        unsigned char* smem) {
   using L = ToeplitzWeightLayout<kMath>;
   int thread = threadIdx.x;
   ptx::opaque(thread);
   const int lane = thread & 31, warp = thread >> 5, in_block = warp / a.row_warps, own = warp - in_block * a.row_warps;
-  const ToeplitzWeightPart p = find_part<kOffsets>(a, a.row_warps * kRows);
+  const ToeplitzWeightPart p = find_part<kOffsets, kLine>(a, a.row_warps * kRows);
   const bool sums_bias = a.grad_bias && p.first;
   float* const bias = reinterpret_cast<float*>(smem + a.plane_bytes * L::kHalves) + thread;
-  constexpr int kColumns = sum_columns(kOffsets);
+  constexpr int kColumns = sum_columns(kOffsets, kLine), kSquares = squares(kLine), kSide = 8 / kLine;
   const int offsets = p.dy_end - p.dy0, warps = blockDim.x >> 5;
   float* tiles = reinterpret_cast<float*>(smem);
-  constexpr int kTile = tile_floats(kOffsets);
+  constexpr int kTile = tile_floats(kOffsets, kLine);
   float* sums = tiles + warps * kTile;
-  float* const warp_sums = sums + in_block * 2 * offsets * kColumns;
-  sum_diagonals<kOffsets, kRows>(a, acc, tiles + warp * kTile, warp_sums, own, offsets);
+  float* const warp_sums = sums + in_block * kSquares * offsets * kColumns;
+  sum_diagonals<kOffsets, kRows, kLine>(a, acc, tiles + warp * kTile, warp_sums, own, offsets);
   if (sums_bias) {  // lanes hold pixels (and, in tf32, slots): add them in a fixed order
     float v = *bias;
     if (kMath == ToeplitzWeightKernelMath::tf32) v += __shfl_xor_sync(~0u, v, 1), v += __shfl_xor_sync(~0u, v, 2);
@@ -219,15 +229,18 @@ __device__ __forceinline__ void finish(const ToeplitzWeightArgs& a, const float 
   __syncthreads();
   const int width = p.kx_high - p.kx_low, taps = (p.ky_high - p.ky_low) * width;
   for (int channel = 0; channel < a.block_channels && p.channel0 + channel < a.c; ++channel) {
-    const float* own_sums = sums + channel * 2 * offsets * kColumns;
+    const float* own_sums = sums + channel * kSquares * offsets * kColumns;
     for (int i = threadIdx.x; i < taps; i += blockDim.x) {
       const int ky = p.ky_low + i / width, kx = p.kx_low + i % width;
-      // kx = 8 (d_first + d) + x column - grad column + pad_left
-      const int column = kx - a.pad_left - 8 * (kWhole ? -(kOffsets / 2) : p.d_first) + 7, dy = ky - p.dy0;
+      // kx = kSide (d_first + d) + x column - grad column + pad_left
+      const int column = kx - a.pad_left - kSide * (kWhole ? -(kOffsets / 2) : p.d_first) + kSide - 1;
       float v = 0.f;
       if (column >= 0 && column < kColumns) {
-        if (dy >= 0 && dy < offsets) v = own_sums[dy * kColumns + column];
-        if (dy + 1 >= 0 && dy + 1 < offsets) v += own_sums[(offsets + dy + 1) * kColumns + column];
+#pragma unroll
+        for (int square = 0; square < kSquares; ++square) {
+          const int lines = ky - square % kLine + square / kLine, dy = lines / kLine - p.dy0;
+          if (lines % kLine == 0 && dy >= 0 && dy < offsets) v += own_sums[(square * offsets + dy) * kColumns + column];
+        }
       }
       store_sum(a, p.channel0 + channel, ky * a.kw + kx, v);
     }
@@ -239,8 +252,9 @@ __device__ __forceinline__ void finish(const ToeplitzWeightArgs& a, const float 
   }
 }
 
-template <ToeplitzWeightKernelMath kMath, int kOffsets, int kRows, int kChunks, bool kWhole, int kWarps>
+template <ToeplitzWeightKernelMath kMath, int kOffsets, int kRows, int kChunks, bool kWhole, int kWarps, int kLine>
 __global__ void __launch_bounds__(kWarps * 32, 1) toeplitz_weight_kernel(const __grid_constant__ ToeplitzWeightArgs a) {
+  static_assert(kLine == 1 || kWhole);
   DYN_SMEM(smem);
   using L = ToeplitzWeightLayout<kMath>;
   using Warp = ToeplitzWeightWarp<kMath, kOffsets, kRows, kChunks, kWhole>;
@@ -248,7 +262,7 @@ __global__ void __launch_bounds__(kWarps * 32, 1) toeplitz_weight_kernel(const _
   // the shuffle tells nvcc that a warp's number is the same in all its lanes
   const int lane = threadIdx.x & 31, warp = __shfl_sync(~0u, static_cast<int>(threadIdx.x >> 5), 0);
   const int in_block = warp / a.row_warps, own = warp - in_block * a.row_warps;
-  const ToeplitzWeightPart p = find_part<kOffsets>(a, a.row_warps * kRows);
+  const ToeplitzWeightPart p = find_part<kOffsets, kLine>(a, a.row_warps * kRows);
   const int row_base = p.dy0 - a.pad_top;  // input row of the first row offset at output row 0
   const int x_row = a.block_channels * Warp::kIn * L::kChunk, grad_row = a.block_channels * kChunks * L::kChunk;
   const int start = min(max(row_base, a.row_first), a.row_end);  // first input row of a job
@@ -258,6 +272,8 @@ __global__ void __launch_bounds__(kWarps * 32, 1) toeplitz_weight_kernel(const _
   const int first_group = static_cast<int>(blockIdx.y) / a.tiles, first_tile = static_cast<int>(blockIdx.y) - first_group * a.tiles;
   int next_group = first_group, next_tile = first_tile, next_stage = 0, x_place = 0, grad_place = 0;
   const auto advance_tile = [&](int& tile) {  // to that of the block's next job; whether it is in a group further
+    // Whole rows are one tile. Said where nvcc then needs fewer registers; with more chunks it spills on sm_120.
+    if constexpr (kLine == 2 && kChunks <= 7) return false;
     tile += a.split_tiles;
     if (tile < a.tiles) return false;
     tile -= a.tiles;
@@ -277,7 +293,7 @@ __global__ void __launch_bounds__(kWarps * 32, 1) toeplitz_weight_kernel(const _
 #pragma unroll 1
       for (int i = 0; i < 2; ++i) {  // one copy of the code for both tensors
         const bool x = i == 0;
-        load_rows<kMath, kBatch>(a, a.tensor[i],
+        load_rows<kMath, kBatch, kLine>(a, a.tensor[i],
                                  {x ? smem : grad, p.channel0, next_group, x ? begin : 2 * pair,
                                   x ? end - begin : 2 * pairs, next_tile * kChunks + (x && !kWhole ? p.d_first : 0),
                                   x ? x_place : grad_place * 2 * a.stage_pairs, x ? a.x_ring : grad_stages * 2 * a.stage_pairs, a.plane_bytes,
@@ -315,7 +331,8 @@ __global__ void __launch_bounds__(kWarps * 32, 1) toeplitz_weight_kernel(const _
     fetch(stage + a.ahead < stages);
     if (stage < 0) continue;
     const int first = -(tile * kChunks + p.d_first);  // of the tile's input chunks, the first inside the image
-    const int last = min((a.tensor[0].w + 7) / 8 + first, (a.tensor[1].w + 7) / 8 - tile * kChunks + kOffsets - 1);
+    constexpr int kSide = 8 / kLine;  // columns of a chunk
+    const int last = min(ceil_div(a.tensor[0].w, kSide) + first, ceil_div(a.tensor[1].w, kSide) - tile * kChunks + kOffsets - 1);
     const unsigned char* g = grad + grad_place * 2 * a.stage_pairs * grad_row + lane_a;  // the next to be fetched into
 #pragma unroll 1
     for (const int stage_end = min(pair + a.stage_pairs, a.pairs); pair < stage_end; ++pair, g += 2 * grad_row) {
@@ -345,7 +362,7 @@ __global__ void __launch_bounds__(kWarps * 32, 1) toeplitz_weight_kernel(const _
   ptx::cp_async_wait<0>();
   __syncthreads();  // shared memory now holds tiles and sums
 
-  finish<kMath, kOffsets, kRows, kWhole>(a, t.acc, smem);
+  finish<kMath, kOffsets, kRows, kWhole, kLine>(a, t.acc, smem);
 }
 
 }  // namespace replknet_ext::cuda

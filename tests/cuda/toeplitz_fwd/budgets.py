@@ -34,19 +34,33 @@ BUDGETS: dict[str, Budget] = {
     "rt_3x5_w": Budget((97, 97, 97, 98, 121, 120), 52, 6, 6, 0.78),
     "rt_3x6_w": Budget((111, 107, 107, 104, 126, 126), 64, 6, 6, 0.82),
     "rt_7x7_w": Budget((147, 147, 147, 158, 192, 188), 148, 8, 14, 0.86),
+    "rt_9x7_sq": Budget((161, 158, 158, 157, 167, 167), 172, 8, 18, 0.86),
+    "rt_7x7_sq": Budget((146, 148, 148, 143, 166, 166), 148, 8, 14, 0.86),
+    "rt_5x7_sq": Budget((132, 127, 127, 126, 161, 161), 116, 8, 10, 0.85),
+    "rt_3x7_sq": Budget((120, 115, 115, 120, 127, 127), 76, 8, 6, 0.82),
+    "rt_9x5_sq": Budget((142, 143, 143, 138, 167, 167), 100, 6, 18, 0.79),
+    "rt_5x5_sq": Budget((112, 111, 111, 110, 127, 127), 76, 6, 10, 0.8),
+    "rt_5x3_sq": Budget((90, 90, 90, 86, 117, 115), 36, 4, 10, 0.69),
+    "rt_9x9_sq": Budget((96, 96, 96, 96, 121, 109), 61, 0, 9, 0.84),
+    "rt_9x11_sq": Budget((108, 106, 106, 103, 124, 123), 79, 0, 9, 0.87),
+    "rt_9x13_sq": Budget((115, 111, 111, 122, 127, 127), 97, 0, 9, 0.89),
+    "rt_9x15_sq": Budget((119, 123, 123, 118, 128, 128), 115, 0, 9, 0.91),
+    "rt_3x14_sq": Budget((121, 121, 121, 121, 127, 127), 40, 0, 3, 0.88),
+    "rt_3x4_sq": Budget((90, 90, 90, 90, 123, 115), 40, 4, 6, 0.76),
 }
 
 
 def variant_names() -> dict[tuple[int, ...], str]:
-    """Template arguments (offsets, pairs, groups, chunks, whole, rotate) of every line of the variants table."""
+    """(line, offsets, pairs, groups, chunks, whole, rotate) of every line of the variants table."""
     text = (CUDA / "toeplitz_fwd/variants.h").read_text()
-    rows = re.findall(r'X\("(\w+)",\s*(\d+), (\d+), (\d+), (\d+),\s*(true|false),\s*(true|false),', text)
-    return {(*map(int, row[1:5]), int(row[5] == "true"), int(row[6] == "true")): row[0] for row in rows}
+    rows = re.findall(r'X\("(\w+)",\s*(\d+), (\d+), (\d+), (\d+), (\d+),\s*(true|false),\s*(true|false),', text)
+    return {(*map(int, row[1:6]), int(row[6] == "true"), int(row[7] == "true")): row[0] for row in rows}
 
 
 def variant_of(symbol: str) -> str:
     """The variant that a mangled kernel name belongs to."""
-    return variant_names()[tuple(int(v) for v in re.findall(r"L[ib](\d+)E", symbol)[1:7])]
+    numbers = [int(v) for v in re.findall(r"L[ib](\d+)E", symbol)]  # the line is the last
+    return variant_names()[(numbers[-1], *numbers[1:7])]
 
 
 # Registers are of the bf16 kernels; the fp16 ones are the same code but for one instruction's type.

@@ -11,7 +11,7 @@ from emulator_harness import Case
 from mutants import SMALLEST, Mutants, keep_lines
 
 ONE_SM = (90, 1, 227 << 10, 228 << 10)  # several turns or channels a block even where there is little to do
-KEPT = ("rt_3x2_w", "rt_3x4_t", "rt_1x1_w")
+KEPT = ("rt_3x2_w", "rt_3x4_t", "rt_1x1_w", "rt_5x3_sq")
 
 # name: (file, text, replacement)
 BUGS = {
@@ -29,8 +29,8 @@ BUGS = {
     "no barrier between filter parts": ("toeplitz_fwd/toeplitz_fwd.cuh", "    if (pass > 0) __syncthreads();", "    "),
     "transpose read too early": (
         "toeplitz_fwd/tile.cuh",
-        "column * 2) = ptx::from_float<kBf16>(activate(acc[c][e] + bias, a.activation));\n  __syncwarp();\n",
-        "column * 2) = ptx::from_float<kBf16>(activate(acc[c][e] + bias, a.activation));\n",
+        "pixel * 2) = ptx::from_float<kBf16>(activate(acc[c][e] + bias, a.activation));\n  __syncwarp();\n",
+        "pixel * 2) = ptx::from_float<kBf16>(activate(acc[c][e] + bias, a.activation));\n",
     ),
     "transpose overwritten too early": (
         "toeplitz_fwd/tile.cuh",
@@ -46,8 +46,8 @@ BUGS = {
     "filter not flipped along x": ("toeplitz_fwd/tile.cuh", "row[a.flip ? a.kw - 1 - kx : kx]", "row[kx]"),
     "row groups start too low": (
         "toeplitz_fwd/geometry.cpp",
-        "-(ceil_div(all_pairs, pairs) - 1) * pairs, ceil_div(h",
-        "-(ceil_div(all_pairs, pairs) - 2) * pairs, ceil_div(h",
+        "-(ceil_div(all_pairs, pairs) - 1) * pairs,",
+        "-(ceil_div(all_pairs, pairs) - 2) * pairs,",
     ),
     "rotation off by one": (
         "toeplitz_fwd/toeplitz_fwd.cuh",
@@ -56,8 +56,8 @@ BUGS = {
     ),
     "last filter row lost": (
         "toeplitz_fwd/geometry.cpp",
-        "const int rows = (kh - r.ky0) / 2 + 1;",
-        "const int rows = (kh - r.ky0) / 2;",
+        "const int rows = (kh - r.ky0 + of_pair - 2) / of_pair + 1;",
+        "const int rows = (kh - r.ky0 + of_pair - 2) / of_pair;",
     ),
     "plane one pair too small": ("toeplitz_fwd/plan.cpp", ": t.part_rows) - 1);", ": t.part_rows) - 2);"),
     "odd rows keep a neighbour": ("toeplitz_fwd/tile.cuh", "e + 1 < columns;", "e + 1 <= columns;"),
@@ -75,6 +75,23 @@ BUGS = {
         "toeplitz_fwd/tile.cuh",
         "static_cast<size_t>(channel) * a.kh * a.kw",
         "static_cast<size_t>(0) * a.kh * a.kw",
+    ),
+    "first row of a 4x4 table too low": (
+        "toeplitz_fwd/geometry.cpp",
+        "r.shift = floor_div(pad - offset + of_pair - 1, of_pair);",
+        "r.shift = floor_div(pad - offset + 1, of_pair);",
+    ),
+    "rows of a 4x4 fragment lost": (
+        "toeplitz_fwd/tile.cuh",
+        "(in / kColumns - out / kColumns + kLine - 1) * kWidth",
+        "(kLine - 1) * kWidth",
+    ),
+    "a line's second row is its first": ("toeplitz_fwd/tile.cuh", "a.row_offset + in_line;", "a.row_offset;"),
+    "rows of a line swapped": ("toeplitz_fwd/tile.cuh", "u[row * kWords + i]", "u[(kLine - 1 - row) * kWords + i]"),
+    "a row below the plane stored": (
+        "toeplitz_fwd/tile.cuh",
+        "if (row == 0 || oy + row < a.ho) store_piece",
+        "store_piece",
     ),
     "no barrier before a staged table": (
         "toeplitz_fwd/staged.cuh",
@@ -138,6 +155,8 @@ CASES = [
     Case(3, 1, 7, 7, 5, shift=1),
     Case(2, 1, 9, 13, 4, shift=1),
     Case(2, 2, 12, 26, 5, shift=2),
+    Case(9, 2, 13, 12, 13, bias=True, limits=ONE_SM),  # in 4x4 tiles, like the next
+    Case(1, 1, 25, 11, (11, 14), shift=1, limits=ONE_SM),
     Case(9, 11, 9, 14, 9, bias=True, channels_last=True, limits=ONE_SM),
     Case(2, 8, 5, 13, 5, channels_last=True, limits=ONE_SM),
     Case(1, 2, 12, 20, (25, 37), channels_last=True, limits=SMALLEST),

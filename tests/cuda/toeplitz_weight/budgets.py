@@ -27,24 +27,37 @@ BUDGETS: dict[str, Budget] = {
     "rtw_3x7_w": Budget((123, 123, 123, 123, 125, 123), 19, 4, 0, 0.63),
     "rtw_3x4_w": Budget((128, 127, 127, 125, 122, 123), 10, 2, 0, 0.52),
     "rtw_3x3_w": Budget((122, 120, 120, 128, 127, 127), 7, 2, 0, 0.36),
+    "rtw_9x7_sq": Budget((128, 128, 128, 127, 128, 123), 43, 4, 0, 0.69),
+    "rtw_7x7_sq": Budget((118, 118, 118, 118, 119, 121), 37, 4, 0, 0.66),
+    "rtw_5x7_sq": Budget((122, 122, 122, 122, 128, 126), 29, 4, 0, 0.65),
+    "rtw_9x5_sq": Budget((123, 123, 123, 123, 122, 127), 25, 3, 0, 0.58),
+    "rtw_5x5_sq": Budget((120, 120, 120, 121, 127, 118), 19, 3, 0, 0.63),
+    "rtw_5x3_sq": Budget((123, 123, 123, 123, 122, 125), 9, 2, 0, 0.5),
+    "rtw_9x9_sq": Budget((127, 127, 127, 127, 128, 127), 61, 5, 0, 0.72),
+    "rtw_9x11_sq": Budget((154, 154, 154, 152, 157, 156), 79, 6, 0, 0.79),
+    "rtw_9x15_sq": Budget((168, 168, 168, 166, 168, 167), 115, 8, 0, 0.83),
+    "rtw_3x14_sq": Budget((124, 124, 124, 123, 127, 127), 40, 7, 0, 0.69),
+    "rtw_3x7_sq": Budget((122, 122, 122, 122, 128, 127), 19, 4, 0, 0.65),
+    "rtw_3x4_sq": Budget((122, 124, 124, 124, 123, 126), 10, 2, 0, 0.55),
 }
 
 
 def variant_names() -> dict[tuple[str, ...], str]:
-    """(math, offsets, rows, chunks, whole) of every line of the variants table."""
+    """(math, line, offsets, rows, chunks, whole) of every line of the variants table."""
     text = (CUDA / "toeplitz_weight/variants.h").read_text()
-    rows = re.findall(r'X\("(\w+)",\s*(\w+),\s*(\d+), (\d+), (\d+), (true|false),', text)
+    rows = re.findall(r'X\("(\w+)",\s*(\w+),\s*(\d+), (\d+), (\d+), (\d+), (true|false),', text)
     return {(*key, str(int(whole == "true"))): name for name, *key, whole in rows}
 
 
 def variant_of(symbol: str) -> str | None:
     """The variant that a mangled kernel name belongs to."""
-    kernel = r"toeplitz_weight_kernelIL\w+?ToeplitzWeightKernelMathE(\d)ELi(\d+)ELi(\d+)ELi(\d+)ELb(\d)E"
+    kernel = r"toeplitz_weight_kernelIL\w+?ToeplitzWeightKernelMathE(\d)ELi(\d+)ELi(\d+)ELi(\d+)ELb(\d)ELi\d+ELi(\d)E"
     found = re.search(kernel, symbol)
     if found is None:
         return None
     math = {"0": "half", "1": "half", "2": "tf32", "3": "bf16x3"}[found.group(1)]
-    return variant_names()[(math, *found.groups()[1:])]
+    *tile, line = found.groups()[1:]
+    return variant_names()[(math, line, *tile)]
 
 
 # The block counted is one row offset's products with one input row.

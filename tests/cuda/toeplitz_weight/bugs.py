@@ -5,7 +5,7 @@ from __future__ import annotations
 from emulator_harness import Case
 from mutants import SMALLEST, Mutants, keep_lines
 
-KEPT = ("rtw_3x2_w", "rtw_3x4_t", "rtw_1x1_w", "rtw_3x2_w_bf16x3")
+KEPT = ("rtw_3x2_w", "rtw_3x4_t", "rtw_1x1_w", "rtw_3x2_w_bf16x3", "rtw_5x3_sq")
 
 # name: (file, text, replacement)
 BUGS = {
@@ -61,8 +61,8 @@ BUGS = {
     ),
     "half of a diagonal lost": (
         "toeplitz_weight/toeplitz_weight.cuh",
-        "for (int k = 1; k < 8; ++k)",
-        "for (int k = 1; k < 7; ++k)",
+        "for (int k = 1; k < kSide; ++k)",
+        "for (int k = 1; k < kSide - 1; ++k)",
     ),
     "ring a row short": (
         "toeplitz_weight/plan.cpp",
@@ -84,7 +84,7 @@ BUGS = {
         "const int grad_stages = a.ahead + 1;",
         "const int grad_stages = a.ahead;",
     ),
-    "last row offset lost": ("toeplitz_weight/plan.cpp", "static_cast<int>(p.kh) + 1);", "static_cast<int>(p.kh));"),
+    "last row offset lost": ("toeplitz_weight/plan.cpp", "r->dy_first + 1, last + 1);", "r->dy_first + 1, last);"),
     "images past the batch": (
         "toeplitz_weight/tile.cuh",
         "image < a.n && channel < a.c && ix >= 0",
@@ -105,7 +105,32 @@ BUGS = {
         "for (int s = 1; s < a.splits; ++s)",
         "for (int s = 2; s < a.splits; ++s)",
     ),
-    "parts do not overlap": ("toeplitz_weight/toeplitz_weight.cuh", "down * (row_offsets - 1)", "down * row_offsets"),
+    "parts do not overlap": (
+        "toeplitz_weight/toeplitz_weight.cuh",
+        "down * (row_offsets - kLine)",
+        "down * row_offsets",
+    ),
+    "4x4 parts share one row offset": (
+        "toeplitz_weight/toeplitz_weight.cuh",
+        "down * (row_offsets - kLine)",
+        "down * (row_offsets - 1)",
+    ),
+    "rest of the padding lost": ("toeplitz_weight/tile.cuh", " - (kLine > 1 ? t.row_offset : 0)", ""),
+    "a line's second row is its first": (
+        "toeplitz_weight/tile.cuh",
+        "if (half == 1) next_row();",
+        "if (half == 1 && 0) next_row();",
+    ),
+    "squares of a 4x4 product swapped": (
+        "toeplitz_weight/toeplitz_weight.cuh",
+        "(m / kSide * kLine + n / kSide) * kSquare",
+        "(n / kSide * kLine + m / kSide) * kSquare",
+    ),
+    "a tap of half the squares": (
+        "toeplitz_weight/toeplitz_weight.cuh",
+        "lines % kLine == 0 && dy >= 0",
+        "square % kLine == 0 && lines % kLine == 0 && dy >= 0",
+    ),
     "bias of one row": ("toeplitz_weight/toeplitz_weight.cuh", "return sum[0] + sum[2];", "return sum[0];"),
     "bias by every part": ("toeplitz_weight/toeplitz_weight.cuh", "p.first = part == 0;", "p.first = true;"),
     "second channel of a pair lost": (
@@ -130,6 +155,9 @@ CASES = [
     WEIGHT.but(n=5, c=3, h=40, w=8, k=(60, 5), limits=SMALLEST),
     WEIGHT.but(n=5, dtype="float32", precision="bf16x3"),
     WEIGHT.but(n=17, c=8, channels_last=True),
+    WEIGHT.but(n=33, c=2, h=13, w=12, k=13),  # in 4x4 tiles, like the next two
+    WEIGHT.but(n=3, h=9, w=11, k=(8, 15), shift=1),
+    WEIGHT.but(n=17, h=60, w=12, k=(55, 13), limits=SMALLEST),  # and in parts
     WEIGHT.but(n=72, h=15, w=16, k=15),  # in splits
     WEIGHT.but(n=3, c=1, h=24, w=150, k=5),  # splits take column tiles
     WEIGHT.but(n=100, c=1, h=8, w=100, k=5, limits=TWO),  # 4 tiles and 7 groups in turn by 7 splits

@@ -9,7 +9,7 @@ import pytest
 from emulator_build import CUDA
 from emulator_harness import Case
 
-from .test_values import VARIANT_CASES, check, variant_case, weight
+from .test_values import SQUARE, VARIANT_CASES, check, variant_case, weight
 
 SMALLEST = (86, 4, 48 << 10, 49 << 10)
 
@@ -24,7 +24,7 @@ def test_no_race_in_twenty_random_schedules(race: ModuleType, name: str) -> None
     case = small(race, name)
     for seed in range(1, 21):
         race.set_options("random", seed)
-        last = seed % 2 == 0
+        last = seed % 2 == 0 and name not in SQUARE
         harness.check_exact(race, case.but(channels_last=last, c=1 + last), seed % 3)
 
 
