@@ -4,6 +4,7 @@
 
 #include "../../problem.h"
 #include "../../integers.h"
+#include "args.h"
 
 namespace replknet_ext::cuda {
 
@@ -22,6 +23,9 @@ struct Columns {
 
 Columns meet_columns(const Problem& p);
 
+// Cycles of a row of fragments: shared memory traffic of its loads and its store.
+constexpr double kTableCycles = 10;
+
 // Calls use(size) for the whole extent and its halves, thirds ... rounded up to a multiple of unit, down to unit.
 template <class Use>
 void each_split(int extent, int unit, const Use& use) {
@@ -35,5 +39,15 @@ void each_split(int extent, int unit, const Use& use) {
     use(last = size);
   }
 }
+
+// Whether a kernel for planes of exactly `chunks` chunks serves a filter: one that needs fewer chunk offsets would waste
+// products and spread NaN.
+bool fits_width(int offsets, int chunks, const Columns& c);
+
+// Products of a row pair of `chunks` output chunks with a row pair of the input; whole: those inside the image alone.
+int products_per_meeting(int offsets, int chunks, bool whole);
+
+// The arguments that say what the problem is and how its rows and columns meet.
+void set_problem(const Problem& p, const Rows& r, const Columns& c, ToeplitzFwdArgs* a);
 
 }  // namespace replknet_ext::cuda
