@@ -8,14 +8,14 @@ import emulator_harness as harness
 import pytest
 from emulator_harness import Case
 
-from .test_values import ONE_SM, SMALLEST, VARIANT_CASES
+from .test_values import ONE_BLOCK, SMALLEST, VARIANT_CASES
 
 
 @pytest.mark.parametrize("name", VARIANT_CASES)
 def test_no_race_in_twenty_random_schedules(race: ModuleType, name: str) -> None:
-    """One SM: a block goes on from group to group."""
+    """In a block that goes on from group to group, of more images than a group has."""
     case = VARIANT_CASES[name]
-    case = case.but(c=1, h=min(case.h, 13), k=(min(case.kernel[0], 5), case.kernel[1]), limits=ONE_SM, bias=True)
+    case = case.but(c=1, h=min(case.h, 13), k=(min(case.kernel[0], 5), case.kernel[1]), limits=ONE_BLOCK, bias=True)
     case = case.but(variant=race.variants().index(name))
     for seed in range(1, 21):
         race.set_options("random", seed)
@@ -26,7 +26,7 @@ def test_no_race_in_twenty_random_schedules(race: ModuleType, name: str) -> None
 @pytest.mark.parametrize(
     "case",
     [Case(1, 1, 41, 20, (9, 27), limits=SMALLEST), Case(2, 1, 33, 45, (5, 13), shift=1), Case(1, 1, 24, 28, (13, 29)),
-     Case(3, 1, 19, 26, (5, 25), shift=2, flip=True), Case(41, 1, 9, 18, (7, 27), limits=ONE_SM, activation="relu")],
+     Case(3, 1, 19, 26, (5, 25), shift=2, flip=True), Case(41, 1, 9, 18, (7, 27), limits=ONE_BLOCK, activation="relu")],
     ids=str,
 )  # fmt: skip
 def test_no_race_in_row_groups_turns_and_odd_rows(race: ModuleType, case: Case, schedule: str) -> None:
