@@ -4,11 +4,12 @@
 
 #include "backend.h"
 
-// toeplitz_fwd: fwd and bwd_input on tensor cores; toeplitz_weight: bwd_weight on tensor cores
+// toeplitz_fwd: fwd and bwd_input on tensor cores; toeplitz_ring: the same in NCHW and 16 bit, rows stream through;
+// toeplitz_weight: bwd_weight on tensor cores
 // small_planes: all passes of small planes in 16-bit types, on tensor cores (channels_last: fwd and bwd_input)
 // fma: float32 and float64 on the FMA pipe, all passes; fft: float32 and 16 bit by fused transforms, all passes
 // stencil: filters of up to 11 x 11 on the FMA pipe, all dtypes but float64, all passes
-#define REPLKNET_EXT_FAMILIES(X) X(toeplitz_fwd) X(toeplitz_weight) X(small_planes) X(stencil) X(fma) X(fft)
+#define REPLKNET_EXT_FAMILIES(X) X(toeplitz_fwd) X(toeplitz_weight) X(small_planes) X(stencil) X(fma) X(toeplitz_ring) X(fft)
 
 namespace replknet_ext::cuda {
 

@@ -97,7 +97,8 @@ def test_kernels_are_ours() -> None:
     o = on_device(operands(case, "half").to(torch.bfloat16))
     for pass_ in PASSES:
         names = kernels_of(lambda p=pass_: run(p, case, o))  # type: ignore[misc]
-        assert ("toeplitz_weight" if pass_ == "bwd_weight" else "toeplitz_fwd") in names, names
+        ours = ("toeplitz_weight",) if pass_ == "bwd_weight" else ("toeplitz_fwd", "toeplitz_ring")
+        assert any(name in names for name in ours), names
         assert "conv_depthwise2d" not in names, names
 
 
@@ -371,7 +372,7 @@ def test_autocast_runs_our_kernel() -> None:
     x = torch.randn(2, 8, 14, 14, device="cuda")
     with torch.autocast("cuda", dtype=torch.bfloat16):
         out = module(x)
-        assert any(family in kernels_of(lambda: module(x)) for family in ("toeplitz_fwd", "small_fwd"))
+        assert any(family in kernels_of(lambda: module(x)) for family in ("toeplitz_fwd", "toeplitz_ring", "small_fwd"))
     assert out.dtype == torch.bfloat16
     plain = copy.deepcopy(module).double().cpu()
     exact = F.conv2d(x.double().cpu(), plain.weight, plain.bias, padding=6, groups=8)

@@ -12,6 +12,7 @@ from emulator_harness import H200, Case
 #: Of every family a forward and a gradient, where it has them, of a size that no other test plans.
 CASES = {
     "toeplitz_fwd": [Case(3, 2, 23, 29, 11), Case(3, 3, 23, 29, 11, channels_last=True)],
+    "toeplitz_ring": [Case(3, 2, 23, 27, (11, 25))],
     "toeplitz_weight": [Case(3, 2, 23, 29, 11, pass_="bwd_weight", bias=True)],
     "small_planes": [Case(5, 3, 13, 10, 5), Case(5, 3, 13, 10, 5, pass_="bwd_weight")],
     "stencil": [Case(3, 2, 22, 29, 3), Case(3, 2, 22, 29, 5, pass_="bwd_weight", dtype="float32")],

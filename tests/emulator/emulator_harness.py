@@ -234,6 +234,32 @@ def check_random(emulator: ModuleType, case: Case) -> None:
         table.assert_close(got[key], want[key], scale=scale[key], torch_result=rounded)
 
 
+def spilled(emulator: ModuleType, case: Case, value: float, at: tuple[int, int, int, int]) -> torch.Tensor:
+    """Mask of the outputs that one non-finite input changes."""
+    inputs = exact_inputs(case)
+    inputs["w"][inputs["w"] == 0] = 1  # no tap hides it
+    before = run(emulator, case, inputs)["out"]
+    inputs["x"][at] = value
+    after = run(emulator, case, inputs)["out"]
+    changed = ~((after == before) | (after.isnan() & before.isnan()))
+    inside = torch.zeros_like(changed)
+    (n, c, iy, ix), (kh, kw), (top, _, left, _), (ho, wo) = at, case.kernel, case.padding, case.out
+    rows = slice(max(0, iy + top - kh + 1), min(ho, iy + top + 1))
+    columns = slice(max(0, ix + left - kw + 1), min(wo, ix + left + 1))
+    inside[n, c, rows, columns] = True
+    assert not after[inside].isfinite().any(), "an output that sees the value must not be finite"
+    spill = changed & ~inside
+    assert after[spill].isnan().all()
+    near = torch.zeros_like(changed)
+    plan = emulator.plan(case.problem(), case.limits, case.variant)
+    down, along = plan["spill_rows"], plan["spill_columns"]
+    rows = slice(max(0, rows.start - down), rows.stop + down)
+    columns = slice(max(0, columns.start - along), columns.stop + along)
+    near[n, c, rows, columns] = True
+    assert not (changed & ~near).any(), "NaN spilled further than the plan says"
+    return spill
+
+
 def conflicts_by_line(emulator: ModuleType) -> dict[str, tuple[int, int]]:
     """Bank conflicts since the last call: "file:line" (below csrc/cuda) -> (warp-wide accesses, extra wavefronts)."""
     assert emulator.__file__ is not None

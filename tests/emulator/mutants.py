@@ -52,6 +52,7 @@ class Mutants:
     cut: Callable[[Path], None]  # leaves few variants in a copy of csrc/cuda, so that it builds in seconds
     check: Callable[[ModuleType, Case], None] = _exact  # raises AssertionError
     more: Callable[[ModuleType], list[str]] = lambda emulator: []  # findings beyond the cases
+    shared: tuple[str, ...] = ()  # sources of other families that this one is linked with
 
     def chosen(self) -> list[str]:
         """The bugs that this run plants: all, or some from all over the table."""
@@ -64,7 +65,8 @@ class Mutants:
         shutil.copytree(emulator_build.CUDA.parent, folder / "csrc", ignore=shutil.ignore_patterns("cpu"))
         cuda = folder / "csrc" / "cuda"
         for path in cuda.glob("*/*"):  # of the other families the headers alone
-            if path.suffix in (".cu", ".cpp") and path.parent.name != self.family:
+            own = path.parent.name == self.family or str(path.relative_to(cuda)) in self.shared
+            if path.suffix in (".cu", ".cpp") and not own:
                 path.unlink()
         table = cuda / "family.h"
         text, count = re.subn(r"(#define REPLKNET_EXT_FAMILIES\(X\)).*", rf"\1 X({self.family})", table.read_text())

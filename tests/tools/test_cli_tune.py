@@ -54,7 +54,7 @@ def test_predictions_as_json() -> None:
     assert "bias" in large["problem"], "merged"
     assert not any("k5x5" in row["problem"] for row in found["rows"])
     first = large["candidates"][0]
-    assert first["backend"] == "cuda" and first["name"].startswith("rt_5x7_w") and 50 < first["predicted_us"] < 200
+    assert first["backend"] == "cuda" and first["name"].startswith("ring_5x7_w") and 50 < first["predicted_us"] < 200
     assert {"warps", "shared_bytes", "blocks", "blocks_per_sm", "workspace_bytes"} == set(first["resources"])
     assert all(candidate["backend"] == "cuda" for row in found["rows"] for candidate in row["candidates"])
 

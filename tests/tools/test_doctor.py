@@ -132,7 +132,7 @@ def test_what_goes_to_torch(report: dict[str, Any]) -> None:
         for name in ("CUDA float32, 31x31", "CUDA bfloat16, 31x31", "CUDA float16, 13x13"):
             assert set(runs[name].values()) == {"cuda"}
         assert [plan["pass"] for plan in report["cuda_plans"]] == ["fwd", "bwd_weight"] * 4
-        assert all(plan["name"].startswith(("rt_", "rtw_", "small_")) for plan in report["cuda_plans"])
+        assert all(plan["name"].startswith(("rt_", "ring_", "rtw_", "small_")) for plan in report["cuda_plans"])
 
 
 def test_set_variables_are_shown(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,5 +1,7 @@
 #include "geometry.h"
 
+#include <cstdlib>
+
 namespace replknet_ext::cuda {
 
 bool meet_rows(const Problem& p, int split_log2, Rows* best, int line) {
@@ -25,6 +27,29 @@ bool meet_rows(const Problem& p, int split_log2, Rows* best, int line) {
     if (best->steps < 0 || r.steps < best->steps) *best = r;
   }
   return true;
+}
+
+bool fits_width(int offsets, int chunks, const Columns& c) {
+  const int needed = std::max(-c.d_first, c.d_first + c.d_count - 1);
+  return c.in == chunks && c.out == chunks && needed == std::min(offsets / 2, chunks - 1);
+}
+
+int products_per_meeting(int offsets, int chunks, bool whole) {
+  if (!whole) return offsets * chunks;
+  int products = 0;
+  for (int d = -(offsets / 2); d <= offsets / 2; ++d) products += std::max(0, chunks - std::abs(d));
+  return products;
+}
+
+void set_problem(const Problem& p, const Rows& r, const Columns& c, ToeplitzFwdArgs* a) {
+  a->n = static_cast<int>(p.n), a->c = static_cast<int>(p.c);
+  a->h = static_cast<int>(p.h), a->width = static_cast<int>(p.w);
+  a->ho = static_cast<int>(p.ho), a->wo = static_cast<int>(p.wo);
+  a->kh = static_cast<int>(p.kh), a->kw = static_cast<int>(p.kw), a->pad_left = static_cast<int>(p.pad_left);
+  a->flip = p.flip, a->activation = static_cast<int>(p.activation);
+  a->split_log2 = r.split_log2, a->split_rows = r.split_rows, a->row_offset = r.row_offset;
+  a->q_first = r.q_first, a->q_end = r.q_end, a->ky0 = r.ky0, a->shift = r.shift, a->table_rows = r.table_rows;
+  a->d_first = c.d_first, a->pairs = r.pairs, a->chunks = c.out;
 }
 
 }  // namespace replknet_ext::cuda

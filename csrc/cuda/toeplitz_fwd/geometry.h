@@ -1,7 +1,10 @@
 // How the rows of a problem meet the filter, in pairs of lines: a line is 1 row or, in 4x4 tiles, 2 rows. Host code without
 // CUDA.
 #pragma once
+#include <algorithm>
+
 #include "../columns.h"
+#include "args.h"
 
 namespace replknet_ext::cuda {
 
@@ -12,6 +15,9 @@ struct Rows {  // how row pairs meet, see ToeplitzFwdArgs
 
 // Slots are images (split_log2 0) or row groups. False if half as many row groups would do.
 bool meet_rows(const Problem& p, int split_log2, Rows* best, int line = 1);
+
+// Cycles of a row of fragments: shared memory traffic of its loads and its store.
+constexpr double kTableCycles = 10;
 
 // Calls use(size) for the whole extent and its halves, thirds ... rounded up to a multiple of unit, down to unit.
 template <class Use>
@@ -26,5 +32,15 @@ void each_split(int extent, int unit, const Use& use) {
     use(last = size);
   }
 }
+
+// Whether a kernel for planes of exactly `chunks` chunks serves a filter: one that needs fewer chunk offsets would waste
+// products and spread NaN.
+bool fits_width(int offsets, int chunks, const Columns& c);
+
+// Products of a row pair of `chunks` output chunks with a row pair of the input; whole: those inside the image alone.
+int products_per_meeting(int offsets, int chunks, bool whole);
+
+// The arguments that say what the problem is and how its rows and columns meet.
+void set_problem(const Problem& p, const Rows& r, const Columns& c, ToeplitzFwdArgs* a);
 
 }  // namespace replknet_ext::cuda

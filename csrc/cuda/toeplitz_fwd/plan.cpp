@@ -8,8 +8,6 @@
 namespace replknet_ext::cuda {
 namespace {
 
-// Cycles of a row of fragments: shared memory traffic of its loads and its store.
-constexpr double kTableCycles = 10;
 // A further channel of a staged block: its filter and three barriers.
 constexpr double kChannelCycles = 800;
 
@@ -70,11 +68,7 @@ class Candidate {
   // Products of a block's turn and the row fragments that they take, from the meetings of a slot's pairs.
   double steps() const { return static_cast<double>(r_.steps) / pair_tiles() * t_.channels; }
   double mmas() const {
-    int per_step = v_.offsets * v_.chunks * columns_ * parts_along_;
-    if (v_.whole) {
-      per_step = 0;
-      for (int d = -(v_.offsets / 2); d <= v_.offsets / 2; ++d) per_step += std::max(0, v_.chunks - std::abs(d));
-    }
+    const int per_step = products_per_meeting(v_.offsets, v_.chunks, v_.whole) * columns_ * parts_along_;
     const int products = v_.kind == ToeplitzFwdKind::tf32 ? 2 : v_.kind == ToeplitzFwdKind::bf16x3 ? 3 : 1;
     return steps() * per_step * t_.groups * products;
   }
@@ -120,14 +114,7 @@ class Candidate {
   void fill(double cycles, ToeplitzFwdPlan* out) const {
     out->args = {};
     ToeplitzFwdArgs& a = out->args;
-    a.n = static_cast<int>(p_.n), a.c = static_cast<int>(p_.c);
-    a.h = static_cast<int>(p_.h), a.width = static_cast<int>(p_.w);
-    a.ho = static_cast<int>(p_.ho), a.wo = static_cast<int>(p_.wo);
-    a.kh = static_cast<int>(p_.kh), a.kw = static_cast<int>(p_.kw), a.pad_left = static_cast<int>(p_.pad_left);
-    a.flip = p_.flip, a.activation = static_cast<int>(p_.activation);
-    a.split_log2 = r_.split_log2, a.split_rows = r_.split_rows, a.row_offset = r_.row_offset;
-    a.q_first = r_.q_first, a.q_end = r_.q_end, a.ky0 = r_.ky0, a.shift = r_.shift, a.table_rows = r_.table_rows;
-    a.d_first = c_.d_first, a.pairs = r_.pairs, a.chunks = c_.out;
+    set_problem(p_, r_, c_, &a);
     a.block_pairs = t_.pairs, a.block_chunks = v_.whole ? c_.out : t_.chunks, a.block_groups = t_.groups;
     a.pair_tiles = pair_tiles(), a.chunk_tiles = chunk_tiles();
     a.part_rows = t_.part_rows, a.parts_down = parts_down_, a.parts_along = parts_along_;
@@ -212,10 +199,8 @@ struct Geometry {
   Columns columns;
 };
 
-// A whole-plane kernel serves the filters that need all of its offsets: more would waste products and spread NaN.
 bool fits_width(const ToeplitzFwdVariant& v, const Columns& c) {
-  const int needed = std::max(-c.d_first, c.d_first + c.d_count - 1);
-  return !v.whole || (c.in == v.chunks && c.out == v.chunks && needed == std::min(v.offsets / 2, v.chunks - 1));
+  return !v.whole || fits_width(v.offsets, v.chunks, c);
 }
 
 bool plan_variant(const Problem& p, const DeviceLimits& limits, const ToeplitzFwdVariant& v, const Geometry& geometry,

@@ -130,7 +130,7 @@ BUGS = {
     "channels of a pixel swapped": ("toeplitz_fwd/staged_tile.cuh", "i % 2 == 0 ? (left", "i % 2 == 1 ? (left"),
     "a channel too few": ("toeplitz_fwd/staged.cuh", "min(a.block_channels, a.c - channel0)", "a.block_channels"),
     "access wider than the channels allow": (
-        "toeplitz_fwd/launch.cu",
+        "toeplitz_fwd/launch.h",
         "taken = (p.c | a.block_channels) * bytes",
         "taken = a.block_channels * bytes",
     ),

@@ -135,32 +135,6 @@ def test_random_data_is_within_the_table_of_tolerances(
     table.assert_close(got, want, torch_result=torchs)
 
 
-def spilled(emulator: ModuleType, case: Case, value: float, at: tuple[int, int, int, int]) -> torch.Tensor:
-    """Mask of the outputs that one non-finite input changes."""
-    inputs = harness.exact_inputs(case)
-    inputs["w"][inputs["w"] == 0] = 1  # no tap hides it
-    before = harness.run(emulator, case, inputs)["out"]
-    inputs["x"][at] = value
-    after = harness.run(emulator, case, inputs)["out"]
-    changed = ~((after == before) | (after.isnan() & before.isnan()))
-    inside = torch.zeros_like(changed)
-    (n, c, iy, ix), (kh, kw), (top, _, left, _), (ho, wo) = at, case.kernel, case.padding, case.out
-    rows = slice(max(0, iy + top - kh + 1), min(ho, iy + top + 1))
-    columns = slice(max(0, ix + left - kw + 1), min(wo, ix + left + 1))
-    inside[n, c, rows, columns] = True
-    assert not after[inside].isfinite().any(), "an output that sees the value must not be finite"
-    spill = changed & ~inside
-    assert after[spill].isnan().all()
-    near = torch.zeros_like(changed)
-    plan = emulator.plan(case.problem(), case.limits, case.variant)
-    down, along = plan["spill_rows"], plan["spill_columns"]
-    rows = slice(max(0, rows.start - down), rows.stop + down)
-    columns = slice(max(0, columns.start - along), columns.stop + along)
-    near[n, c, rows, columns] = True
-    assert not (changed & ~near).any(), "NaN spilled further than the plan says"
-    return spill
-
-
 @pytest.mark.parametrize("value", [float("inf"), float("nan"), -float("inf")])
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_non_finite_inputs_spill_no_further_than_documented(plain: ModuleType, dtype: str, value: float) -> None:
@@ -168,7 +142,7 @@ def test_non_finite_inputs_spill_no_further_than_documented(plain: ModuleType, d
     for n, kernel, width in ((2, (5, 9), 56), (9, (4, 3), 30), (9, (7, 6), 14), (3, (5, 5), 7), (1, (8, 17), 100)):
         case = Case(n, 2, 24, width, kernel, dtype=dtype)
         for at in ((0, 1, 11, 5), (n - 1, 0, 0, 0), (n // 2, 0, 23, width - 1), (0, 0, 12, width // 2)):
-            total += int(spilled(plain, case, value, at).sum())
+            total += int(harness.spilled(plain, case, value, at).sum())
     assert total > 0  # else the documentation is out of date
 
 
