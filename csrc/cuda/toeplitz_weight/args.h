@@ -14,7 +14,6 @@ struct FastDivisor {  // quotients of small numbers: n * divisor < 2^31
 struct ToeplitzWeightTensor {  // x or grad
   const void* p;
   int h, w, chunks;  // planes; chunks of a line of shared memory
-  int row_offset;    // of 4x4 tiles: line i starts at row 2 i - row_offset
   int access;        // bytes of a global access that every row start allows; channels_last: of one pixel's channels
   FastDivisor by_chunks;
   FastDivisor by_units;  // channels of the block; channels_last: accesses of a pixel
@@ -26,7 +25,7 @@ struct ToeplitzWeightArgs {
   float* partial;         // [split][c][kh * kw + 1]: sums, last the bias gradient; null: one split, straight to out
   void *out, *grad_bias;  // grad_bias may be null
   int n, c, kh, kw, pad_left;
-  int pad_top;            // in whole lines; tensor[0].row_offset holds the rest
+  int pad_top;            // in whole lines
   int dtype;              // of out: 0 float32, 1 float16, 2 bfloat16
   int channels_last;
   int split_log2;         // every image stands in 1 << split_log2 slots of the contraction, as row groups
@@ -43,6 +42,7 @@ struct ToeplitzWeightArgs {
   int row_warps, block_channels;  // warps of a channel, channels of a block
   int x_ring;             // lines of x held in shared memory
   int x_bytes, grad_bytes, plane_bytes;  // of x, of grad, of one of the two halves that bf16x3 splits both into
+  int row_offset;         // the rest of the padding: line i of x starts at row (rows of a line) * i - row_offset
   int item_rows;          // lines that a thread copies in turn
   FastDivisor by_burst, by_steady;  // such groups of lines: of x in a job's first stage, of a stage
 };

@@ -261,7 +261,7 @@ class Candidate {
     a.tensor[1].h = static_cast<int>(p_.ho), a.tensor[1].w = static_cast<int>(p_.wo), a.tensor[1].chunks = v_.chunks;
     a.n = static_cast<int>(p_.n), a.c = static_cast<int>(p_.c);
     a.kh = static_cast<int>(p_.kh), a.kw = static_cast<int>(p_.kw);
-    a.tensor[0].row_offset = r_.row_offset;
+    a.row_offset = r_.row_offset;
     a.pad_top = r_.pad, a.pad_left = static_cast<int>(p_.pad_left);
     a.dtype = p_.dtype == DType::f32 ? 0 : p_.dtype == DType::f16 ? 1 : 2;
     a.channels_last = p_.channels_last;

@@ -88,6 +88,7 @@ struct ToeplitzWeightRows {
   unsigned char* to;
   int channel0, group, row0, rows, chunk0, place, ring, half_bytes;
   FastDivisor by_rows;
+  int row_offset;  // of the first line
 };
 
 // What a thread copies: a chunk of one slot in several rows. It finds its place once and steps from row to row.
@@ -108,7 +109,7 @@ __device__ __forceinline__ ToeplitzWeightItem find_item(const ToeplitzWeightArgs
   const int in_block = a.channels_last ? unit * t.access / L::kElement : unit, channel = r.channel0 + in_block;
   const int ix = (r.chunk0 + chunk) * (8 / kLine);
   ToeplitzWeightItem item;
-  item.iy = kLine * (r.row0 + row) - (kLine > 1 ? t.row_offset : 0) + (s - (image << a.split_log2)) * a.split_rows;
+  item.iy = kLine * (r.row0 + row) - r.row_offset + (s - (image << a.split_log2)) * a.split_rows;
   item.left = min(r.rows - row, a.item_rows);
   int place = r.place + row;
   if (place >= r.ring) place -= r.ring;

@@ -297,7 +297,7 @@ __global__ void __launch_bounds__(kWarps * 32, 1) toeplitz_weight_kernel(const _
                                  {x ? smem : grad, p.channel0, next_group, x ? begin : 2 * pair,
                                   x ? end - begin : 2 * pairs, next_tile * kChunks + (x && !kWhole ? p.d_first : 0),
                                   x ? x_place : grad_place * 2 * a.stage_pairs, x ? a.x_ring : grad_stages * 2 * a.stage_pairs, a.plane_bytes,
-                                  x && next_stage == 0 ? a.by_burst : a.by_steady});
+                                  x && next_stage == 0 ? a.by_burst : a.by_steady, kLine > 1 && x ? a.row_offset : 0});
       }
       x_place += end - begin;
       if (x_place >= a.x_ring) x_place -= a.x_ring;

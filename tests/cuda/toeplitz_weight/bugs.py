@@ -115,7 +115,7 @@ BUGS = {
         "down * (row_offsets - kLine)",
         "down * (row_offsets - 1)",
     ),
-    "rest of the padding lost": ("toeplitz_weight/tile.cuh", " - (kLine > 1 ? t.row_offset : 0)", ""),
+    "rest of the padding lost": ("toeplitz_weight/tile.cuh", " - r.row_offset", ""),
     "a line's second row is its first": (
         "toeplitz_weight/tile.cuh",
         "if (half == 1) next_row();",
