@@ -8,6 +8,7 @@
 
 #include "../names.h"
 #include "backend.h"
+#include "fma/work.h"
 #include "model.h"
 #include "runtime.h"
 
@@ -154,6 +155,7 @@ PYBIND11_MODULE(EMULATOR_MODULE, m) {
   m.def("resident_blocks", &resident_blocks);
   m.def("sm_cycles", &sm_cycles);
   m.def("plans_made", &rc::plans_made);
+  m.def("fma_blocks_counted", [] { return rc::fma_blocks_counted.load(); });
   m.def("variants", &variants, py::arg("pass_") = "fwd");
   m.def("planted", [](const std::string& bug, uint64_t x, uint64_t y) -> std::string {
     for (int i = 0; planted_name(i); ++i)

@@ -1,12 +1,14 @@
-// What a block of the FMA kernels has to do, counted for the planner: instructions, as compiled, and shared memory cycles.
+// What a block of the FMA kernels has to do, counted for the planner: instructions, as compiled, and shared memory
+// cycles.
 #pragma once
 #include <algorithm>
 #include <array>
-#include <map>
-#include <vector>
+#include <atomic>
+#include <limits>
 
 #include "../../integers.h"
 #include "../../problem.h"
+#include "../model.h"
 #include "variants.h"
 
 namespace replknet_ext::cuda {
@@ -19,7 +21,8 @@ inline constexpr double kEdgeRowIssue = 4;    // of an output row in an edge ste
 inline constexpr double kItemIssue = 400;      // of an item: its geometry, epilogue, stores
 inline constexpr double kChunkIssue = 60;      // of a chunk: addresses, first filter rows
 
-inline int fma_plan_floor4(int v) { return v >= 0 ? v / 4 : -((3 - v) / 4); }
+// How often this process has counted a tile's work in full: what most of a plan's time goes into.
+inline std::atomic<int64_t> fma_blocks_counted{0};
 
 struct FmaShape {  // the problem as one correlation, see FmaArgs
   int fh, fw, oh, ow;
@@ -41,8 +44,8 @@ inline FmaShape fma_shape_of(const Problem& p, const FmaVariant& v) {
   s.shift = s.fw % 4 == 3;
   s.chunks = ceil_div(s.fw + s.shift, 4);
   const int origin = -s.shift - pad;
-  s.first_window = std::max(0, fma_plan_floor4(-6 - origin + 3));
-  const int last = std::min(s.column_groups + s.chunks - 2, fma_plan_floor4(width - 1 - origin));
+  s.first_window = std::max(0, floor_div(-3 - origin, 4));
+  const int last = std::min(s.column_groups + s.chunks - 2, floor_div(width - 1 - origin, 4));
   s.windows = std::max(1, last - s.first_window + 1);
   s.shares_zeros = 4 * s.first_window + origin + 3 < 0 && 4 * (s.first_window + s.windows) + origin >= width;
   s.elements = v.f64 ? 2 : 1;
@@ -65,68 +68,98 @@ void fma_each_tile(int n, const Use& use) {
   if (n > 1) use(n - 1, 1);
 }
 
-// Of a variant: what it costs to compute a tile, once for tiles that differ in planes and columns alone.
+// Calls use(size) for the whole extent, its halves, quarters ... down to 1.
+template <class Use>
+void fma_each_split(int extent, const Use& use) {
+  for (int size = extent, last = 0; size != last; last = size, size = ceil_div(size, 2)) use(size);
+}
+
+// log2 of n, rounded up: tells the splits of an extent apart, as the number of pieces.
+inline int fma_log2_up(int n) { return n <= 1 ? 0 : 1 + fma_log2_up(ceil_div(n, 2)); }
+
+// Of a variant: what it costs to compute a tile.
 class FmaWork {
  public:
   struct Block {
-    double issue = 0, longest = 0, waves = 0;  // instructions of its busiest scheduler, of its longest item; shared memory cycles
+    // instructions of its busiest scheduler and of its longest item; shared memory cycles
+    double issue = 0, longest = 0, waves = 0;
+  };
+  // What the warps that lie beside each other have to do, summed over all tiles of some columns, merge and planes.
+  struct Along {
+    double taps = 0, chunks = 0, warps_with_work = 0;
+    int warps = 0;  // of a tile
   };
 
   FmaWork(const Problem& p, const FmaVariant& v, const FmaShape& s)
-      : p_(p), v_(v), s_(s), weight_(p.pass == Pass::bwd_weight), tail_(s.fw + s.shift - 4 * (s.chunks - 1)) {}
+      : p_(p), v_(v), s_(s), weight_(p.pass == Pass::bwd_weight), tail_(s.fw + s.shift - 4 * (s.chunks - 1)) {
+    for (auto& of_tiles : pairs_) of_tiles.fill(-1);
+  }
 
-  // The average block, for a round of its images.
-  Block block(const FmaTileShape& t) {
+  Along along(const FmaTileShape& t) const {
+    Along a;
+    each_columns(t, [&](const Columns& c) {
+      a.taps += c.times * (4 * c.all[kWhole] + tail_ * c.all[kTail] + 3 * c.all[kHead]);
+      a.chunks += c.times * (c.all[kWhole] + c.all[kTail] + c.all[kHead]);
+      a.warps_with_work += c.times * c.warps_with_work;
+      a.warps = std::max(a.warps, c.warps);
+    });
+    return a;
+  }
+
+  // The average block, for a round of its images, counted item by item.
+  Block block(const FmaTileShape& t) const {
+    ++fma_blocks_counted;
     const double item = item_issue(t);
+    std::array<Columns, 3> columns{};
+    int count = 0;
+    each_columns(t, [&](const Columns& c) { columns[count++] = c; });
     Block sum;
-    for (const Columns& c : columns_of(t))
-      for (const Rows& r : rows_of(t).all) {
-        const Block b = part(t, item, r, c);
-        const double times = r.times * c.times;
-        sum.issue += times * b.issue, sum.longest += times * b.longest, sum.waves += times * b.waves;
+    each_part(t, [&](int tile, int down, double times) {
+      const Rows r = rows(t, tile, down, columns);
+      for (int i = 0; i < count; ++i) {
+        const Block b = part(t, item, r, columns[i]);
+        const double all = times * columns[i].times;
+        sum.issue += all * b.issue, sum.longest += all * r.longest[i], sum.waves += all * b.waves;
       }
+    });
     const double blocks = tiles(t);
     return {sum.issue / blocks, sum.longest / blocks, sum.waves / blocks};
   }
 
-  // The same in less time, were all schedulers and warps equally busy: less issue and longest, the same waves.
-  Block even_block(const FmaTileShape& t, int warps) {
-    const RowsOf& rows = rows_of(t);
-    const double item = item_issue(t), wave = filter_wave(t);
-    Block sum;
-    for (const Columns& c : columns_of(t)) {
-      sum.issue += c.times * rows.items * c.warps_with_work * item;
-      for (int kind = 0; kind < kKinds; ++kind) {
-        sum.issue += c.times * rows.issue[kind] * c.all[kind];
-        sum.waves += c.times * c.all[kind] * s_.elements * (8. * rows.steps[kind] + wave * rows.loads[kind]);
-      }
-    }
-    const double one = (1 - 1e-9) / tiles(t);
-    return {sum.issue / 4 * one, sum.issue / warps * one, sum.waves * one};
+  // Less than that in no time: the products and the fewest instructions that come with them, evenly over schedulers and
+  // items.
+  Block least(const FmaTileShape& t, const Along& a) {
+    const int slice_rows = ceil_div(t.part_rows, t.slices), slices = ceil_div(t.part_rows, slice_rows);
+    const double issue = issue_per_pair(a.taps, a.chunks, slice_rows) +
+                         item_issue(t) * a.warps_with_work / (static_cast<double>(slice_rows) * v_.rows);
+    const double all = share(t) * pairs(t) / t.merge * issue / tiles(t);
+    return {all / 4, all / (ceil_div(t.rows, t.merge) * slices * a.warps), 0};
   }
 
-  // Less than block's issue in even less time: the products alone. 0 where block looks at some parts, not at all.
-  double products(const FmaTileShape& t) {
-    double down = 0, along = 0;
-    fma_each_tile(ceil_div(s_.row_groups, t.rows), [&](int tile, int times) {
-      const int64_t first = int64_t{tile} * t.rows * v_.rows, rows = std::min<int64_t>(t.rows * v_.rows, s_.oh - first);
-      down += times * pairs_between(s_.fh, rows, p_.pad_top - first, p_.pad_top + p_.h - first);
-    });
-    for (const Columns& c : columns_of(t))
-      along += c.times * (4 * c.all[kWhole] + tail_ * c.all[kTail] + 3 * c.all[kHead]);
-    const double share = ceil_div(s_.fh, t.part_rows) >= 16 ? 0 : ceil_div(t.rows, t.merge) <= 64 ? 1 - 1e-9 : 0.8;
-    return share * down * along * s_.elements / (t.merge * tiles(t));
+  // Less than the instructions of all blocks of a plane, with any parts and the tile's rows or fewer.
+  double least_of_all(const FmaTileShape& t, const Along& a) {
+    if (least_pairs_ < 0) {
+      least_pairs_ = std::numeric_limits<double>::infinity();
+      FmaTileShape some{};
+      fma_each_split(s_.row_groups, [&](int rows) {
+        fma_each_split(s_.fh, [&](int part_rows) {
+          some.rows = rows, some.part_rows = part_rows;
+          least_pairs_ = std::min(least_pairs_, pairs(some));
+        });
+      });
+    }
+    return share(t) * least_pairs_ / t.merge * issue_per_pair(a.taps, a.chunks, s_.fh);
   }
 
  private:
   enum { kWhole, kTail, kHead, kKinds };  // of a chunk: 4 taps, the narrower last one, the shifted first one
+  static constexpr int kMostItems = 64;   // of a column of warps and a slice, that block() looks at
 
   // Items of one column of warps over the rows of a tile and a part of the filter. Their number and instructions for one
   // chunk of each kind by the item's number modulo 4, as schedulers take warps in turn.
   struct Rows {
-    double times;  // how many parts and tiles it stands for
     double items[4] = {}, issue[4][kKinds] = {}, steps[kKinds] = {}, loads[kKinds] = {};
-    std::vector<std::array<double, kKinds>> different;  // instructions of the items that differ
+    double longest[3] = {};  // instructions of the longest item, with the columns of each kind of tile
   };
   // The warps that lie beside each other in a tile, by their number modulo 4: how many there are, and their chunks.
   struct Columns {
@@ -140,50 +173,75 @@ class FmaWork {
     double issue, steps, filter_loads;
   };
 
-  // Those of all tiles and parts, and what they add up to.
-  struct RowsOf {
-    std::vector<Rows> all;
-    double items = 0, issue[kKinds] = {}, steps[kKinds] = {}, loads[kKinds] = {};
-  };
-
+  // Fewest instructions for a pair of rows of filter and output that meet in so many taps and chunks, of an item that has
+  // `rows` rows of the filter: of few, all steps are edge steps (see sum_chunk).
+  double issue_per_pair(double taps, double chunks, int rows) const {
+    const int r = v_.rows;
+    const double step = rows < r - 1       ? kEdgeRowIssue + (kEdgeStepIssue + r - rows) / rows
+                        : rows < 2 * r - 1 ? 2 * kStepIssue / r
+                                           : kStepIssue / r;
+    return s_.elements * (4 * taps + chunks * step) + kChunkIssue * chunks / (static_cast<double>(rows) * r);
+  }
+  // Of what there is to do: what block() sees at least, where it looks at some items only.
+  double share(const FmaTileShape& t) const { return ceil_div(t.rows, t.merge) <= kMostItems ? kAlmost : 0.8; }
   double tiles(const FmaTileShape& t) const {
     return static_cast<double>(ceil_div(s_.row_groups, t.rows)) * ceil_div(s_.column_groups, t.columns);
   }
   double item_issue(const FmaTileShape& t) const {
     return kItemIssue / (ceil_div(s_.fh, t.part_rows) * ceil_div(s_.chunks, t.part_chunks));
   }
-  double filter_wave(const FmaTileShape& t) const {  // shared memory cycles; fewer if a warp shares the filter
-    return weight_ || t.channels > 1 ? 4 : 2;
+
+  // Calls use(columns) for the first, the middle and the last of a row of tiles.
+  template <class Use>
+  void each_columns(const FmaTileShape& t, const Use& use) const {
+    fma_each_tile(ceil_div(s_.column_groups, t.columns), [&](int tile, int times) { use(columns(t, tile, times)); });
   }
 
-  const RowsOf& rows_of(const FmaTileShape& t) {
-    const auto [found, missing] = rows_.try_emplace({t.rows, t.merge, t.part_rows, t.slices});
-    RowsOf& sums = found->second;
-    if (!missing) return sums;
+  // Calls use(tile, part, times) for the parts that stand for all, of a column of tiles; once for all that are whole and
+  // inside the image, as these are alike.
+  template <class Use>
+  void each_part(const FmaTileShape& t, const Use& use) const {
     const int parts_down = ceil_div(s_.fh, t.part_rows), sample = std::max(1, parts_down / 8);
+    int inside_tile = 0, inside_part = 0;
+    double inside = 0;
     fma_each_tile(ceil_div(s_.row_groups, t.rows), [&](int tile, int times) {
-      for (int down = 0; down < parts_down; down += sample)
-        sums.all.push_back(rows(t, tile, down, static_cast<double>(times) * std::min(sample, parts_down - down)));
-    });
-    for (const Rows& r : sums.all) {
-      for (int i = 0; i < 4; ++i) sums.items += r.times * r.items[i];
-      for (int kind = 0; kind < kKinds; ++kind) {
-        for (int i = 0; i < 4; ++i) sums.issue[kind] += r.times * r.issue[i][kind];
-        sums.steps[kind] += r.times * r.steps[kind], sums.loads[kind] += r.times * r.loads[kind];
+      const int64_t rows = int64_t{t.rows} * v_.rows, y = tile * rows;
+      for (int down = 0; down < parts_down; down += sample) {
+        const double all = static_cast<double>(times) * std::min(sample, parts_down - down);
+        const int64_t k = int64_t{down} * t.part_rows, below = y + k - p_.pad_top;  // the image's first row
+        if (below >= 0 && below + rows + t.part_rows - 1 <= p_.h && y + rows <= s_.oh && k + t.part_rows <= s_.fh)
+          inside_tile = tile, inside_part = down, inside += all;
+        else
+          use(tile, down, all);
       }
-    }
-    return sums;
+    });
+    if (inside > 0) use(inside_tile, inside_part, inside);
   }
 
-  Rows rows(const FmaTileShape& t, int tile, int down, double times) const {
-    Rows r{times};
+  // How often a filter row and an output row meet inside the image, by the tiles and parts that block() looks at.
+  double pairs(const FmaTileShape& t) {
+    double& known = pairs_[fma_log2_up(ceil_div(s_.row_groups, t.rows))][fma_log2_up(ceil_div(s_.fh, t.part_rows))];
+    if (known < 0) {
+      known = 0;
+      each_part(t, [&](int tile, int down, double times) {
+        const int64_t y = int64_t{tile} * t.rows * v_.rows, k = int64_t{down} * t.part_rows, above = p_.pad_top - y - k;
+        known += times * pairs_between(std::min<int64_t>(t.part_rows, s_.fh - k),
+                                       std::min<int64_t>(int64_t{t.rows} * v_.rows, s_.oh - y), above, above + p_.h);
+      });
+    }
+    return known;
+  }
+
+  Rows rows(const FmaTileShape& t, int tile, int down, const std::array<Columns, 3>& columns) const {
+    Rows r;
     const int groups = std::min(t.rows, s_.row_groups - tile * t.rows), merged = ceil_div(groups, t.merge);
     const int part_rows = std::min(t.part_rows, s_.fh - down * t.part_rows);
     const int slice_rows = ceil_div(t.part_rows, t.slices), slices = ceil_div(t.part_rows, slice_rows);
-    const int counted = std::min(merged, 64);
+    const int counted = std::min(merged, kMostItems);
     const double alike = static_cast<double>(merged) / counted;
     std::array<int, 4> last{-1};
     Sum sums[kKinds]{};
+    double issue[kKinds]{};
     for (int i = 0; i < counted * slices; ++i) {
       const int skipped = i / counted * slice_rows, f_rows = std::min(slice_rows, part_rows - skipped);
       const int above = static_cast<int>(p_.pad_top) - down * t.part_rows - skipped;
@@ -200,24 +258,20 @@ class FmaWork {
         sums[kWhole] = sum_chunk(k_low, k_end, f_rows, rows, 4, true);
         if (tail_ < 4) sums[kTail] = sum_chunk(k_low, k_end, f_rows, rows, tail_, false);
         if (s_.shift) sums[kHead] = sum_chunk(k_low, k_end, f_rows, rows, 3, !v_.f64);
-        r.different.push_back({of_chunk(sums[kWhole]), of_chunk(sums[kTail]), of_chunk(sums[kHead])});
+        for (int kind = 0; kind < kKinds; ++kind) issue[kind] = sums[kind].issue * s_.elements + kChunkIssue;
+        for (int i = 0; i < 3; ++i)
+          for (int has = 0; has < 4; ++has)
+            if (const int whole = columns[i].most_whole[has]; whole >= 0)
+              r.longest[i] = std::max(r.longest[i], item_issue(t) + whole * issue[kWhole] +
+                                                        (has & 1 ? issue[kTail] : 0) + (has & 2 ? issue[kHead] : 0));
       }
       r.items[i % 4] += alike;
       for (int kind = 0; kind < kKinds; ++kind) {
-        r.issue[i % 4][kind] += alike * r.different.back()[kind];
+        r.issue[i % 4][kind] += alike * issue[kind];
         r.steps[kind] += alike * sums[kind].steps, r.loads[kind] += alike * sums[kind].filter_loads;
       }
     }
     return r;
-  }
-  double of_chunk(const Sum& sum) const { return sum.issue * s_.elements + kChunkIssue; }
-
-  const std::vector<Columns>& columns_of(const FmaTileShape& t) {
-    const auto [found, missing] = columns_.try_emplace({t.columns, t.merge, t.channels * t.images});
-    if (missing)
-      fma_each_tile(ceil_div(s_.column_groups, t.columns),
-                    [&](int tile, int times) { found->second.push_back(columns(t, tile, times)); });
-    return found->second;
   }
 
   Columns columns(const FmaTileShape& t, int tile, double tile_count) const {
@@ -247,7 +301,7 @@ class FmaWork {
   // The items of all rows and columns. Item number i * warps + warp goes to a scheduler by its number modulo 4: of a block
   // with more items than warps, these are a multiple of 4, too.
   Block part(const FmaTileShape& t, double item, const Rows& r, const Columns& c) const {
-    const double wave = filter_wave(t);
+    const double wave = weight_ || t.channels > 1 ? 4 : 2;  // to load filter values; fewer cycles if a warp shares them
     double scheduler[4] = {};
     Block b;
     for (int i = 0; i < 4; ++i)
@@ -258,11 +312,6 @@ class FmaWork {
       }
     for (int kind = 0; kind < kKinds; ++kind)
       b.waves += c.all[kind] * s_.elements * (8. * r.steps[kind] + wave * r.loads[kind]);
-    for (const std::array<double, kKinds>& one : r.different)
-      for (int has = 0; has < 4; ++has)
-        if (c.most_whole[has] >= 0)
-          b.longest = std::max(b.longest, item + c.most_whole[has] * one[kWhole] + (has & 1 ? one[kTail] : 0) +
-                                              (has & 2 ? one[kHead] : 0));
     b.issue = *std::max_element(scheduler, scheduler + 4);
     return b;
   }
@@ -297,8 +346,8 @@ class FmaWork {
   const FmaShape& s_;
   const bool weight_;
   const int tail_;  // taps of the last chunk
-  std::map<std::array<int, 4>, RowsOf> rows_;                 // by rows, merge, part_rows and slices of a tile
-  std::map<std::array<int, 3>, std::vector<Columns>> columns_;  // by columns, merge and planes
+  std::array<std::array<double, 32>, 32> pairs_;  // by splits into tiles and into parts; -1: not known yet, as below
+  double least_pairs_ = -1;
 };
 
 }  // namespace replknet_ext::cuda
