@@ -264,9 +264,10 @@ def test_no_shape_is_refused(plain: ModuleType) -> None:
 
 
 #: Predicted time over NCHW's in the same dtype and precision, at most. The goal was 1.15: see toeplitz_fwd/README.md.
+#: 28x28 was 1.45 before NCHW had 4x4 tiles and so became faster.
 @pytest.mark.parametrize(
     ("kind", "layer", "most"),
-    [("f16-nhwc", Case(64, 128, 56, 56, 31), 1.7), ("f16-nhwc", Case(64, 256, 28, 28, 29), 1.45),
+    [("f16-nhwc", Case(64, 128, 56, 56, 31), 1.7), ("f16-nhwc", Case(64, 256, 28, 28, 29), 1.65),
      ("f16-nhwc", Case(64, 512, 14, 14, 27), 2.6), ("tf32-nhwc", Case(64, 128, 56, 56, 31), 1.7),
      ("bf16x3-nhwc", Case(64, 128, 56, 56, 31), 1.5)],
     ids=str,
