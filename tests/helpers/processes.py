@@ -39,6 +39,7 @@ def _main(arguments: list[str], streams: tuple[str, str], folder: str, environme
     """In the child, which is the leader of a process group of its own: ends with the command's exit status."""
     import torch
 
+    os.environ.pop("COLUMNS", None)  # pytest-xdist has set it
     os.environ |= environment
     os.setsid()
     os.chdir(folder)
