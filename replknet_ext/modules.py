@@ -18,8 +18,7 @@ from .backends.cpu import left_to_torch
 from .backends.torch import activate
 from .functional import depthwise_conv2d
 from .operator import checks
-from .operator.derivatives import autocast_enabled
-from .operator.problem import ACTIVATIONS, DTYPES, output_format
+from .operator.problem import ACTIVATIONS, DTYPES
 
 __all__ = ["DepthwiseConv2dLarge", "why_not_convertible"]
 
@@ -30,7 +29,7 @@ class DepthwiseConv2dLarge(nn.Conv2d):
     State dict, initialisation (the same random numbers for the same seed), printing, copying, pickling, `device` and
     `dtype` are those of `nn.Conv2d`. Stride 1 with dilation 1 runs on this package's kernels for every kernel size;
     other strides and dilations give the same result through torch, as do float32 channels_last tensors on the CPU where
-    oneDNN was measured to be faster (bands of 1xK and Kx1 up to 11, up to 5x5 in inference; not with backend="cpu"),
+    oneDNN was measured to be faster (bands of 1xK and Kx1 up to 11, up to 7x7 in inference; not with backend="cpu"),
     and `torch.jit.script`, which cannot compile the choice of a kernel; `torch.jit.trace`,
     `torch.export` and `torch.compile` keep the kernels.
 
@@ -134,17 +133,20 @@ class DepthwiseConv2dLarge(nn.Conv2d):
 
     def _left_to_torch(self, input: Tensor, weight: Tensor) -> bool:
         """Whether nobody asked for a kernel, and torch's is the better one for this call; see `left_to_torch`."""
+        # Short, and no Python below it: in a small network its layers would feel more.
+        if self.backend != "auto" or not left_to_torch(self.kernel_size, training=False):
+            return False
         if type(input) is not Tensor or type(weight) not in (Tensor, nn.Parameter) or torch.jit.is_tracing():  # type: ignore[attr-defined]
             return False  # subclasses have rules of their own, and a trace shows this package's operator
         training = torch.is_grad_enabled() and (input.requires_grad or weight.requires_grad)
         return (
-            self.backend == "auto"
-            and left_to_torch(self.kernel_size, training)
+            (not training or left_to_torch(self.kernel_size, training))
+            and input.is_cpu
             and (self.algorithm or settings.get_algorithm()) == "auto"
-            and input.device.type == "cpu"
-            and input.dtype == torch.float32
-            and not autocast_enabled("cpu")
-            and output_format(input, weight) == torch.channels_last
+            and input.dtype is torch.float32
+            and not torch.is_autocast_enabled("cpu")
+            and input.is_contiguous(memory_format=torch.channels_last)
+            and not input.is_contiguous()
         )
 
     @torch.jit.unused

@@ -52,10 +52,13 @@ class _Setting(Generic[T]):
     def set(self, value: T) -> None:
         """Change the process-wide default."""
         self.default = self.check(value)
+        _touch()
 
     def override(self, value: T) -> AbstractContextManager[None]:
         """A context manager that uses ``value``, which is checked now, inside its block."""
-        return self._override(self.check(value))
+        value = self.check(value)
+        _touch()
+        return self._override(value)
 
     @contextmanager
     def _override(self, value: T) -> Iterator[None]:
@@ -67,6 +70,15 @@ class _Setting(Generic[T]):
             self.context.reset(token)
             # From the context, not what the mirror held before: tasks of one thread may leave in any order.
             self.mirror.value = self.context_get(None)
+
+
+#: Whether any setting was changed in this process: until then nobody has to look them up.
+touched = _env.flag("AUTOTUNE")
+
+
+def _touch() -> None:
+    global touched
+    touched = True
 
 
 _algorithm = _Setting("algorithm", partial(checks.name, "algorithm", allowed=ALGORITHMS), "auto")

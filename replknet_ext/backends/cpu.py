@@ -55,12 +55,13 @@ class CpuBackend(Backend):
 def left_to_torch(kernel_size: tuple[int, int], training: bool) -> bool:
     """Whether torch's convolution is expected to be as fast as these kernels or faster, in float32 and channels_last.
 
-    The rule comes from whole networks on one AVX-512 machine with 2 threads, before it existed: inception_next_atto
-    lost 6 % in inference and 8 % in training to bands of one row or column of up to 11 taps, mobilenetv3_small 8 % in
-    inference to filters up to 5x5. What it gains is not measured yet: `python -m benchmarks.timm_models`.
+    The rule comes from layers and whole networks on one AVX-512 machine with 2 threads (`benchmarks.timm_models`).
+    Bands of one row or column of up to 11 taps lost in inference and training, filters up to 7x7 in inference only,
+    most of all with few channels on large maps (starnet_s1, 24 channels at 80x80: 0.8 times as fast).
     """
-    least, most = sorted(kernel_size)
-    return (least == 1 and most <= 11) or (most <= 5 and not training)
+    height, width = kernel_size
+    band = height == 1 or width == 1
+    return (band and height + width <= 12) or (not training and height <= 7 and width <= 7)
 
 
 def variant_names(pass_: str) -> list[str]:

@@ -31,9 +31,9 @@ def test_quick_run_and_its_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert table in readme.section()
 
 
-def test_wrong_results_are_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_wrong_results_are_no_row(monkeypatch: pytest.MonkeyPatch) -> None:
     right = DepthwiseConv2dLarge._conv_forward
     monkeypatch.setattr(DepthwiseConv2dLarge, "_conv_forward", lambda *args: right(*args) * 1.1)
     images, labels = torch.randn(2, 3, 64, 64), torch.zeros(2, dtype=torch.long)
     with pytest.raises(harness.BenchmarkError, match=rf"{timm_models.MODELS[0]}.*relative error"):
-        timm_models.measure(timm_models.MODELS[0], "inference", "NCHW", images, labels, 0.01)
+        timm_models.measure(timm_models.MODELS[0], "inference", images, labels, 0.01)

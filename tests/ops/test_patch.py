@@ -311,7 +311,8 @@ def kernels_that_run(call) -> set[str]:
         ((5, 5), "aten", "replknet_ext"),
         ((1, 11), "aten", "aten"),
         ((11, 1), "aten", "aten"),
-        ((7, 7), "replknet_ext", "replknet_ext"),
+        ((7, 7), "aten", "replknet_ext"),
+        ((9, 9), "replknet_ext", "replknet_ext"),
         ((1, 13), "replknet_ext", "replknet_ext"),
     ],
 )
