@@ -328,6 +328,9 @@ def test_what_is_faster_by_torch_stays_there(kernel, inference, training):
     with torch.no_grad():
         assert kernels_that_run(lambda: model(last)) == {inference}
         assert kernels_that_run(lambda: model(images)) == {"replknet_ext"}
+        assert kernels_that_run(lambda: model(images[0])) == {"replknet_ext"}  # without a batch
+        some = images.repeat(1, 3, 1, 1).to(memory_format=torch.channels_last)[:, 8:16]
+        assert kernels_that_run(lambda: model(some)) == {inference}
         assert kernels_that_run(lambda: model.double()(last.double())) == {"replknet_ext"}
     model.float()
     assert kernels_that_run(lambda: model(last).sum().backward()) == {training}
