@@ -174,6 +174,7 @@ def test_a_step_that_hangs_is_stopped(tmp_path: Path, monkeypatch: pytest.Monkey
     assert result["failed"].startswith("out of time")
 
 
+@pytest.mark.slow  # it waits for time limits
 def test_a_stopped_step_stops_what_it_started(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     program = f"""
 import signal, sys

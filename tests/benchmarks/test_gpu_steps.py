@@ -39,6 +39,7 @@ def test_counters() -> None:
     assert gpu_steps.counters("==ERROR== no counters") == []
 
 
+@pytest.mark.slow  # it waits for time limits
 def test_a_command_that_hangs_returns_its_output() -> None:
     done = gpu_steps.command([sys.executable, "-c", "import time; print('here', flush=True); time.sleep(30)"], 1.5)
     assert done.returncode == 124

@@ -12,16 +12,17 @@ from cuda_budgets import ARCHS, NVCC, Family, Job, Tables
 from replknet_ext import _ext
 
 FAMILIES = cuda_budgets.families()
+QUICK = "fma_f64"  # the family that `make test` compiles, in seconds
 EVERY_FAMILY = pytest.mark.parametrize("family", FAMILIES.values(), ids=FAMILIES)
 
 
-def _jobs(family: Family, *, quick: bool) -> tuple[Job, ...]:
-    """What is compiled: by `make test` one architecture, without the files that serve it alone, twins of others."""
+def _jobs(family: Family, *, one: bool) -> tuple[Job, ...]:
+    """What is compiled: one architecture, without the files that serve it alone, twins of others; or the rest."""
     return tuple(
         (source, arch)
         for source, archs in family.sources.items()
         for arch in archs
-        if quick == (arch == "90" and len(archs) > 1)
+        if one == (arch == "90" and len(archs) > 1)
     )
 
 
@@ -29,14 +30,15 @@ COMPILED = pytest.mark.parametrize(
     ("family", "jobs"),
     [
         pytest.param(
-            family, _jobs(family, quick=quick), id=f"{family.name}-{'sm_90' if quick else 'rest'}", marks=marks
+            family,
+            _jobs(family, one=one),
+            id=f"{family.name}-{'sm_90' if one else 'rest'}",
+            # tests that share what was compiled stay in one worker
+            marks=[pytest.mark.xdist_group(f"budgets_{family.name}")]
+            + ([] if one and family.name == QUICK else [pytest.mark.slow]),
         )
         for family in FAMILIES.values()
-        # tests that share what was compiled stay in one worker
-        for quick, marks in (
-            (True, [pytest.mark.xdist_group(f"budgets_{family.name}")]),
-            (False, [pytest.mark.xdist_group(f"budgets_{family.name}"), pytest.mark.slow]),
-        )
+        for one in (True, False)
     ],
 )
 

@@ -68,7 +68,7 @@ def ninja_text(build: Path, cuda: Path = CUDA) -> str:
     shared = [compile_(HERE / name, "host", "-O2") for name in RUNTIME]
     host = [*sorted(cuda.rglob("*.cpp")), HERE / "families.cpp"]
     shared.extend(compile_(path, "host", "-O2", build) for path in host)
-    for module, more in (("plain", "-O2"), ("race", f"-O1 {INSTRUMENT}")):
+    for module, more in (("plain", "-O1"), ("race", f"-O1 {INSTRUMENT}")):
         objects = [compile_(path, module, more, build) for path in sorted(cuda.rglob("*.cu"))]
         objects.append(compile_(HERE / "planted.cu", module, more))
         name = f"emulator_{module}"

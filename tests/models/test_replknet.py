@@ -379,7 +379,7 @@ def test_autocast_and_channels_last():
             assert relative_error(form(x), exact) < 0.05
 
 
-@pytest.mark.parametrize("merged", [False, True])
+@pytest.mark.parametrize("merged", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_compiles_exports_and_traces(merged):
     config = RepLKNetConfig([9], [1], [4], small_kernel=3, stem_strides=[2, 1])
     model = randomize(RepLKNet(config, num_classes=3)).eval()

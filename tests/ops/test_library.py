@@ -212,6 +212,7 @@ def test_compile_fullgraph(activation: str, layout: str) -> None:
         assert_same_bits(compiled(x), net(x))
 
 
+@pytest.mark.slow  # Inductor compiles C++ for 18 seconds
 def test_compile_inductor() -> None:
     weight = nn.Parameter(torch.randn(6, 1, 7, 7) / 7)
     x = torch.randn(2, 6, 11, 12).contiguous(memory_format=torch.channels_last)

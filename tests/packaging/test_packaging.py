@@ -191,7 +191,7 @@ def test_wheel_runs_the_readme_outside_the_checkout(fresh_python: Path, tmp_path
 
 
 @pytest.mark.skipif(not replknet_ext.HAS_EXT, reason="needs the compiled extension")
-@pytest.mark.parametrize("installed", ["copied", "editable"])
+@pytest.mark.parametrize("installed", ["copied", pytest.param("editable", marks=pytest.mark.slow)])
 def test_sources_that_hide_the_built_package_say_so(installed: str, tmp_path: Path) -> None:
     """In a clone, after `pip install .`, Python imports the clone's own folder, which has no extension.
 

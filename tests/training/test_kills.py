@@ -57,7 +57,8 @@ def written(output: Path) -> int:
     return path.stat().st_mtime_ns if path.exists() else 0
 
 
-@pytest.mark.parametrize("moments", [2, pytest.param(20, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("moments", [20])
 def test_killed_at_any_moment_it_goes_on(place: Path, tmp_path: Path, moments: int) -> None:
     """Each kill leaves a checkpoint that loads, and the run that goes on has the bits of one that was left alone."""
     settings = (f"schedule.epochs={10 * moments}", "checkpoints.every_steps=1", "checkpoints.every=1")
@@ -88,7 +89,7 @@ def test_killed_at_any_moment_it_goes_on(place: Path, tmp_path: Path, moments: i
     assert not list(output.glob(".*-*"))  # what killed runs left is gone
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGUSR1, marks=pytest.mark.slow)])
 def test_a_signal_to_the_whole_group_saves(place: Path, tmp_path: Path, number: signal.Signals) -> None:
     """As Slurm and terminals send it: processes that read images go on until the step is done."""
     output = tmp_path / "out"

@@ -37,7 +37,7 @@ def content(folder: Path) -> dict[str, Any]:
     return {key: saved[key] for key in ALL}
 
 
-@pytest.mark.parametrize("at_ends", [False, True])
+@pytest.mark.parametrize("at_ends", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_resuming_gives_the_same_bits(at_ends: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Stopped twice at random steps, with accumulation, averaged weights and drop path; or at the ends of epochs."""
     settings = ("schedule.epochs=3", "data.batch_size=24", "evaluate=false", "model.num_classes=10")

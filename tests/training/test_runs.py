@@ -185,6 +185,7 @@ def test_a_model_of_timm_on_these_kernels(tmp_path: Path) -> None:
         build_network(tiny(*FEW, "model.arch=null", "model.name=timm/convnext_attoo").model)
 
 
+@pytest.mark.slow  # two runs
 def test_tar_files_are_the_same_data(tmp_path: Path) -> None:
     folder = image_folder(tmp_path / "folder")
     (tmp_path / "tar").mkdir()

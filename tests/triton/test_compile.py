@@ -121,9 +121,8 @@ def test_a_triton_without_budgets_is_measured_and_told_in_one_line(monkeypatch: 
         test_kernels_keep_their_budgets(90)
 
 
-@pytest.mark.parametrize(
-    "capability", [arch if arch == 90 else pytest.param(arch, marks=pytest.mark.slow) for arch in ARCHS]
-)
+@pytest.mark.slow  # minutes of compiling
+@pytest.mark.parametrize("capability", ARCHS)
 def test_kernels_keep_their_budgets(capability: int) -> None:
     found = compiled(capability)
     for name, row in found.items():

@@ -170,6 +170,7 @@ def test_relu_keeps_nan(plain: ModuleType) -> None:
     assert bool(harness.run(plain, case, inputs)["out"][0, 0, 3:6, 3:6].isnan().all())
 
 
+@pytest.mark.slow  # 20 seconds of memory traffic
 def test_offsets_beyond_two_to_the_31(plain: ModuleType) -> None:
     """More than 2^31 elements: only the last blocks run, and only their memory is touched."""
     case = Case(17, 1000, 360, 360, 3)
