@@ -33,7 +33,7 @@ demo: $(VENV)/.demo ## a real network on real photos, a RepLKNet trained and mer
 
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup
 
-test: $(VENV)/.test ## every kind of test, a few of each (11 minutes on 2 cores, less without nvcc)
+test: $(VENV)/.test ## every kind of test, a few of each (5 minutes on 2 cores)
 	$(PYTEST) -m "not slow" $(PYTEST_ARGS)
 
 test-all: test ## `make test`, then what it leaves out: every case, architecture and instruction set, planted bugs
