@@ -94,7 +94,7 @@ def table(payload: dict[str, Any]) -> str:
     rows = payload["rows"]
     kernels = list(dict.fromkeys(row["kernel"] for row in rows))
     lines = [
-        f"| {DEPTH} layers, {CHANNELS} channels, float32, batch {rows[0]['batch']}, ms | "
+        f"| table 1 of the paper: {DEPTH} layers, {CHANNELS} channels, float32, batch {rows[0]['batch']}, ms | "
         + " | ".join(f"K{kernel}" for kernel in kernels)
         + " |",
         "|---|" + "--:|" * len(kernels),

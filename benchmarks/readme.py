@@ -109,10 +109,11 @@ def section() -> str:
 def headline() -> str:
     """README.md's one table: the whole model in each provider's best layout, then its layers, forward and backward."""
     lines = ["| float32, batch {batch}, ms | `nn.Conv2d`, best layout | ours | speed-up |", "|---|--:|--:|--:|"]
-    meta: dict[str, Any] = {}
+    metas: list[dict[str, Any]] = []
     for path in sorted(harness.RESULTS.glob("cpu_model_*.json")):
         payload = json.loads(path.read_text())
-        meta, batch = payload["meta"], payload["rows"][0]["batch"]
+        metas.append(payload["meta"])
+        batch = payload["rows"][0]["batch"]
         lines[0] = lines[0].replace("{batch}", str(batch))
         for what in dict.fromkeys(row["what"] for row in payload["rows"]):
             best = [
@@ -122,12 +123,15 @@ def headline() -> str:
             cells = [milliseconds(best[0]), milliseconds(best[1]), f"**{times(best[0] / best[1])}**"]
             lines.append(f"| RepLKNet-31B, {what} | {' | '.join(cells)} |")
     for path in sorted(harness.RESULTS.glob("cpu_ops_main_avx512_*.json")):
-        for item in compare(json.loads(path.read_text())["rows"]):
+        payload = json.loads(path.read_text())
+        metas.append(payload["meta"])
+        for item in compare(payload["rows"]):
             cells = [milliseconds(item.best), milliseconds(item.ours), f"**{times(item.vs_best)}**"]
             lines.append(f"| {item.layer}, {item.pass_} | {' | '.join(cells)} |")
-    if not meta:
+    if not metas:
         return "No results stored yet."
-    return "\n".join([*lines, "", f"<sub>{harness.describe(meta)}</sub>"])
+    commits = " and ".join(dict.fromkeys(meta["commit"] for meta in metas))
+    return "\n".join([*lines, "", f"<sub>{harness.describe({**metas[0], 'commit': commits})}</sub>"])
 
 
 def render(text: str, tables: str) -> str:
