@@ -96,7 +96,7 @@ def depthwise_conv2d(
             activation=activation, algorithm=algorithm, precision=precision, backend=backend,
         )  # fmt: skip
     eager = not (torch.compiler.is_compiling() or torch.jit.is_tracing())  # type: ignore[attr-defined]
-    options = stride, padding, dilation, activation, algorithm, precision
+    options = stride, padding, dilation, activation, algorithm, precision, len(BACKENDS)
     if eager and (out := repeats.run(input, weight, bias, options, backend)) is not None:
         return out
     call = prepare(

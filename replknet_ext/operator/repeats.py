@@ -25,10 +25,10 @@ _MOST = 4096
 
 def _key(input: Tensor, weight: Tensor, bias: Tensor | None, options: tuple[Any, ...], backend: str) -> tuple[Any, ...]:
     """By identity where equal values may differ in type (1 == 1.0 == True)."""
-    stride, padding, dilation, activation, algorithm, precision = options
+    stride, padding, dilation, *names = options
     return (
         input.shape, weight.shape, input.dtype, input.device, bias is None,
-        id(stride), id(padding), id(dilation), activation, algorithm, precision, backend,
+        id(stride), id(padding), id(dilation), *names, backend,
     )  # fmt: skip
 
 
@@ -37,7 +37,8 @@ def run(input: Tensor, weight: Tensor, bias: Tensor | None, options: tuple[Any, 
 
     Args:
         input, weight, bias, backend: as in `depthwise_conv2d`.
-        options: stride, padding, dilation, activation, algorithm, precision, as given there.
+        options: stride, padding, dilation, activation, algorithm, precision, as given there, and what else tells calls
+            apart: how many backends there are.
     """
     if (
         type(input) is not Tensor

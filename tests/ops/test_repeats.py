@@ -143,6 +143,15 @@ def test_errors_are_those_of_a_first_call(
 
 
 @pytest.mark.usefixtures("known")
+def test_a_new_backend_is_asked(
+    monkeypatch: pytest.MonkeyPatch, operands: tuple[Tensor, Tensor, Tensor], long_ways: list[Any]
+) -> None:
+    monkeypatch.setitem(functional.BACKENDS, "another", functional.BACKENDS["torch"])
+    depthwise_conv2d(*operands, padding=PADDING)
+    assert len(long_ways) == 1
+
+
+@pytest.mark.usefixtures("known")
 def test_the_table_is_bounded(monkeypatch: pytest.MonkeyPatch, operands: tuple[Tensor, Tensor, Tensor]) -> None:
     monkeypatch.setattr(repeats, "_MOST", 4)
     for size in range(3, 20):
