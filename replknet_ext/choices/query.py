@@ -31,10 +31,14 @@ def measured(backend: str, problem: Problem, device: torch.device) -> tuple[str,
     try:
         found = lookup.lookup(problem, backend, device)
     except Exception as error:
-        with suppress(Warning):  # where warnings are errors, too
-            table.warn_once(f"measured choices are not used: looking them up failed ({type(error).__name__}: {error})")
-        return backend, AUTO
+        return _planned(backend, error)
     return (backend, AUTO) if found is None else (found.backend, found.variant)
+
+
+def _planned(backend: str, error: Exception) -> tuple[str, int]:
+    with suppress(Warning):  # where warnings are errors, too
+        table.warn_once(f"measured choices are not used: looking them up failed ({type(error).__name__}: {error})")
+    return backend, AUTO
 
 
 def _answer(pass_: str, first: Tensor, *rest: Any) -> str:
@@ -43,6 +47,8 @@ def _answer(pass_: str, first: Tensor, *rest: Any) -> str:
         backend, variant = measured(rest[-1], problem_of(pass_, first, *rest[:-1]), first.device)
     except KeyboardInterrupt:  # the extension is between here and the caller, and raises it there
         return "interrupted -1"
+    except Exception as error:  # torch imports some of what describes a problem at its first use
+        backend, variant = _planned(rest[-1], error)
     return f"{backend} {variant}"
 
 

@@ -312,7 +312,9 @@ def with_channels(image: Image, channels: int) -> Image:
             )
         image = pillow.fromarray(values.astype(np.uint8))
     if image.mode == "I":
-        raise ToolError("pictures of 32-bit integers have no known range: save it with 8 or 16 bits")
+        raise ToolError(
+            "pictures of signed or 32-bit integers have no known range: save it with 8 bits, or 16 without a sign"
+        )
     mode = "L" if channels == 1 else "RGB"
     return image if image.mode == mode else image.convert(mode)
 

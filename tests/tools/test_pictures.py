@@ -127,7 +127,7 @@ def test_a_png_that_pillow_widens(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 @pytest.mark.parametrize(
     ("values", "words"),
     [
-        (RAMP.astype(np.int32) * 1000, "32-bit integers have no known range"),
+        (RAMP.astype(np.int32) * 1000, "signed or 32-bit integers have no known range"),
         (RAMP.astype(np.float32), r"floating values must be in \[0, 1\], and here they are in \[0, 255\]"),
         (RAMP.astype(np.float32) - 1, r"here they are in \[-1, 254\]"),
         (np.full((4, 4), np.nan, np.float32), "here they are not finite"),

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from types import ModuleType
 from typing import Any, ClassVar
 
 import pytest
@@ -298,18 +299,25 @@ def test_other_pairs_are_refused(backend: str, variant: int, message: str) -> No
 
 
 @pytest.mark.parametrize(
-    "error", [OSError("no disk"), RecursionError(), RuntimeError("no home"), UserWarning("as error")]
+    ("module", "name", "error"),
+    [
+        (choices_lookup, "lookup", OSError("no disk")),
+        (choices_lookup, "lookup", RecursionError()),
+        (choices_lookup, "lookup", RuntimeError("no home")),
+        (choices_lookup, "lookup", UserWarning("as error")),
+        (query, "problem_of", ImportError("what torch imports late")),
+    ],
 )
 def test_a_failing_look_up_is_one_warning_and_the_planner_decides(
-    error: Exception, monkeypatch: pytest.MonkeyPatch
+    module: ModuleType, name: str, error: Exception, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     x, w = operands()
     expected = torch.autograd.grad(same_padding(x, w).sum(), (x, w))
 
-    def lookup(*args: Any) -> None:
+    def fail(*args: Any) -> None:
         raise error
 
-    monkeypatch.setattr(choices_lookup, "lookup", lookup)
+    monkeypatch.setattr(module, name, fail)
     monkeypatch.setattr(table, "_warned", set())
     table.forget()
     with pytest.warns(UserWarning, match="measured choices are not used") as caught:
