@@ -34,8 +34,7 @@ from benchmarks.harness import Candidate
 #: With depthwise filters of 5x5 to 17x17, and bands of 1x11 and 11x1.
 MODELS = (
     "mobilenetv3_small_100", "mobilenetv3_large_100", "efficientnet_b0", "mixnet_s", "mobilenetv4_conv_small",
-    "convnext_atto", "convnextv2_atto", "inception_next_atto", "starnet_s1", "edgenext_xx_small",
-    "overlock_xt",
+    "convnext_atto", "convnextv2_atto", "inception_next_atto", "starnet_s1", "edgenext_xx_small", "overlock_xt",
 )  # fmt: skip
 #: For `--quick`.
 SMALL = ("mobilenetv3_small_100", "inception_next_atto")

@@ -133,7 +133,7 @@ class DepthwiseConv2dLarge(nn.Conv2d):
 
     def _left_to_torch(self, input: Tensor, weight: Tensor) -> bool:
         """Whether nobody asked for a kernel, and torch's is the better one for this call; see `left_to_torch`."""
-        # Short, and no Python below it: in a small network its layers would feel more.
+        # The cheapest questions first: this runs before each call, and small layers take 0.1 ms in all.
         if self.backend != "auto" or not left_to_torch(self.kernel_size, training=False):
             return False
         if type(input) is not Tensor or type(weight) not in (Tensor, nn.Parameter) or torch.jit.is_tracing():  # type: ignore[attr-defined]
