@@ -86,8 +86,8 @@ def evict() -> None:
     _others.add_(1)
 
 
-def keep_memory() -> bool:
-    """Has glibc keep freed memory for the next call, which asks for the same sizes; whether it can.
+def keep_memory(keep: bool = True) -> bool:
+    """Has glibc keep freed memory for the next call, which asks for the same sizes; False undoes it. Whether it can.
 
     Else large tensors go back to the system and are mapped anew in every call. Where a page fault is dear (virtual
     machines), that took a third of an inference of convnext_atto, and varied more than the kernels do.
@@ -95,8 +95,30 @@ def keep_memory() -> bool:
     with contextlib.suppress(AttributeError, OSError):
         mallopt = ctypes.CDLL(None).mallopt
         m_trim_threshold, m_mmap_max = -1, -4
-        return bool(mallopt(m_mmap_max, 0) and mallopt(m_trim_threshold, -1))
+        settings = (
+            ((m_mmap_max, 0), (m_trim_threshold, -1)) if keep else ((m_mmap_max, 65536), (m_trim_threshold, 128 << 10))
+        )
+        return all(mallopt(*setting) for setting in settings)
     return False
+
+
+def peak_memory(run: Callable[[], Any]) -> int | None:
+    """Bytes by which a call raises the process's resident memory at most; None where the system does not tell.
+
+    Freed memory is given back before, so call it before `keep_memory`.
+    """
+
+    def status(key: str) -> int:
+        return int(re.findall(rf"^{key}:\s*(\d+) kB", Path("/proc/self/status").read_text(), re.MULTILINE)[0]) << 10
+
+    try:
+        ctypes.CDLL(None).malloc_trim(0)
+        Path("/proc/self/clear_refs").write_text("5")  # the peak is now what is resident
+        before = status("VmRSS")
+        run()
+        return max(0, status("VmHWM") - before)
+    except (AttributeError, OSError, IndexError):
+        return None
 
 
 def relative_error(output: Tensor, reference: Tensor) -> float:

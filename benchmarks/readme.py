@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from benchmarks import cpu_stack, harness, timm_models
+from benchmarks import cpu_stack, harness, runtimes, timm_models
 from benchmarks.cpu_cases import GROUPS, TITLES
 from benchmarks.cpu_compare import compare, geomean, milliseconds, percent, times
 from benchmarks.cpu_problem import LAYOUTS, OURS, TORCH
@@ -83,7 +83,7 @@ def model_table(payload: dict[str, Any]) -> str:
 
 def section() -> str:
     """Everything, for docs/benchmarks.md: the whole model, the main group with its picture, a line per results
-    file, the paper's Table 1, and timm's networks."""
+    file, whole networks beside other runtimes, the paper's Table 1, and timm's networks."""
     files = sorted(harness.RESULTS.glob("cpu_ops_*.json"))
     payloads = [(path.name, json.loads(path.read_text())) for path in files]
     order = list(GROUPS)
@@ -101,6 +101,7 @@ def section() -> str:
                 )
     if payloads:
         parts.append(summary(payloads))
+    parts += [runtimes.table(harness.read_json(path)) for path in sorted(harness.RESULTS.glob("runtimes_*.json"))]
     parts += [cpu_stack.table(harness.read_json(path)) for path in sorted(harness.RESULTS.glob("cpu_stack_*.json"))]
     parts += [timm_models.table(harness.read_json(path)) for path in sorted(harness.RESULTS.glob("timm_models_*.json"))]
     return "\n\n".join(parts) or "No results stored yet."

@@ -36,6 +36,8 @@ MODELS = (
     "mobilenetv3_small_100", "mobilenetv3_large_100", "efficientnet_b0", "mixnet_s", "mobilenetv4_conv_small",
     "convnext_atto", "convnextv2_atto", "inception_next_atto", "starnet_s1", "edgenext_xx_small", "overlock_xt",
 )  # fmt: skip
+#: Networks that timm does not have, or needs a CUDA library for: their convolutions, at their sizes.
+USERS = ("overlock_xt", "unireplknet_t", "slak_t")
 #: For `--quick`.
 SMALL = ("mobilenetv3_small_100", "inception_next_atto")
 WHATS = ("inference", "training step")
@@ -56,8 +58,8 @@ def build(name: str) -> nn.Module:
 
     torch.manual_seed(0)
     model: nn.Module
-    if name == "overlock_xt":  # by name: mypy leaves helpers of tests alone
-        model = importlib.import_module("tests.helpers.large_kernel_users").overlock_xt(num_classes=100)
+    if name in USERS:  # by name: mypy leaves helpers of tests alone
+        model = getattr(importlib.import_module("tests.helpers.large_kernel_users"), name)(num_classes=100)
     else:
         model = timm.create_model(name, num_classes=100, drop_rate=0.0)
     # As built, features vanish in eval mode, or in residuals scaled by 1e-6: the logits would be those of any kernel.

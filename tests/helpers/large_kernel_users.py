@@ -96,6 +96,8 @@ def plain_conv(channels: int, kernel: tuple[int, int], bias: bool = False) -> nn
     return nn.Conv2d(channels, channels, kernel, padding=padding, groups=channels, bias=bias)
 
 
+#: (size, dilation) of the branches beside a 13x13 of UniRepLKNet.
+UNIREPLKNET_BRANCHES = ((5, 1), (7, 2), (3, 3), (3, 4), (3, 5))
 #: Kernel size of each of OverLoCK's stages, and (size, dilation) of the branches beside it.
 OVERLOCK_BRANCHES = {
     17: ((5, 1), (7, 1), (9, 2), (3, 4), (3, 5), (3, 7)),
@@ -123,16 +125,61 @@ class OverLoCKBlock(nn.Module):
         return x + self.project(wide + self.inside(wide))
 
 
+def pyramid(stages: Sequence[tuple[int, Sequence[nn.Module]]], num_classes: int) -> nn.Module:
+    """A classifier of stages (channels, blocks): the first at 1/4 of the resolution, each next at half of that."""
+    layers: list[nn.Module] = []
+    before = 3
+    for channels, blocks in stages:
+        stride = 4 if before == 3 else 2
+        layers += [nn.Conv2d(before, channels, stride + 1, stride, padding=1, bias=False), nn.BatchNorm2d(channels)]
+        layers += blocks
+        before = channels
+    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(before, num_classes))
+
+
 def overlock_xt(num_classes: int = 1000) -> nn.Module:
     """The convolutions of OverLoCK-XT at their sizes, 17 large ones in four stages.
 
     The dynamic kernels of its last two stages, which are attention, are left out.
     """
-    layers: list[nn.Module] = []
-    before = 3
-    for channels, depth, kernel_size in ((56, 2, 17), (112, 2, 15), (256, 9, 13), (336, 4, 7)):
-        stride = 4 if before == 3 else 2
-        layers += [nn.Conv2d(before, channels, stride + 1, stride, padding=1, bias=False), nn.BatchNorm2d(channels)]
-        layers += [OverLoCKBlock(channels, kernel_size) for _ in range(depth)]
-        before = channels
-    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(before, num_classes))
+    sizes = ((56, 2, 17), (112, 2, 15), (256, 9, 13), (336, 4, 7))
+    return pyramid([(c, [OverLoCKBlock(c, kernel) for _ in range(depth)]) for c, depth, kernel in sizes], num_classes)
+
+
+class MixerBlock(nn.Module):
+    """What UniRepLKNet and SLaK have around a depthwise `mixer`: a norm, an MLP of 1x1 convolutions, a residual."""
+
+    def __init__(self, channels: int, mixer: nn.Module, ratio: int = 4) -> None:
+        super().__init__()
+        self.mixer, self.norm = mixer, nn.BatchNorm2d(channels)
+        self.expand, self.project = nn.Conv2d(channels, channels * ratio, 1), nn.Conv2d(channels * ratio, channels, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.project(nn.functional.gelu(self.expand(self.norm(self.mixer(x)))))
+
+
+def unireplknet_t(num_classes: int = 1000) -> nn.Module:
+    """The convolutions of UniRepLKNet-T at their sizes: 13x13 in stages 2 to 4, every other block of stage 3 a 3x3.
+
+    Its squeeze-and-excitation and response normalisation are left out.
+    """
+
+    def block(channels: int, kernel: int) -> nn.Module:
+        if kernel == 3:
+            return MixerBlock(channels, plain_conv(channels, (3, 3)))
+        return MixerBlock(channels, DilatedReparamBlock(channels, kernel, UNIREPLKNET_BRANCHES, False))
+
+    kernels = ([3] * 3, [13] * 3, [13, 3] * 9, [13] * 3)
+    channels = (80, 160, 320, 640)
+    return pyramid(
+        [(c, [block(c, kernel) for kernel in stage]) for c, stage in zip(channels, kernels, strict=True)], num_classes
+    )
+
+
+def slak_t(num_classes: int = 1000) -> nn.Module:
+    """The convolutions of SLaK-T at their sizes: stripes of 51x5 to 13x5. BatchNorm stands where it has LayerNorm."""
+    sizes = ((124, 3, 51), (249, 3, 49), (499, 9, 47), (998, 3, 13))
+    return pyramid(
+        [(c, [MixerBlock(c, SLaKKernel(c, kernel, 5, plain_conv)) for _ in range(n)]) for c, n, kernel in sizes],
+        num_classes,
+    )
