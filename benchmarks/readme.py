@@ -1,4 +1,4 @@
-"""Writes the tables of README.md and docs/benchmarks.md from results: `python -m benchmarks.readme [--check]`."""
+"""Writes the tables of README.md, docs/benchmarks.md and results/README.md: `python -m benchmarks.readme [--check]`."""
 
 from __future__ import annotations
 
@@ -17,6 +17,14 @@ from benchmarks.shapes import PASSES
 BEGIN, END = "<!-- benchmarks: begin (python -m benchmarks.readme) -->", "<!-- benchmarks: end -->"
 README = harness.ROOT / "README.md"
 PAGE = harness.ROOT / "docs/benchmarks.md"
+MISSED = harness.ROOT / "benchmarks/results/README.md"
+#: The figures of a goal.
+FIGURES = {
+    "vs_best": "times faster than `nn.Conv2d` in its best layout",
+    "vs_default": "times faster than `nn.Conv2d` as called",
+    "direct_share": "direct kernel's share of the FMA peak",
+    "vs_float32": "times faster than ours in float32",
+}
 
 
 def cpu_table(payload: dict[str, Any]) -> str:
@@ -107,6 +115,23 @@ def section() -> str:
     return "\n\n".join(parts) or "No results stored yet."
 
 
+def missed() -> str:
+    """One line per results file and figure that has goals: how many are met, and by how much the others are missed."""
+    lines = ["| results | figure | goals met | missed: measured, goal |", "|---|---|--:|---|"]
+    for path in sorted(harness.RESULTS.glob("cpu_*.json")):
+        goals = harness.read_json(path).get("goals", [])
+        for figure in dict.fromkeys(goal["figure"] for goal in goals):
+            of_figure = [goal for goal in goals if goal["figure"] == figure]
+            short = [
+                f"{goal.get('what') or goal['layer'] + ' ' + goal['pass']} {goal['measured']:.3g}, {goal['at_least']:.3g}"
+                for goal in of_figure
+                if not goal["kept"]
+            ]
+            met = f"{len(of_figure) - len(short)} of {len(of_figure)}"
+            lines.append(f"| [{path.stem}]({path.name}) | {FIGURES[figure]} | {met} | {'; '.join(short)} |")
+    return "\n".join(lines)
+
+
 def headline() -> str:
     """README.md's one table: the whole model in each provider's best layout, then its layers, forward and backward."""
     lines = ["| float32, batch {batch}, ms | `nn.Conv2d`, best layout | ours | speed-up |", "|---|--:|--:|--:|"]
@@ -153,7 +178,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--check", action="store_true", help="write nothing, fail if a page is out of date")
     options = parser.parse_args(arguments)
     stale = 0
-    for page, tables in ((README, headline()), (PAGE, section())):
+    for page, tables in ((README, headline()), (PAGE, section()), (MISSED, missed())):
         old = page.read_text()
         new = render(old, tables)
         stale |= new != old
