@@ -123,7 +123,8 @@ def missed() -> str:
         for figure in dict.fromkeys(goal["figure"] for goal in goals):
             of_figure = [goal for goal in goals if goal["figure"] == figure]
             short = [
-                f"{goal.get('what') or goal['layer'] + ' ' + goal['pass']} {goal['measured']:.3g}, {goal['at_least']:.3g}"
+                f"{goal.get('what') or goal['layer'] + ' ' + goal['pass']} "
+                f"{goal['measured']:.3g}, {goal['at_least']:.3g}"
                 for goal in of_figure
                 if not goal["kept"]
             ]
