@@ -71,9 +71,15 @@ matrix: $(VENV)/.torch ## builds one wheel and tries it with each torch and Pyth
 	@$(PIP) install --quiet --progress-bar off uv
 	$(BIN)/python .ci/matrix.py $(MATRIX_ARGS)
 
-coverage: $(VENV)/.test ## which lines of Python `make test` runs, into build/coverage (PYTEST_ARGS="-k merge" for a part)
-	@$(PIP) install --quiet --progress-bar off "pytest-cov>=5"
+# The extension is built again with counters in it; without .built the next target builds the usual one.
+COUNTED := build/counted
+coverage: $(VENV)/.test ## which lines of Python and C++ `make test` runs, into build/coverage (PYTEST_ARGS="-k merge" for a part)
+	@$(PIP) install --quiet --progress-bar off "pytest-cov>=5" "gcovr>=8"
+	@rm -rf $(COUNTED) $(VENV)/.built build/coverage
+	CFLAGS="--coverage -fprofile-update=atomic" LDFLAGS=--coverage REPLKNET_EXT_SKIP_CUDA=1 \
+	  $(BIN)/python setup.py --quiet build_ext --inplace --force --build-temp $(COUNTED)
 	$(PYTEST) -m "not slow" --cov=replknet_ext --cov-report=term:skip-covered --cov-report=html:build/coverage $(PYTEST_ARGS)
+	$(BIN)/gcovr --root . --filter csrc/ --print-summary --html-details build/coverage/csrc.html $(COUNTED)
 
 lint: $(VENV)/.lint ## ruff (rules and format) and mypy
 	$(BIN)/ruff check .

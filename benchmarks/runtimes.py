@@ -137,8 +137,8 @@ def in_runtime(name: str, file: Path, images: Tensor) -> Contender:
     return Contender(name, "NCHW", run, lambda: [run().clone()])
 
 
-def check(contender: Contender, references: Sequence[Tensor], allowed: float) -> float:
-    """The largest relative error of the contender's results.
+def check(contender: Contender, references: Sequence[Tensor], allowed: float) -> tuple[float, float]:
+    """The largest relative error of the contender's results, and the seconds that the call took.
 
     Raises:
         BenchmarkError: it is over `LIMIT` and `allowed`, or another operator ran than the contender is named after.
@@ -152,7 +152,7 @@ def check(contender: Contender, references: Sequence[Tensor], allowed: float) ->
     error = max(harness.relative_error(ours, exact) for ours, exact in zip(seen.result, references, strict=True))
     if not error <= max(LIMIT, allowed):
         raise harness.BenchmarkError(f"{contender.name}: relative error {error:.1e}; a wrong result is not timed")
-    return error
+    return error, seen.seconds
 
 
 def measure(name: str, what: str, batch: int, size: int, seconds: float) -> list[dict[str, Any]]:
@@ -168,6 +168,7 @@ def measure(name: str, what: str, batch: int, size: int, seconds: float) -> list
         model = merged(model)
     exact = in_torch(OURS, "NCHW", what, swapped(model).double(), images.double(), labels).results()
     errors: dict[str, float] = {}
+    warm: dict[str, float] = {}
     peaks: dict[str, int | None] = {}
     timed: list[Contender] = []
 
@@ -175,7 +176,9 @@ def measure(name: str, what: str, batch: int, size: int, seconds: float) -> list
         allowed = FLIPS * max((errors[other.name] for other in timed if other.provider == TORCH), default=0.0)
         if contender.provider == TORCH:
             allowed = 1.0 / FLIPS  # torch's own errors are what others are held against; they are in the file
-        errors[contender.name] = check(contender, exact, allowed)
+        if COMPILED in contender.provider:
+            contender.run()
+        errors[contender.name], warm[contender.name] = check(contender, exact, allowed)
         peaks[contender.name] = harness.peak_memory(contender.run)
         timed.append(contender)
 
@@ -184,10 +187,10 @@ def measure(name: str, what: str, batch: int, size: int, seconds: float) -> list
         layers = [in_torch(provider, layout, what, make(model), images, labels) for layout in LAYOUTS]
         for contender in layers:
             add(contender)
-        quick = harness.interleave(
-            [Candidate(c.name, c.run) for c in layers], rounds=1, min_rounds=1, budget_seconds=0.5
+        first = harness.interleave(
+            [Candidate(c.name, c.run) for c in layers], rounds=1, min_rounds=1, budget_seconds=0.5, warm=warm
         )
-        best = min(layers, key=lambda contender: quick[contender.name].median).layout
+        best = min(layers, key=lambda contender: first[contender.name].median).layout
         add(in_torch(provider, best, what, make(model), images, labels, compiled=True))
     with tempfile.TemporaryDirectory() as folder:
         if what == "inference":
@@ -203,6 +206,7 @@ def measure(name: str, what: str, batch: int, size: int, seconds: float) -> list
             rounds=40,
             min_rounds=2,
             budget_seconds=seconds,
+            warm=warm,
         )
     return [
         {
