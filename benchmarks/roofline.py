@@ -3,7 +3,7 @@
     python -m benchmarks.roofline            # table and benchmarks/results/predictions-h200.json
     python -m benchmarks.roofline --check    # 1 if that file is not what the code predicts
 
-Nothing here is measured. Three bounds and one prediction a layer:
+Nothing here is measured. Three bounds and one prediction per layer:
 
 * memory: input, output and filter moved once, at the copy bandwidth;
 * taps: multiply-adds of taps inside the image at the rate of a large bf16 matrix product;

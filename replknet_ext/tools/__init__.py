@@ -1,1 +1,1 @@
-"""What the command line does; one module a command. Of the library only `inference_model`'s name leads here."""
+"""What the command line does; one module per command. Of the library only `inference_model`'s name leads here."""

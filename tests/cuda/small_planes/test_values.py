@@ -93,7 +93,7 @@ def test_blocks_that_go_on_to_further_images_and_channels(plain: ModuleType, var
 def test_channels_of_a_block_share_runs(plain: ModuleType, sizes: tuple[int, int, int], c: int, shift: int) -> None:
     """Planes that start in the middle of a word; a last block with fewer channels."""
     case = Case(5, c, *sizes, limits=ONE_BLOCK, bias=True, shift=shift)
-    assert plain.plan(case.problem(), case.limits, -1)["warps"] > 1, "the plan has one channel a block"
+    assert plain.plan(case.problem(), case.limits, -1)["warps"] > 1, "the plan has one channel per block"
     harness.check_exact(plain, case)
 
 
