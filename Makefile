@@ -79,7 +79,7 @@ coverage: $(VENV)/.test ## which lines of Python and C++ `make test` runs, into 
 	CFLAGS="--coverage -fprofile-update=atomic" LDFLAGS=--coverage REPLKNET_EXT_SKIP_CUDA=1 \
 	  $(BIN)/python setup.py --quiet build_ext --inplace --force --build-temp $(COUNTED)
 	$(PYTEST) -m "not slow" --cov=replknet_ext --cov-report=term:skip-covered --cov-report=html:build/coverage $(PYTEST_ARGS)
-	$(BIN)/gcovr --root . --filter csrc/ --print-summary --html-details build/coverage/csrc.html $(COUNTED)
+	$(BIN)/gcovr --root . --filter csrc/ --merge-lines --print-summary --html-details build/coverage/csrc.html $(COUNTED)
 
 lint: $(VENV)/.lint ## ruff (rules and format) and mypy
 	$(BIN)/ruff check .
