@@ -74,6 +74,7 @@ STEPS = (
     _table("table: powers of two", "powers of two", 75, extra=(*EVERY_PASS, TRAINING, "--rivals", "fft", "inductor")),
     _step("ncu", 75, 35),
     Step("training step", "benchmarks.gpu_training", (), 60),
+    Step("1x1 products", "benchmarks.pointwise", ("--device", "cuda"), 25),
     _table("table: large and small", "large and small", 50),
     _table("table: windows", "windows", 40, extra=(*EVERY_PASS, "--rivals", "windows")),
     _table("table: main, torch's defaults", "main", 60, extra=("--heuristics", "--rivals", "inductor")),
@@ -230,7 +231,7 @@ def dry_run(quick: bool = False, limit: float | None = None, only: Sequence[str]
     Raises:
         BenchmarkError: two steps share a name, or one is unknown to its module.
     """
-    from benchmarks import gpu_cases, gpu_routes, gpu_steps, gpu_table, gpu_training  # noqa: F401
+    from benchmarks import gpu_cases, gpu_routes, gpu_steps, gpu_table, gpu_training, pointwise  # noqa: F401
 
     if len({step.name for step in STEPS}) != len(STEPS):
         raise BenchmarkError("two steps have the same name")
