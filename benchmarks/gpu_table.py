@@ -206,6 +206,7 @@ def prepare(
                 subject.graphs[cache] = (graph_or_launches(subject, cache, calls, sets), calls)
         except torch.cuda.OutOfMemoryError as error:
             subject.graphs.clear()
+            subject.outputs.clear()
             subject.row["failed"] = f"{error}"[:300]
             torch.cuda.empty_cache()
         except Exception as error:  # every failure belongs in the table
@@ -229,6 +230,7 @@ def graph_or_launches(subject: Subject, cache: str, calls: int, sets: int) -> Ca
         return replay
     except RuntimeError as error:
         alive()
+        outputs.clear()  # of a capture that came to nothing
         subject.row["timed"] = f"launches, as it can't be captured: {error}"[:300]
 
     def launches() -> None:
