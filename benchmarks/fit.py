@@ -96,6 +96,8 @@ def measured_rows(payload: Mapping[str, Any]) -> list[Measured]:
     rows = {}
     for name, part in payload["steps"].items():
         for result in part.get("results", []) if name.startswith("table") else []:
+            if "rows" not in result:  # a layer that failed as a whole
+                continue
             layer = Layer(**{key: result[key] for key in ("n", "c", "h", "w", "kh", "kw")})
             for row in result["rows"]:
                 if row.get("variant", -1) >= 0 and "cold" in row:

@@ -26,11 +26,12 @@ from typing import Any
 
 from benchmarks import gpu_plan, roofline
 from benchmarks.harness import RESULTS, ROOT, BenchmarkError, write_json
-from benchmarks.shapes import GROUPS, PASSES
+from benchmarks.shapes import GROUPS, PASSES, TRAINING
 
 LIMIT, QUICK_LIMIT = 455.0, 160.0  # seconds of the whole run
 LEAST_FULL = 300.0  # a run that is shorter takes the quick budgets
 LEAST = 8.0  # a step is not started with less time left
+EVERY_PASS = ("--passes", *PASSES)
 
 
 @dataclass(frozen=True)
@@ -70,15 +71,18 @@ STEPS = (
     _step("ceilings", 40, 25),
     _table("table: main", "main", 110, 75),
     _table("table: main, backward weight", "main", 60, 30, extra=("--passes", "bwd_weight")),
+    _table("table: powers of two", "powers of two", 75, extra=(*EVERY_PASS, TRAINING, "--rivals", "fft", "inductor")),
     _step("ncu", 75, 35),
     Step("training step", "benchmarks.gpu_training", (), 60),
+    Step("1x1 products", "benchmarks.pointwise", ("--device", "cuda"), 25),
     _table("table: large and small", "large and small", 50),
-    _table("table: main, cuDNN heuristics", "main", 45, extra=("--heuristics",)),
+    _table("table: windows", "windows", 40, extra=(*EVERY_PASS, "--rivals", "windows")),
+    _table("table: main, torch's defaults", "main", 60, extra=("--heuristics", "--rivals", "inductor")),
     _table("table: small batches", "small batches", 40),
     _step("tuning", 70),
-    _table("table: main, float32", "main", 90, extra=("--passes", *PASSES, "--numbers", "float32", "tf32", "bf16x3")),
-    _table("table: main, fp16", "main", 60, extra=("--passes", *PASSES, "--numbers", "float16")),
-    *(_table(f"table: {group}", group, 45) for group in list(GROUPS)[3:]),
+    _table("table: main, float32", "main", 90, extra=(*EVERY_PASS, "--numbers", "float32", "tf32", "bf16x3")),
+    _table("table: main, fp16", "main", 60, extra=(*EVERY_PASS, "--numbers", "float16")),
+    *(_table(f"table: {group}", group, 45) for group in ("31B at 384", "XL at 384", "stripes", "XL at 320")),
 )
 
 
@@ -227,7 +231,7 @@ def dry_run(quick: bool = False, limit: float | None = None, only: Sequence[str]
     Raises:
         BenchmarkError: two steps share a name, or one is unknown to its module.
     """
-    from benchmarks import gpu_cases, gpu_routes, gpu_steps, gpu_table, gpu_training  # noqa: F401
+    from benchmarks import gpu_cases, gpu_routes, gpu_steps, gpu_table, gpu_training, pointwise  # noqa: F401
 
     if len({step.name for step in STEPS}) != len(STEPS):
         raise BenchmarkError("two steps have the same name")

@@ -8,6 +8,9 @@ Routes, for inputs that stand ready in the layout named:
 * torch nhwc: the same on channels_last input and weight, which PyTorch hands to cuDNN
 * cudnn nchw: cuDNN where PyTorch would not take it, through `cudnn_convolution` and the transposed convolution, which
   the dispatcher never calls depthwise
+
+Each also runs forward and backward as one, through autograd (`TRAINING`), but for variants and "cudnn nchw". What else
+there is to compare with: gpu_rivals.py.
 """
 
 from __future__ import annotations
@@ -15,6 +18,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -22,7 +26,8 @@ from torch import Tensor
 from torch._C._autograd import DeviceType
 
 from benchmarks.gpu_plan import PlanError, PlannerUnavailableError, supported
-from benchmarks.shapes import NUMBERS, Layer
+from benchmarks.shapes import NUMBERS, TRAINING, Layer
+from replknet_ext import depthwise_conv2d
 from replknet_ext.backends.triton import device as triton
 from replknet_ext.operator import ops
 
@@ -36,12 +41,18 @@ DEVICE = "cuda"  # a test runs everything but the kernels on "cpu"
 
 @dataclass(frozen=True)
 class Route:
-    """One way to run a pass. `run(i)` takes input set `i`; `wants` is whose kernels it must run."""
+    """One way to run a pass. `run(i)` takes input set `i`; `wants` is whose kernels it must run.
+
+    A route that is no convolution says what is right by `exact(channels)`: in float64, and as `shown` gives its output.
+    """
 
     name: str
-    wants: str  # "ours", "cudnn" or "torch": whatever PyTorch chooses
-    run: Callable[[int], Tensor]
+    wants: str  # "ours", "cudnn", "torch": whatever PyTorch chooses, or "other": all but ours
+    run: Callable[[int], Any] = lambda i: None
     variant: int = -1
+    missing: str = ""  # why it can't run here
+    shown: Callable[[Any], Any] = lambda output: output  # as the reference has it, outside of the time
+    exact: Callable[[Sequence[int]], Tensor] | None = None
 
 
 class Tensors:
@@ -77,7 +88,28 @@ class Tensors:
         return x[i % len(x)], x[(i + 1) % len(x)]
 
 
-def _ours(t: Tensors, pass_: str, variant: int, nhwc: bool = False, backend: str = "auto") -> Callable[[int], Tensor]:
+def training(
+    t: Tensors, convolve: Callable[[Tensor, Tensor], Tensor], nhwc: bool = False, weight: Tensor | None = None
+) -> Callable[[int], tuple[Tensor, ...]]:
+    """Forward and backward of `convolve` through autograd: the gradients of input and filter."""
+    leaves = [x.detach().requires_grad_() for x in (t.nhwc if nhwc else t.x)]
+    filters = (t.weight if weight is None else weight).detach()
+    # .contiguous() would see no difference, as a filter has one plane; .to() sets the strides, as it does in a module.
+    filters = filters.to(memory_format=torch.channels_last) if nhwc else filters
+    filters.requires_grad_()
+
+    def run(i: int) -> tuple[Tensor, ...]:
+        x, grad = leaves[i % len(leaves)], t.pair(i, nhwc)[1]
+        with torch.enable_grad():
+            return torch.autograd.grad(convolve(x, filters), (x, filters), grad)
+
+    return run
+
+
+def _ours(t: Tensors, pass_: str, variant: int, nhwc: bool = False, backend: str = "auto") -> Callable[[int], Any]:
+    if pass_ == TRAINING:
+        layer, precision = t.layer, t.precision
+        return training(t, lambda x, w: depthwise_conv2d(x, w, padding=layer.padding, precision=precision), nhwc)
     top, left = t.layer.padding
     pads = (top, top, left, left)
     raw, how = ops.RAW, (pads, t.precision, "auto", backend, variant)
@@ -88,23 +120,33 @@ def _ours(t: Tensors, pass_: str, variant: int, nhwc: bool = False, backend: str
     return lambda i: raw.bwd_weight(t.pair(i, nhwc)[1], t.pair(i, nhwc)[0], *how)
 
 
-def _torch(t: Tensors, pass_: str, nhwc: bool) -> Callable[[int], Tensor]:
-    pads, channels = list(t.layer.padding), t.layer.c
-    # .contiguous() would see no difference, as a filter has one plane; .to() sets the strides, as it does in a module.
-    weight = t.weight.to(memory_format=torch.channels_last) if nhwc else t.weight
+def torch_pass(layer: Layer, pass_: str) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+    """A pass by PyTorch as a function of input, filter and output gradient."""
+    pads, channels = list(layer.padding), layer.c
     if pass_ == "fwd":
-        return lambda i: F.conv2d(t.pair(i, nhwc)[0], weight, None, 1, t.layer.padding, 1, channels)
+        return lambda x, weight, grad: F.conv2d(x, weight, None, 1, layer.padding, 1, channels)
     index = 0 if pass_ == "bwd_input" else 1
     mask = [index == 0, index == 1, False]
 
-    def backward(i: int) -> Tensor:
-        x, grad = t.pair(i, nhwc)
+    def backward(x: Tensor, weight: Tensor, grad: Tensor) -> Tensor:
         result: Tensor = torch.ops.aten.convolution_backward(
             grad, x, weight, None, [1, 1], pads, [1, 1], False, [0, 0], channels, mask
         )[index]
         return result
 
     return backward
+
+
+def _torch(t: Tensors, pass_: str, nhwc: bool) -> Callable[[int], Any]:
+    if pass_ == TRAINING:
+        return training(t, lambda x, w: F.conv2d(x, w, None, 1, t.layer.padding, 1, t.layer.c), nhwc)
+    weight, run = t.weight.to(memory_format=torch.channels_last) if nhwc else t.weight, torch_pass(t.layer, pass_)
+
+    def call(i: int) -> Tensor:
+        x, grad = t.pair(i, nhwc)
+        return run(x, weight, grad)
+
+    return call
 
 
 def _cudnn(t: Tensors, pass_: str, benchmark: bool) -> Callable[[int], Tensor]:
@@ -133,9 +175,9 @@ def _cudnn(t: Tensors, pass_: str, benchmark: bool) -> Callable[[int], Tensor]:
 def our_routes(t: Tensors, pass_: str, *, every_variant: bool, nhwc: bool) -> list[Route]:
     """Ours by the automatic choice and by name."""
     routes = [Route("ours auto", "ours", _ours(t, pass_, -1))]
-    if triton.WHY_NOT is None:
+    if triton.WHY_NOT is None and pass_ != TRAINING:
         routes.append(Route("ours triton", "ours", _ours(t, pass_, -1, backend="triton")))
-    if every_variant:
+    if every_variant and pass_ != TRAINING:
         try:
             dtype = str(t.weight.dtype).removeprefix("torch.")
             plans = supported(t.layer, pass_, dtype, precision=t.precision)
@@ -150,11 +192,10 @@ def our_routes(t: Tensors, pass_: str, *, every_variant: bool, nhwc: bool) -> li
 def their_routes(t: Tensors, pass_: str, *, benchmark: bool, native: bool = True) -> list[Route]:
     """PyTorch on both layouts and cuDNN on NCHW; `benchmark` makes cuDNN try all of its plans."""
     routes = [Route("torch nchw", "torch", _torch(t, pass_, nhwc=False))] if native else []
-    return [
-        *routes,
-        Route("torch nhwc", "cudnn", _torch(t, pass_, nhwc=True)),
-        Route("cudnn nchw", "cudnn", _cudnn(t, pass_, benchmark)),
-    ]
+    routes.append(Route("torch nhwc", "cudnn", _torch(t, pass_, nhwc=True)))
+    if pass_ != TRAINING:
+        routes.append(Route("cudnn nchw", "cudnn", _cudnn(t, pass_, benchmark)))
+    return routes
 
 
 def names(layer: Layer, pass_: str, numbers: str) -> list[str]:

@@ -4,7 +4,9 @@
 
 Times are of CUDA graph replays, rounds of all routes interleaved. "cold" rotates input sets whose inputs and outputs
 exceed three times the L2 cache; "warm" repeats one set. Before a route is timed its output is compared with float64 on
-some channels and with the first route's everywhere, and its kernels are recorded. The file is written after each pass.
+some channels and with the first route's everywhere, and its kernels are recorded. After the timing, what a last replay
+of the same graph writes is compared again: cuDNN before 9.24 can be wrong after a convolution of another size, so one
+runs before it. Outputs are NaN before each replay. The file is written after each pass.
 """
 
 from __future__ import annotations
@@ -13,18 +15,20 @@ import argparse
 import math
 import sys
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from benchmarks import gpu_plan, gpu_routes, roofline
+from benchmarks import gpu_plan, gpu_rivals, roofline
 from benchmarks.gpu_routes import Route, Tensors, kernels_of, our_routes, reference, their_routes, whose
-from benchmarks.harness import Timing, require_close, write_json
-from benchmarks.shapes import GOALS_US, GROUPS, NUMBERS, PASSES, Layer, clipped_flop
+from benchmarks.harness import BenchmarkError, Timing, require_close, write_json
+from benchmarks.shapes import GOALS_US, GROUPS, NUMBERS, PASSES, TRAINING, Layer, clipped_flop
 from replknet_ext.tuning.measure import capture, timed
 
 CACHES = ("cold", "warm")
@@ -45,6 +49,33 @@ class Subject:
     row: dict[str, Any]
     seconds: float = 0.0  # of a warm call
     graphs: dict[str, tuple[Callable[[], None], int]] = field(default_factory=dict)  # cache -> (replay, calls)
+    outputs: dict[str, deque[Any]] = field(default_factory=dict)  # cache -> what a replay writes; the last: of set 0
+
+    def poison(self, cache: str) -> None:
+        """Makes the outputs of a replay NaN, so that what is found there later is of a later replay."""
+        for output in self.outputs[cache]:
+            for t in several(output):
+                t.fill_(float("nan"))
+
+
+@dataclass
+class Exact:
+    """What is right for input set 0: in float64 in some places, and everywhere by the first route that was right."""
+
+    channels: list[int]
+    images: list[int]
+    values: dict[str, torch.Tensor]  # by pass
+    outputs: dict[str, torch.Tensor] = field(default_factory=dict)
+
+
+def several(output: Any) -> tuple[torch.Tensor, ...]:
+    """The tensors of an output: one, or those of a training step."""
+    return output if isinstance(output, tuple) else (output,)
+
+
+def parts_of(pass_: str) -> tuple[str, ...]:
+    """The passes whose results a pass returns."""
+    return PASSES[1:] if pass_ == TRAINING else (pass_,)
 
 
 def alive() -> None:
@@ -55,30 +86,81 @@ def alive() -> None:
         raise ContextLostError(str(error)) from error
 
 
-def verify(route: Route, t: Tensors, pass_: str, exact: dict[str, Any], limit: float) -> dict[str, Any]:
+def compare(route: Route, output: Any, pass_: str, exact: Exact, limit: float) -> float:
+    """The largest relative error of an output for input set 0.
+
+    Raises:
+        BenchmarkError: a wrong result.
+    """
+    shown = route.shown(output)
+    if route.exact is not None:
+        if not bool(shown.isfinite().all()):
+            raise BenchmarkError(f"{route.name}: the result is not finite everywhere; a wrong result is not timed")
+        return require_close(shown[exact.channels].cpu(), route.exact(exact.channels), name=route.name, limit=limit)
+    errors = []
+    for part, result in zip(parts_of(pass_), several(shown), strict=True):
+        picked = result[exact.channels] if part == "bwd_weight" else result[exact.images][:, exact.channels]
+        errors.append(require_close(picked.cpu(), exact.values[part], name=route.name, limit=limit))
+        if part in exact.outputs:
+            require_close(result, exact.outputs[part], name=f"{route.name}, all elements", limit=2 * limit)
+        else:
+            exact.outputs[part] = result.clone()
+    return max(errors)
+
+
+def verify(route: Route, t: Tensors, pass_: str, exact: Exact, limit: float) -> dict[str, Any]:
     """Runs a route for the first time and checks its output; returns the start of its row.
 
     Raises:
         BenchmarkError: a wrong result.
     """
     # The allocator hands the block of this poison to the output: an element that is never written stays NaN.
-    shape = t.weight.shape if pass_ == "bwd_weight" else t.x[0].shape
-    poison = torch.full(shape, float("nan"), dtype=t.weight.dtype, device=gpu_routes.DEVICE)
+    poison = [torch.full_like(t.weight if p == "bwd_weight" else t.x[0], float("nan")) for p in parts_of(pass_)]
     torch.cuda.synchronize()
     del poison
     started = time.perf_counter()
     output = route.run(0)
     torch.cuda.synchronize()
     first_call = time.perf_counter() - started
-    picked = output if pass_ == "bwd_weight" else output[exact["images"]].transpose(0, 1)
-    picked = picked[exact["channels"]]
-    picked = picked if pass_ == "bwd_weight" else picked.transpose(0, 1)
-    error = require_close(picked.cpu(), exact["value"], name=route.name, limit=limit)
-    if "output" in exact:
-        require_close(output, exact["output"], name=f"{route.name}, all elements", limit=2 * limit)
-    else:
-        exact["output"] = output.clone()
+    error = compare(route, output, pass_, exact, limit)
     return {"error": float(f"{error:.2g}"), "first_call_ms": round(first_call * 1e3, 1)}
+
+
+def of_another_size(layer: Layer, numbers: str) -> Callable[[], None]:
+    """All passes of a smaller layer by cuDNN, by its first plan."""
+    t = Tensors(replace(layer, n=1, h=max(1, layer.h // 2), kh=layer.kh // 2 | 1), numbers, 1)
+    routes = [route for pass_ in PASSES for route in their_routes(t, pass_, benchmark=False, native=False)]
+
+    def run() -> None:
+        searches = torch.backends.cudnn.benchmark
+        torch.backends.cudnn.benchmark = False
+        for route in routes:
+            with suppress(RuntimeError):  # a pass that this cuDNN does not have
+                route.run(0)
+        torch.backends.cudnn.benchmark = searches
+
+    return run
+
+
+def verify_again(subject: Subject, other: Callable[[], None], pass_: str, exact: Exact, limit: float) -> None:
+    """Checks what the graphs write after all the timing, each after `other`; a wrong one loses its times."""
+    for cache, (replay, _) in subject.graphs.items():
+        subject.poison(cache)
+        other()
+        replay()
+        torch.cuda.synchronize()
+        try:
+            compare(subject.route, subject.outputs[cache][-1], pass_, exact, limit)
+        except BenchmarkError as error:
+            subject.row["failed"] = f"after the timing, {cache}: {error}"
+    if "failed" in subject.row:
+        strike(subject)
+
+
+def strike(subject: Subject) -> None:
+    """Takes the times out of a row: they are not of what its name says."""
+    for cache in CACHES:
+        subject.row.pop(cache, None)
 
 
 def prove(subject: Subject) -> None:
@@ -90,25 +172,29 @@ def prove(subject: Subject) -> None:
     except Exception as error:  # a profiler that does not work is no reason to lose the times
         subject.row["ran"] = f"not proved: {type(error).__name__}: {error}"[:200]
         return
-    ran = whose(kernels)
+    ran, wants = whose(kernels), subject.route.wants
+    if wants == "other" and ran == "cudnn":
+        ran = "other"  # whose() knows no library but cuDNN
     subject.row |= {"ran": ran, "kernels": kernels}
-    wanted = ("native", "cudnn") if subject.route.wants == "torch" else (subject.route.wants,)
+    wanted = ("native", "cudnn") if wants == "torch" else (wants,)
     if ran not in (*wanted, "unknown"):
-        subject.row["failed"] = f"these are kernels of {ran}, not of {subject.route.wants}"
-        for cache in CACHES:
-            subject.row.pop(cache, None)
+        subject.row["failed"] = f"these are kernels of {ran}, not of {wants}"
+        strike(subject)
 
 
 def prepare(
-    routes: Sequence[Route], t: Tensors, pass_: str, exact: dict[str, Any], limit: float, deadline: float
+    routes: Sequence[Route], t: Tensors, pass_: str, exact: Exact, limit: float, deadline: float
 ) -> list[Subject]:
     """Verifies routes and captures their graphs; a route that fails has the reason in its row."""
     subjects = []
     for route in routes:
         subject = Subject(route, {"route": route.name, "variant": route.variant})
         subjects.append(subject)
-        if time.monotonic() > deadline:
-            subject.row["skipped"] = "out of time"
+        if route.exact is not None:
+            subject.row["operator"] = "another: products of windows, no convolution"
+        late = "out of time" if time.monotonic() > deadline else ""
+        if route.missing or late:
+            subject.row["skipped"] = route.missing or late
             continue
         try:
             subject.row |= verify(route, t, pass_, exact, limit)
@@ -117,9 +203,10 @@ def prepare(
                 sets = t.sets if cache == "cold" else 1
                 calls = max(1, min(MOST_CALLS, math.ceil(GRAPH_SECONDS / max(subject.seconds, 1e-6))))
                 calls = math.ceil(calls / sets) * sets
-                subject.graphs[cache] = (graph_or_launches(subject, calls, sets), calls)
+                subject.graphs[cache] = (graph_or_launches(subject, cache, calls, sets), calls)
         except torch.cuda.OutOfMemoryError as error:
             subject.graphs.clear()
+            subject.outputs.clear()
             subject.row["failed"] = f"{error}"[:300]
             torch.cuda.empty_cache()
         except Exception as error:  # every failure belongs in the table
@@ -129,19 +216,26 @@ def prepare(
     return subjects
 
 
-def graph_or_launches(subject: Subject, calls: int, sets: int) -> Callable[[], None]:
+def graph_or_launches(subject: Subject, cache: str, calls: int, sets: int) -> Callable[[], None]:
     """A graph's replay, or plain launches if the route can't be captured; the row says which."""
+    outputs = subject.outputs[cache] = deque(maxlen=sets)
+
+    def call(i: int) -> Any:
+        outputs.append(subject.route.run((i + 1) % sets))  # the last of all is of set 0, whose result is known
+        return outputs[-1]
+
     try:
-        replay = capture(subject.route.run, calls, sets)
+        replay = capture(call, calls, sets)
         subject.row["timed"] = "graph replays"
         return replay
     except RuntimeError as error:
         alive()
+        outputs.clear()  # of a capture that came to nothing
         subject.row["timed"] = f"launches, as it can't be captured: {error}"[:300]
 
     def launches() -> None:
         for i in range(calls):
-            subject.route.run(i % sets)
+            call(i)
 
     return launches
 
@@ -164,6 +258,7 @@ def measure(subjects: Sequence[Subject], deadline: float, most: int = ROUNDS) ->
                 continue  # a slow route takes part in few rounds, spread over all
             if time.monotonic() > deadline and timing.samples:
                 continue
+            subject.poison(cache)
             if subject.seconds * timing.calls < 20e-3:
                 replay()  # leaves the caches as it found them, and hides the launch of the one that is timed
             timing.samples.append(timed(replay) / timing.calls * 1e3)
@@ -174,29 +269,30 @@ def measure(subjects: Sequence[Subject], deadline: float, most: int = ROUNDS) ->
         subject.row[cache] |= {"samples": len(timing.samples), "calls": timing.calls}
 
 
-def derived(layer: Layer, numbers: str, row: dict[str, Any], plan: gpu_plan.Plan | None) -> None:
+def derived(layer: Layer, numbers: str, row: dict[str, Any], plans: Sequence[gpu_plan.Plan], passes: int) -> None:
     """Rates on the taps inside the image, and the model's prediction beside the measurement."""
-    if plan is not None:
-        row |= {"plan": asdict(plan), "predicted_us": roofline.cycles_us(plan.cycles)}
-    if "cold" in row:
-        seconds = row["cold"]["median_us"] * 1e-6
+    if plans:
+        row["predicted_us"] = roofline.cycles_us(sum(plan.cycles for plan in plans))
+    if len(plans) == 1:
+        row["plan"] = asdict(plans[0])
+    if "cold" in row and "operator" not in row:
+        seconds = row["cold"]["median_us"] * 1e-6 / passes
         row["clipped_tflops"] = float(f"{clipped_flop(layer) / seconds * 1e-12:.4g}")
         row["gb_per_s"] = float(f"{roofline.least_bytes(layer, NUMBERS[numbers].element) / seconds * 1e-9:.4g}")
-        if plan is not None:
+        if plans:
             row["measured_over_predicted"] = float(f"{row['cold']['median_us'] / row['predicted_us']:.3g}")
 
 
-def plan_of(layer: Layer, pass_: str, numbers: str, limits: gpu_plan.Limits, route: Route) -> gpu_plan.Plan | None:
-    """How one of our routes is launched, or None."""
+def plans_of(layer: Layer, pass_: str, numbers: str, limits: gpu_plan.Limits, route: Route) -> list[gpu_plan.Plan]:
+    """How one of our routes is launched, pass by pass; none for other routes."""
     if not route.name.startswith("ours"):
-        return None
-    what, nhwc = NUMBERS[numbers], route.name == "ours nhwc"
+        return []
+    what, passes = NUMBERS[numbers], PASSES if pass_ == TRAINING else (pass_,)
+    form: dict[str, Any] = {"channels_last": route.name == "ours nhwc", "precision": what.precision}
     try:
-        return gpu_plan.plan(
-            layer, pass_, what.dtype, limits, route.variant, channels_last=nhwc, precision=what.precision
-        )
+        return [gpu_plan.plan(layer, p, what.dtype, limits, route.variant, **form) for p in passes]
     except (gpu_plan.PlanError, gpu_plan.PlannerUnavailableError):
-        return None
+        return []
 
 
 def layer_pass(
@@ -205,19 +301,24 @@ def layer_pass(
     """All routes of one pass: first a result without cuDNN, whose search for plans may take too long, then all."""
     channels = sorted({0, layer.c // 2, layer.c - 1})
     images = sorted({0, layer.n // 2, layer.n - 1})
-    exact = {"channels": channels, "images": images, "value": reference(t, pass_, channels, images)}
+    values = {part: reference(t, part, channels, images) for part in parts_of(pass_)}
+    exact, limit = Exact(channels, images, values), NUMBERS[numbers].error
+    other = of_another_size(layer, numbers)
     limits = gpu_plan.device_limits()
     ours = our_routes(t, pass_, every_variant=not options.heuristics, nhwc=not (options.quick or options.heuristics))
     theirs = their_routes(t, pass_, benchmark=not options.heuristics, native=not options.heuristics)
+    theirs += gpu_rivals.routes(t, pass_, options.rivals)
     subjects: list[Subject] = []
     # PyTorch's own kernel goes first: it is the witness that the others are compared with.
     for routes, rounds in (([*theirs[:1], *ours], MIN_ROUNDS), (theirs[1:], ROUNDS)):
-        subjects += prepare(routes, t, pass_, exact, NUMBERS[numbers].error, deadline)
+        subjects += prepare(routes, t, pass_, exact, limit, deadline)
         measure(subjects, deadline, rounds)
         for subject in subjects:
             if rounds == ROUNDS:
+                verify_again(subject, other, pass_, exact, limit)
                 prove(subject)
-            derived(layer, numbers, subject.row, plan_of(layer, pass_, numbers, limits, subject.route))
+            plans = plans_of(layer, pass_, numbers, limits, subject.route)
+            derived(layer, numbers, subject.row, plans, len(PASSES) if pass_ == TRAINING else 1)
         result = {
             "layer": layer.name,
             **asdict(layer),
@@ -234,7 +335,7 @@ def layer_pass(
 
 def summarize(result: dict[str, Any]) -> dict[str, Any]:
     """Ours beside the best of the others, cold."""
-    timed_rows = [row for row in result["rows"] if "cold" in row]
+    timed_rows = [row for row in result["rows"] if "cold" in row and "operator" not in row]
     ours = {r["route"]: r["cold"]["median_us"] for r in timed_rows if r["route"].startswith("ours")}
     others = {r["route"]: r["cold"]["median_us"] for r in timed_rows if not r["route"].startswith("ours")}
     named = {name: us for name, us in ours.items() if name not in ("ours auto", "ours nhwc")}
@@ -253,7 +354,8 @@ def summarize(result: dict[str, Any]) -> dict[str, Any]:
             summary["faster_than_best_other"] = float(f"{others[best] / ours['ours auto']:.3g}")
         if "torch nchw" in others and "ours auto" in ours:
             summary["faster_than_torch_nchw"] = float(f"{others['torch nchw'] / ours['ours auto']:.3g}")
-    return summary
+    another = {r["route"]: r["cold"]["median_us"] for r in result["rows"] if "cold" in r and "operator" in r}
+    return summary | ({"another_operator_us": another} if another else {})
 
 
 def broken(result: dict[str, Any]) -> list[str]:
@@ -276,6 +378,8 @@ def line(result: dict[str, Any]) -> str:
         text += f"  {s['best_other']} {s['best_other_us']:g}"
     if "faster_than_best_other" in s:
         text += f"  {s['faster_than_best_other']:g}x"
+    for name, us in s.get("another_operator_us", {}).items():
+        text += f"  {name} {us:g}"
     return text + (f"  FAILED: {', '.join(s['failed'])}" if s["failed"] else "")
 
 
@@ -328,9 +432,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Command line."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu_table", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--group", choices=list(GROUPS), default="main")
-    parser.add_argument("--passes", nargs="+", choices=PASSES, default=list(PASSES[:2]))
+    parser.add_argument("--passes", nargs="+", choices=(*PASSES, TRAINING), default=list(PASSES[:2]))
     parser.add_argument("--numbers", nargs="+", choices=list(NUMBERS), default=["bfloat16"])
     parser.add_argument("--heuristics", action="store_true", help="cuDNN's first choice instead of its best plan")
+    parser.add_argument("--rivals", nargs="+", choices=list(gpu_rivals.KINDS), default=[], help="see gpu_rivals.py")
     parser.add_argument("--quick", action="store_true", help="leave out the less important routes")
     parser.add_argument("--seconds", type=float, default=120.0, help="start nothing new after this long")
     parser.add_argument("--output", type=Path, required=True)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from replknet_ext.models import ARCHS, RepLKNetConfig
 
 PASSES = ("fwd", "bwd_input", "bwd_weight")
+TRAINING = "fwd+bwd"  # all three as one, through autograd: what the table measures beside `PASSES`
 
 
 @dataclass(frozen=True)
@@ -71,6 +72,10 @@ GROUPS: dict[str, list[Layer]] = {
     "XL at 384": stages(16, ARCHS["XL"], 384),
     "stripes": [Layer(64, 124, 56, 56, 51, 5), Layer(64, 124, 56, 56, 5, 51)],
     "XL at 320": stages(16, ARCHS["XL"], 320),
+    # What NVIDIA publishes of its fused FFT convolution: filters of twice the map, less one
+    "powers of two": [square(8, 768, size, 2 * size - 1) for size in (16, 32, 64)],
+    # What WBMM (arXiv 2607.02097) replaces by products inside windows: gpu_rivals.py
+    "windows": [square(64, 128, 56, 13), K56],
 }
 
 

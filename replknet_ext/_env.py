@@ -11,6 +11,7 @@ VARIABLES: dict[str, str] = {
     "CPU_ISA": "base | avx2 | avx512: highest instruction set the CPU kernels may use (read once, by the extension)",
     "CACHE": "folder of measured choices (default: replknet_ext in $XDG_CACHE_HOME or ~/.cache)",
     "AUTOTUNE": "1: measure the kernels of each new problem on its first call, and keep the fastest",
+    "NCHW_GEMM": "1: 1x1 convolutions of fully merged models multiply NCHW maps on a GPU (unmeasured)",
     "SKIP_EXT": "1: install without the compiled extension: Triton on GPUs, torch elsewhere (read by setup.py)",
     "SKIP_CUDA": "1: build the extension without CUDA kernels (read by setup.py)",
     "FORCE_CUDA": "1: fail the build if no CUDA toolkit is found (read by setup.py)",

@@ -17,10 +17,10 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map
-from torch.utils.flop_counter import register_flop_formula
 
 from .. import _ext
 from ..choices import query
+from . import flops
 from .derivatives import (
     Options,
     Passes,
@@ -285,27 +285,4 @@ for _name, _run in zip(SCHEMAS, RAW, strict=True):
     _register_vmap(_name, vmap_bwd_weight if "weight" in _name else vmap_conv, _run)
 
 
-# ---- FLOP counts: two per multiply-add of the nominal taps, as torch counts conv2d ----
-
-
-@register_flop_formula(torch.ops.replknet_ext.dwconv2d)
-def _fwd_flops(x: Sequence[int], weight: Sequence[int], *args: Any, out_shape: Any = None, **kwargs: Any) -> int:
-    n, c, height, width = map(int, out_shape)
-    return 2 * n * c * height * width * weight[2] * weight[3]
-
-
-@register_flop_formula(torch.ops.replknet_ext.dwconv2d_backward_input)
-def _bwd_input_flops(grad: Sequence[int], weight: Sequence[int], *args: Any, out_shape: Any = None, **kw: Any) -> int:
-    n, c, height, width = grad
-    return 2 * n * c * height * width * weight[2] * weight[3]
-
-
-@register_flop_formula(torch.ops.replknet_ext.dwconv2d_backward_weight)
-def _bwd_weight_flops(grad: Sequence[int], x: Sequence[int], *args: Any, out_shape: Any = None, **kw: Any) -> int:
-    n, c, height, width = grad
-    return 2 * n * c * height * width * int(out_shape[2]) * int(out_shape[3])
-
-
-@register_flop_formula(torch.ops.replknet_ext.dwconv2d_backward_weight_bias)
-def _bwd_weight_bias_flops(grad: Sequence[int], x: Sequence[int], *args: Any, out_shape: Any = None, **kw: Any) -> int:
-    return _bwd_weight_flops(grad, x, out_shape=out_shape[0])
+flops.register()

@@ -112,3 +112,14 @@ def test_periodic_a_is_the_matrix_that_its_descriptor_reads() -> None:
     read = flat[64 * (m // 8 + k // 8) + m % 8 * 8 + k % 8]
     a = torch.cat([torch.cat([blocks[i], blocks[i + 1]], 1) for i in range(8)])
     assert torch.equal(read, a)
+
+
+def test_a_layer_that_failed_is_passed_over() -> None:
+    """As the table writes it: its name and its reason alone."""
+    right = {**asdict(MAIN[0]), "pass": "fwd", "numbers": "bfloat16"}
+    right["rows"] = [
+        {"route": "ours one", "variant": 3, "cold": {"median_us": 2.0}},
+        {"route": "ours two", "variant": 4},
+    ]
+    found = fit.measured_rows(run_of([{"layer": "N1", "numbers": "bfloat16", "failed": "no memory"}, right]))
+    assert [(row.variant, row.us) for row in found] == [(3, 2.0)]

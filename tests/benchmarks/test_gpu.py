@@ -230,7 +230,7 @@ def test_out_of_time_skips_what_is_left(tmp_path: Path, monkeypatch: pytest.Monk
 def measure(tmp_path: Path) -> dict[str, Any]:
     options = argparse.Namespace(
         group="tiny", passes=list(PASSES), numbers=["bfloat16"], heuristics=False, quick=False, seconds=60.0,
-        output=tmp_path / "part.json",
+        rivals=[], output=tmp_path / "part.json",
     )  # fmt: skip
     gpu_table.run(options)
     found: dict[str, Any] = json.loads(options.output.read_text())

@@ -1,4 +1,4 @@
-"""The training step of the GPU benchmark without a GPU."""
+"""The steps of the GPU benchmark that are of whole networks, without a GPU."""
 
 from __future__ import annotations
 
@@ -14,8 +14,9 @@ from fake_cuda import CUDNN_KERNEL, NATIVE_KERNEL, OUR_KERNEL
 from models_common import SMALL
 from torch.autograd import DeviceType
 
-from benchmarks import gpu_routes, gpu_training
-from replknet_ext.models import RepLKNet
+from benchmarks import gpu_routes, gpu_training, pointwise
+from replknet_ext.models import ARCHS, RepLKNet
+from replknet_ext.models import pointwise as models_pointwise
 
 
 @pytest.mark.slow
@@ -72,3 +73,24 @@ def test_device_times_add_up_by_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
     times = gpu_routes.device_times(lambda: None)
     assert list(times.values()) == [5.0, 5.0]
     assert [gpu_routes.is_ours(name) for name in times] == [True, False]
+
+
+@pytest.mark.usefixtures("fake_cuda")
+def test_pointwise_products(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every 1x1 layer with the switch off and on, each checked; what a forward is made of is counted."""
+    monkeypatch.setattr(pointwise, "layers", lambda batch: [(2, 4 + i, 6, 5) for i in range(12)])
+    monkeypatch.setattr(pointwise, "timed", lambda run: run() is None or 2e-3)
+    monkeypatch.setattr(pointwise, "capture", lambda run, calls, sets: lambda: run(0) is None)
+    output = tmp_path / "part.json"
+    assert pointwise.main(["--device", "cuda", "--output", str(output)]) == 0
+    found = json.loads(output.read_text())
+    assert [row["c_in"] for row in found["rows"]] == list(range(4, 16))
+    convolutions = 4 * sum(ARCHS["31B"].layers)
+    each = {name: found["rows"][0][name] for name in pointwise.FORMS}
+    assert found["forward_ms"] == pytest.approx({n: convolutions * us * 1e-3 for n, us in each.items()}, abs=1e-3)
+    assert not models_pointwise.NCHW_GEMM_ON
+    monkeypatch.setattr(models_pointwise, "_gemm", lambda x, weight, bias: x.new_zeros(2, 6, 5, 5))
+    assert pointwise.main(["--device", "cuda", "--output", str(output)]) == 1
+    assert "NCHW gemm: relative error" in json.loads(output.read_text())["failed"]
+    assert pointwise.main(["--device", "cuda", "--output", str(output), "--seconds", "-1"]) == 1
+    assert "out of time" in json.loads(output.read_text())["failed"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
+from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
@@ -20,6 +21,7 @@ OUR_KERNEL = (
     "(replknet_ext::cuda::ToeplitzFwdArgs)"
 )
 CUDNN_KERNEL = "sm80_xmma_fprop_implicit_gemm_bf16bf16_bf16f32"
+OTHER_KERNEL = "regular_fft_c2r<64u, EPT<8u>>"
 
 
 class FakeEvent:
@@ -67,6 +69,7 @@ def fake_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gpu_routes, "DEVICE", "cpu")
     monkeypatch.setitem(GROUPS, "tiny", [TINY])
     monkeypatch.setattr(gpu_table, "ROUNDS", 4)
+    monkeypatch.setattr(gpu_table, "GRAPH_SECONDS", 1e-6)
     monkeypatch.setattr(torch.backends.cudnn, "benchmark", False)
 
     original = gpu_routes._ours  # the CPU has no variants: all run as one
@@ -78,6 +81,15 @@ def fake_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
         with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
             run()
         keys = {event.key for event in profile.key_averages()}
-        return [OUR_KERNEL if any(key.startswith("replknet_ext::") for key in keys) else NATIVE_KERNEL]
+        if any(key.startswith("replknet_ext::") for key in keys):
+            return [OUR_KERNEL]
+        return [OTHER_KERNEL if keys & {"aten::bmm", "aten::fft_irfft2"} else NATIVE_KERNEL]
 
     monkeypatch.setattr(gpu_table, "kernels_of", kernels_of)
+
+    def capture(run: Callable[[int], Any], calls: int, sets: int) -> Callable[[], None]:
+        captured(run, calls, sets)
+        return lambda: [run(i % sets) for i in range(calls)] and None
+
+    captured = gpu_table.capture
+    monkeypatch.setattr(gpu_table, "capture", capture)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+import runpy
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from replknet_ext import HAS_EXT
-from replknet_ext.models import ConvFFN, RepLKBlock, RepLKNet, RepLKNetConfig, reparameterize
+from replknet_ext.models import ConvFFN, RepLKBlock, RepLKNet, RepLKNetConfig, pointwise, reparameterize
 from replknet_ext.models.pointwise import PointwiseConv2d
 
 
@@ -282,7 +283,11 @@ def test_on_meta_and_in_inference_mode():
 
 
 @pytest.mark.parametrize("channels_last", [False, True])
-def test_compiles_exports_and_traces(channels_last):
+@pytest.mark.parametrize("product", [False, True])
+def test_compiles_exports_and_traces(channels_last, product, monkeypatch):
+    """Whatever runs eagerly: graphs for other programs hold plain convolutions."""
+    if product:
+        monkeypatch.setattr(pointwise, "NCHW_GEMM_ON", ("cpu",))
     config = RepLKNetConfig([9], [1], [4], small_kernel=3, stem_strides=[2, 1])
     model = randomize(RepLKNet(config, num_classes=3)).eval().switch_to_deploy("full")
     x = torch.randn(2, 3, 12, 12)
@@ -294,8 +299,12 @@ def test_compiles_exports_and_traces(channels_last):
         torch.compile(model, fullgraph=True, backend="aot_eager"),
         exported.module(),
         torch.fx.symbolic_trace(model),
+        torch.jit.script(model),
     ):
         assert relative_error(variant(x), expected) < 1e-5
+    with Calls() as calls:
+        model(x)
+    assert sum("baddbmm" in name for name in calls.names) == (5 if product and not channels_last else 0)
     targets = [str(node.target) for node in exported.graph.nodes]
     assert not any("linear" in target for target in targets[:-3])  # exporters find plain convolutions
     assert sum(target == "aten.conv2d.default" for target in targets) >= 6
@@ -320,9 +329,45 @@ def test_pointwise():
         (wanted,) = torch.autograd.grad(plain(arranged).square().sum(), arranged)
         torch.testing.assert_close(grad, wanted)
     assert conv(x[0]).shape == (7, 6, 4)  # unbatched
+    assert not pointwise.NCHW_GEMM_ON, "off by default"
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert conv(x.contiguous(memory_format=torch.channels_last)).dtype == torch.bfloat16
     for other in (nn.Conv2d(4, 4, 1, groups=4), nn.Conv2d(4, 4, 3), nn.Conv2d(4, 4, 1, stride=2), nn.Linear(2, 2)):
         kind = type(other)
         PointwiseConv2d.adopt(other)
         assert type(other) is kind
+
+
+@pytest.mark.parametrize("bias", [False, True])
+def test_pointwise_as_a_product_of_nchw_maps(bias, monkeypatch):
+    """What `REPLKNET_EXT_NCHW_GEMM=1` does on a GPU: values, gradients and dtypes are those of the convolution."""
+    monkeypatch.setattr(pointwise, "NCHW_GEMM_ON", ("cpu",))
+    conv = nn.Conv2d(5, 7, 1, bias=bias).double()
+    plain, x = copy.deepcopy(conv), torch.randn(3, 5, 6, 4).double().requires_grad_()
+    PointwiseConv2d.adopt(conv)
+    results = []
+    for layer in (conv, plain):
+        with Calls() as calls:
+            out = layer(x)
+        assert any(("baddbmm" if bias else "bmm") in name for name in calls.names) is (layer is conv), calls.names
+        assert out.is_contiguous()
+        first = torch.autograd.grad(out.square().sum(), (x, *layer.parameters()), create_graph=True)
+        second = torch.autograd.grad(first[0].square().sum(), (x, *layer.parameters()), materialize_grads=True)
+        results.append((out, *first, *second))
+    torch.testing.assert_close(results[0], results[1], rtol=1e-12, atol=1e-12)
+    conv.float()
+    image = x.detach().float()
+    compiled = torch.compile(conv, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(image), plain.float()(image))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert conv(image).dtype == torch.bfloat16
+        torch.testing.assert_close(conv(image).float(), plain(image).float(), rtol=2e-2, atol=2e-2)
+    assert conv(image[:0]).shape == (0, 7, 6, 4) and conv(image[0]).shape == (7, 6, 4)
+    for odd in (image.to(memory_format=torch.channels_last), image[:, :, ::2], image.mT):
+        torch.testing.assert_close(conv(odd), plain(odd))
+
+
+def test_the_variable_asks_for_products_on_gpus(monkeypatch):
+    for value, devices in (("1", ("cuda",)), ("0", ())):
+        monkeypatch.setenv("REPLKNET_EXT_NCHW_GEMM", value)
+        assert runpy.run_path(pointwise.__file__, run_name="replknet_ext.models.again")["NCHW_GEMM_ON"] == devices
