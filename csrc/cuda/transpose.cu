@@ -5,10 +5,12 @@
 // global memory or more, so that reads and writes are of whole sectors. A thread moves 16 bytes at a time where the rows
 // of that side start at multiples of 16 bytes, else one element, which are read and written by neighbouring lanes.
 //
-// Shared memory holds the tile by rows of words, an odd number of words apart: a word is an element of 4 or 8 bytes or
-// two elements of 2. Its 32 banks (for words of 8 bytes 16 of them, for half a warp) then meet no access twice: a warp
-// writes 4 rows x 8 vectors (bank: row + 4 vector, for 8 bytes row + 2 vector, and a constant) and reads, of words that
-// lie below each other, 4 groups of 8 rows x 8 words (2 bytes: 8 group + word) or 8 groups of 4 or 2 x 4 words.
+// Shared memory holds the tile by rows of words. A word is one element of 4 or 8 bytes, or two neighbours of 2 bytes. Rows
+// lie an odd number of words apart, so that no access meets a bank twice (of 32; for words of 8 bytes of 16 per half warp):
+// - writing, a warp covers 4 rows x 8 vectors; a word's bank is row + 4 vector + constant (8 bytes: row + 2 vector);
+// - reading, each lane takes the words below each other of one output vector. A warp covers 4 vectors of 8 rows x 8 words
+//   for 2 bytes (bank: 8 vector + word), else 8 vectors x 4 words (bank: 4 vector + word; 8 bytes: 2 vector + word).
+#include <algorithm>
 #include <type_traits>
 
 #include "../integers.h"
