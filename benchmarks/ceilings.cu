@@ -1,10 +1,15 @@
 // What a GPU gives at most, one resource at a time: products from registers (mma.sync in bf16 and tf32, wgmma), fused
 // multiply-adds, reads of the L2 cache by the size of their pieces, copies between the shared memories of a cluster,
-// launches. Built by gpu_ceilings.py as a shared library; each function launches one kernel and returns a CUDA error.
+// our transposes between memory formats, launches. Built by gpu_ceilings.py as a shared library; each function launches one kernel and returns a CUDA error.
 #include <cstdint>
 #include <cuda_runtime.h>
 
+#include "../csrc/cuda/transpose.cu"
 #include "wgmma.cuh"
+
+namespace replknet_ext::cuda {
+cudaError_t allow_shared(const void*) { return cudaSuccess; }  // transposes need no permission
+}  // namespace replknet_ext::cuda
 
 namespace {
 
@@ -288,6 +293,12 @@ extern "C" int dsmem_rates(int piece, int blocks, int rounds, long long* cycles,
   config.stream = static_cast<cudaStream_t>(stream), config.attrs = &cluster, config.numAttrs = 1;
   if (const auto error = cudaOccupancyMaxActiveClusters(most_clusters, dsmem_rate, &config)) return error;
   return cudaLaunchKernelEx(&config, dsmem_rate, piece, rounds, cycles);
+}
+
+// As replknet_ext::cuda::transpose.
+extern "C" int transposed(int element_bytes, int64_t matrices, int64_t rows, int64_t columns, const void* from, void* to,
+                          void* stream) {
+  return replknet_ext::cuda::transpose(from, to, matrices, rows, columns, element_bytes, stream);
 }
 
 // For the cost of a launch as a node of a graph: nothing, or a load and a store that depends on it.

@@ -82,11 +82,18 @@ def _per_sm(bytes_per_second: float, ceilings: Mapping[str, Any]) -> float:
     return float(bytes_per_second / (ceilings["multiprocessors"] * 1e6 * _clock_mhz(ceilings)))
 
 
+def _copy_share(ceilings: Mapping[str, Any]) -> float:
+    """The slower direction of our transposes of 16-bit numbers, of the bandwidth of plain copies."""
+    rates = [row["own_tb_per_s"] for name, row in ceilings["transposes"].items() if name.endswith("2 bytes")]
+    return float(min(rates) / ceilings["copy_tb_per_s"])
+
+
 #: Constant -> its value in the step `ceilings`, and the name of the measurement.
 SOURCES: dict[str, tuple[Callable[[Mapping[str, Any]], float], str]] = {
     "kClockMHz": (_clock_mhz, "clock during mma.sync from registers"),
     "kMmaCycles": (_mma_cycles, "mma.sync from registers, A fixed"),
     "kGlobalBytes": (lambda c: _per_sm(1e12 * c["copy_tb_per_s"], c), "copy bandwidth"),
+    "kCopyShare": (_copy_share, "transposes between NCHW and channels_last"),
     "kL2Bytes": (lambda c: float(c["l2_bytes_per_cycle"]["32"]), "reads of whole sectors from L2"),
 }
 

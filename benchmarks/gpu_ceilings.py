@@ -29,6 +29,8 @@ BLOCK = 256  # threads
 L2_BYTES = 16 << 20  # read again and again: it must fit into the near half of the cache
 #: Bytes of a piece in a cluster's all-to-all: of a stage of the planned wgmma kernel, and of one on mma.sync.
 CLUSTER_PIECES = (1792, 6272)
+#: Images, pixels and channels of the tensor that is copied between memory formats: larger than the L2 cache.
+COPIED = (256, 56 * 56, 128)
 #: What wgmma computes from each kind of descriptor, as ceilings.cu numbers them.
 VALUES = ("A from registers, B [n][k]", "A from registers, B [k][n]", "A and B from shared memory", "periodic A")
 
@@ -152,6 +154,25 @@ class Ceilings:
             }  # fmt: skip
         return rates
 
+    def transposes(self) -> dict[str, dict[str, float]]:
+        """TB/s read and written by copies between NCHW and channels_last: our kernel, and torch's `contiguous`."""
+        torch, rates = self.torch, {}
+        images, pixels, channels = COPIED
+        for size, dtype in ((2, torch.bfloat16), (4, torch.float32)):
+            for name, rows, columns in (("to NCHW", pixels, channels), ("to channels_last", channels, pixels)):
+                given = torch.empty(images, rows, columns, dtype=dtype, device="cuda").normal_()
+                to = torch.empty(images, columns, rows, dtype=dtype, device="cuda")
+                sizes = [ctypes.c_int64(number) for number in (images, rows, columns)]
+                own = _median(partial(self.call, "transposed", size, *sizes, given, to), 15)
+                if not torch.equal(to, given.mT):
+                    raise CeilingError(f"{name}, {size} bytes: not the transposed tensor")
+                by_torch = _median(partial(to.copy_, given.mT), 15)
+                moved = 2e-12 * size * images * pixels * channels
+                rates[f"{name}, {size} bytes"] = {
+                    "own_tb_per_s": round(moved / own, 3), "torch_tb_per_s": round(moved / by_torch, 3),
+                }  # fmt: skip
+        return rates
+
     def nodes(self) -> dict[str, float]:
         """Microseconds of a graph node that does nothing, and of one that waits for one load, in a chain of each."""
         from replknet_ext.tuning.measure import capture
@@ -211,6 +232,7 @@ PARTS: dict[str, Callable[[Ceilings], Any]] = {
     "registers_only": Ceilings.registers,
     "wgmma": Ceilings.wgmma,
     "l2_bytes_per_cycle": Ceilings.l2,
+    "transposes": Ceilings.transposes,
     "graph_node_us": Ceilings.nodes,
     "clusters": Ceilings.clusters,
 }

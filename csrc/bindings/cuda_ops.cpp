@@ -78,19 +78,49 @@ void launch(const cuda::LaunchPlan& plan, const Tensor& like, cuda::Tensors t) {
   STD_TORCH_CHECK(error == 0, "CUDA launch failed: ", cuda::error_message(error));
 }
 
+// Whether a tensor of four dimensions is dense in a memory format.
+bool is_dense(const Tensor& t, MemoryFormat format) {
+  const bool last = format == MemoryFormat::ChannelsLast;
+  int64_t step = 1;
+  for (const int d : {last ? 1 : 3, last ? 3 : 2, last ? 2 : 1, 0}) {
+    if (t.size(d) != 1 && t.stride(d) != step) return false;
+    step *= t.size(d);
+  }
+  return true;
+}
+
+// Between tensors of the same size, dense in the two memory formats; `last`: the source is channels_last.
+void transpose(const Tensor& from, Tensor& to, bool last) {
+  const int64_t pixels = from.size(2) * from.size(3), channels = from.size(1);
+  const int error = cuda::transpose(from.const_data_ptr(), to.mutable_data_ptr(), from.size(0), last ? pixels : channels,
+                                    last ? channels : pixels, static_cast<int>(from.element_size()),
+                                    current_stream(from.get_device_index()));
+  STD_TORCH_CHECK(error == 0, "CUDA launch failed: ", cuda::error_message(error));
+}
+
+// The tensor, or a copy of it, dense in a memory format. torch copies what is dense in neither.
+Tensor in_format(const Tensor& t, MemoryFormat format) {
+  const bool to_last = format == MemoryFormat::ChannelsLast;
+  const bool turned = is_dense(t, to_last ? MemoryFormat::Contiguous : MemoryFormat::ChannelsLast);
+  if (is_dense(t, format) || !turned) return torch::stable::contiguous(t, format);
+  Tensor copy = empty_like(t, {t.size(0), t.size(1), t.size(2), t.size(3)}, format);
+  transpose(t, copy, !to_last);
+  return copy;
+}
+
 Tensor run_fwd(const Problem& p, const Route& r, const Tensor& input, const Tensor& weight,
                const std::optional<Tensor>& bias) {
   Tensor output = empty_like(input, {p.n, p.c, p.ho, p.wo}, memory_format(p));
   if (p.n == 0) return output;
   const auto format = memory_format(r.plan->problem);
-  const Tensor x = torch::stable::contiguous(input, format), w = torch::stable::contiguous(weight);
+  const Tensor x = in_format(input, format), w = torch::stable::contiguous(weight);
   std::optional<Tensor> b;
   if (bias.has_value()) b = torch::stable::contiguous(*bias);
   Tensor y = r.copied ? empty_like(input, {p.n, p.c, p.ho, p.wo}, format) : output;
   cuda::Tensors t{x.const_data_ptr(), w.const_data_ptr(), b.has_value() ? b->const_data_ptr() : nullptr};
   t.out = y.mutable_data_ptr();
   launch(*r.plan, input, t);
-  if (r.copied) torch::stable::copy_(output, y);
+  if (r.copied) transpose(y, output, false);
   return output;
 }
 
@@ -100,7 +130,7 @@ std::tuple<Tensor, Tensor> run_bwd_weight(const Problem& p, const Route& r, cons
   Tensor grad_bias = with_bias ? empty_like(input, {p.c}, MemoryFormat::Contiguous) : grad_weight;
   if (p.n == 0) return {torch::stable::zero_(grad_weight), torch::stable::zero_(grad_bias)};
   const auto format = memory_format(r.plan->problem);
-  const Tensor x = torch::stable::contiguous(input, format), g = torch::stable::contiguous(grad_output, format);
+  const Tensor x = in_format(input, format), g = in_format(grad_output, format);
   cuda::Tensors t{x.const_data_ptr()};
   t.grad = g.const_data_ptr();
   t.out = grad_weight.mutable_data_ptr();

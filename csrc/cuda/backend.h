@@ -90,4 +90,9 @@ struct Tensors {
 int launch(const LaunchPlan& plan, const Tensors& tensors, void* stream);
 const char* error_message(int error);
 
+// Copies matrices [rows][columns], which follow each other, into [columns][rows]: a tensor of channels_last into NCHW
+// where rows are the pixels of an image and columns its channels, and back the other way round. element_bytes: 2, 4 or 8.
+// Launches as `launch` does, and returns what it returns.
+int transpose(const void* from, void* to, int64_t matrices, int64_t rows, int64_t columns, int element_bytes, void* stream);
+
 }  // namespace replknet_ext::cuda

@@ -20,6 +20,7 @@ constexpr double kFmaPerCycle = 128;   // float32, of an SM
 constexpr double kStartCycles = 2500;  // launch, first loads, filter, barriers of a block
 constexpr double kSecondLaunch = 3500; // a launch that waits for the one before, and its loads
 constexpr double kExposed = 0.3;       // share of a block's waiting that the other blocks of its SM do not hide
+constexpr double kCopyShare = 0.85;    // of the bandwidth, that a tiled transpose reaches; a guess
 constexpr double kAlmost = 1 - 1e-9;   // of a bound that rounding must not lift above what it bounds
 
 // Tensor-core utilisation with w warps per SM: a single warp per scheduler sometimes waits for its own products.
@@ -71,9 +72,8 @@ inline double second_launch_cycles(const DeviceLimits& limits, double bytes) {
   return kSecondLaunch + 2 * bytes / (kGlobalBytes * limits.sms);
 }
 
-// Both large tensors into another memory format: a launch each; a strided copy coalesces on one side only.
+// Both large tensors into another memory format: a launch each (transpose.cu).
 inline double copy_cycles(const Problem& p, const DeviceLimits& limits) {
-  constexpr double kCopyShare = 0.6;  // of the bandwidth; a guess
   const double element = p.dtype == DType::f64 ? 8 : p.dtype == DType::f32 ? 4 : 2;
   const double moved = 2 * element * static_cast<double>(p.n * p.c) * static_cast<double>(p.h * p.w + p.ho * p.wo);
   return 2 * kSecondLaunch + moved / (kCopyShare * kGlobalBytes * limits.sms);

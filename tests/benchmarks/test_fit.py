@@ -17,10 +17,14 @@ from benchmarks.shapes import MAIN, SMALL_KERNEL
 from replknet_ext import _ext
 
 TRUTH = {"kClockMHz": 1600.0, "kMmaCycles": 5.9, "kGlobalBytes": 19.5, "kL2Bytes": 30.0,
-         "kStartCycles": 3600.0, "kSecondLaunch": 4800.0, "kExposed": 0.55}  # fmt: skip
+         "kStartCycles": 3600.0, "kSecondLaunch": 4800.0, "kExposed": 0.55, "kCopyShare": 0.8}  # fmt: skip
 CEILINGS = {
     "multiprocessors": 132,
     "copy_tb_per_s": 19.5 * 132 * 1600e6 * 1e-12,
+    "transposes": {
+        f"{way}, {size} bytes": {"own_tb_per_s": share * 19.5 * 132 * 1600e6 * 1e-12}
+        for way, size, share in (("to NCHW", 2, 0.8), ("to channels_last", 2, 0.9), ("to NCHW", 4, 0.7))
+    },
     "l2_bytes_per_cycle": {"32": 30.0, "16": 28.0, "4": 27.0},
     "registers_only": [
         {"unit": "mma bf16, A and B fixed", "cycles_per_mma": 4.0, "sm_ghz": 1.9},
@@ -98,7 +102,7 @@ def test_ceilings_ask_for_what_the_library_has() -> None:
     source = (ROOT / "benchmarks/ceilings.cu").read_text()
     python = Path(gpu_ceilings.__file__).read_text()
     exported = set(re.findall(r'extern "C" int (\w+)\(', source))
-    assert set(re.findall(r'"(\w+)", (?:kind|n|piece|loads)\b', python)) | {"dsmem_rates"} == exported
+    assert set(re.findall(r'"(\w+)", (?:kind|n|piece|loads|size)\b', python)) | {"dsmem_rates"} == exported
     assert [kind for _, kind, _ in gpu_ceilings.REGISTERS] == list(range(source.count("mma_rate<") - 2 + 1))
     for piece in gpu_ceilings.PIECES:
         assert f"l2_rate<{piece}>" in source

@@ -175,13 +175,13 @@ def test_channels_last_runs_in_its_own_format_or_on_copies_whatever_is_faster() 
         assert chosen.cycles == min(plan.cycles for plan in plans)
         copied[layer.name] = bool(chosen.copied)
         contiguous = gpu_plan.plan(layer)
-        # copies: two launches, and both tensors read and written at 0.6 of the bandwidth
+        # copies: two launches, and both tensors read and written at 0.85 of the bandwidth
         moved = 2 * 2 * 2 * layer.n * layer.c * layer.h * layer.w
-        on_copies = contiguous.cycles + 2 * 3500 + moved / (0.6 * 18 * 132)
+        on_copies = contiguous.cycles + 2 * 3500 + moved / (0.85 * 18 * 132)
         assert chosen.cycles <= on_copies * (1 + 1e-9)
         assert not chosen.copied or chosen.cycles == pytest.approx(on_copies)
     assert set(copied.values()) == {False, True}, copied
-    assert not copied[K56.name], "copies are predicted at 186 us, the kernel for channels_last at 159"
+    assert not copied[K28.name], "copies are predicted at 69 us, the kernel for channels_last at 59"
 
 
 @needs_planner

@@ -70,6 +70,11 @@ std::string launch(const py::dict& problem, const std::map<std::string, uint64_t
   return e ? rc::error_message(e) : "";
 }
 
+std::string transpose(uint64_t from, uint64_t to, int64_t matrices, int64_t rows, int64_t columns, int element_bytes) {
+  const int e = rc::transpose(pointer<void>(from), pointer<void>(to), matrices, rows, columns, element_bytes, nullptr);
+  return e ? rc::error_message(e) : "";
+}
+
 py::dict plan(const py::dict& problem, const std::array<int, 4>& limits, int variant) {
   rc::PlanHandle handle;
   const Problem q = to_problem(problem);
@@ -150,6 +155,7 @@ void watch(const std::string& name, uint64_t address, size_t bytes, size_t guard
 PYBIND11_MODULE(EMULATOR_MODULE, m) {
   m.attr("race_check") = emu::instrumented;
   m.def("launch", &launch);
+  m.def("transpose", &transpose);
   m.def("plan", &plan);
   m.def("supports", &supports);
   m.def("resident_blocks", &resident_blocks);

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstring>
 #include <sstream>
 #include <stdexcept>
 
@@ -82,6 +83,29 @@ void compare(const Case& c, const Tensor& got, const Values& want, const Values&
   if (wrong) v->error += " (" + std::to_string(wrong) + " of " + std::to_string(want.size()) + " wrong)";
 }
 
+// A tensor of channels_last to NCHW and back by the project's own transposes: "" or what is wrong.
+std::string turn(const Case& c, const Values& x, const std::vector<int64_t>& places) {
+  const Problem& p = c.p;
+  const int64_t count = p.n * p.c * p.h * p.w;
+  unwatch();
+  Tensor given, want, turned, back;
+  given.allocate(count, p.dtype, c.shift, "channels_last", false);
+  want.allocate(count, p.dtype, 0, "expected", false);
+  turned.allocate(count, p.dtype, 0, "NCHW", true);
+  back.allocate(count, p.dtype, c.shift, "back", true);
+  for (size_t i = 0; i < x.size(); ++i) given.set(places[i], x[i]), want.set(static_cast<int64_t>(i), x[i]);
+  options.seed = c.schedule;
+  const auto differ = [&](const Tensor& a, const Tensor& b) {
+    return std::memcmp(a.data, b.data, static_cast<size_t>(count * size_of(p.dtype))) != 0;
+  };
+  if (const int e = rc::transpose(given.data, turned.data, p.n, p.h * p.w, p.c, size_of(p.dtype), nullptr))
+    return std::string("transpose: ") + rc::error_message(e);
+  if (differ(turned, want)) return "transposed to NCHW wrongly";
+  if (const int e = rc::transpose(turned.data, back.data, p.n, p.c, p.h * p.w, size_of(p.dtype), nullptr))
+    return std::string("transpose: ") + rc::error_message(e);
+  return differ(back, given) ? "transposed to channels_last wrongly" : "";
+}
+
 }  // namespace
 
 Verdict run(const Case& c) {
@@ -138,6 +162,8 @@ Verdict run(const Case& c) {
     return at;
   };
   const auto in_places = places(p.h, p.w), out_places = places(p.ho, p.wo);
+  if (p.channels_last) v.error = turn(c, x, in_places);
+  if (!v.error.empty()) return v;
   unwatch();
   Tensor tx, tf, tbias, tout, tgrad_bias, workspace;
   tx.allocate(p.n * p.c * p.h * p.w, p.dtype, c.shift, "x", false);

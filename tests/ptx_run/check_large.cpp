@@ -71,6 +71,20 @@ Verdict run_large(const Case& c, int64_t sample) {
   const auto at = [&](int64_t n, int64_t ch, int64_t y, int64_t z, int64_t h, int64_t w) {
     return static_cast<uint64_t>(p.channels_last ? ((n * h + y) * w + z) * p.c + ch : ((n * p.c + ch) * h + y) * w + z);
   };
+  if (p.channels_last) {
+    LargeTensor turned(inputs, p.dtype, "NCHW", true, 5);
+    options.sample = sample;
+    const int error = rc::transpose(x.data, turned.data, p.n, p.h * p.w, p.c, size_of(p.dtype), nullptr);
+    options.sample = 0;
+    if (error) v.error = rc::error_message(error);
+    for (const auto& [place, thread] : watched("NCHW")->writers) {
+      const auto i = static_cast<int64_t>(2 * place) / size_of(p.dtype), plane = p.h * p.w, pixel = i % plane;
+      if (turned.view.get(i) != element(at(i / plane / p.c, i / plane % p.c, pixel / p.w, pixel % p.w, p.h, p.w), 1))
+        v.error = "transposed wrongly at " + std::to_string(i);
+    }
+    if (watched("NCHW")->writers.empty()) v.error = "no block has transposed anything";
+    if (!v.error.empty()) return v;
+  }
   const auto want = [&](int64_t i) {
     double sum = 0;
     const auto product = [&](int64_t n, int64_t ch, int64_t y, int64_t z, int64_t ky, int64_t kx, double by) {

@@ -74,4 +74,10 @@ BUGS = {
     "no barrier between the stages of a ring": Bug(
         "toeplitz_ring/ring.cuh", "__syncthreads();  // the stage has", "// the stage has",
         "toeplitz_ring/f16.cu", "ring_3x"),
+    "no barrier of a transpose": Bug(
+        "transpose.cu", "    __syncthreads();\n    if (a.vectors_out)", "    if (a.vectors_out)", "transpose.cu",
+        "stencil_3"),
+    "16 bytes of a misaligned tensor": Bug(
+        "transpose.cu", "reinterpret_cast<uintptr_t>(tensor) % 16 == 0 &&", "(void)tensor,", "transpose.cu",
+        "stencil_3"),
 }  # fmt: skip

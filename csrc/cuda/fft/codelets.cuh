@@ -156,6 +156,8 @@ __device__ __forceinline__ void dft(Complex (&v)[kN]) {
     dft_twiddled<4, 4, kSign>(v);
   } else if constexpr (kN == 6) {
     dft_coprime<2, 3, kSign>(v);
+  } else if constexpr (kN == 12) {
+    dft_coprime<4, 3, kSign>(v);
   } else if constexpr (kN == 10) {
     dft_coprime<2, 5, kSign>(v);
   } else {

@@ -28,6 +28,7 @@ int arithmetic(int n) {
     case 8: return 54;
     case 9: return 88;
     case 10: return 92;
+    case 12: return 104;
     case 16: return 160;
     default: return (n - 1) * (n - 1) + 5 * (n - 1);  // odd primes
   }

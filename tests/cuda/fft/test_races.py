@@ -57,11 +57,11 @@ def shared_memory(emulator: ModuleType, case: Case) -> tuple[int, int]:
 #: Extra wavefronts per access of shared memory, beside the two that 8 bytes per lane take: layouts of fft/variants.h
 #: are chosen for few, lengths of few items have some left.
 CONFLICTS = {"fft_14": 0.5, "fft_20": 0.65, "fft_28": 0.7, "fft_36": 0.65, "fft_42": 0.65, "fft_56": 0.6,
-             "fft_63": 0.65, "fft_72": 0.55, "fft_90": 0.4, "fft_112": 0.4, "fft_144": 0.35,
+             "fft_63": 0.65, "fft_72": 0.55, "fft_90": 0.4, "fft_112": 0.4, "fft_132": 0.5, "fft_144": 0.35,
              "fft_176": 0.3}  # fmt: skip
 PLANES = {"fft_14": (7, 13), "fft_20": (12, 13), "fft_28": (14, 27), "fft_36": (20, 27), "fft_42": (28, 29),
           "fft_56": (40, 29), "fft_63": (48, 29), "fft_72": (56, 31), "fft_90": (80, 19), "fft_112": (96, 31),
-          "fft_144": (128, 31), "fft_176": (128, 63)}  # fmt: skip
+          "fft_132": (64, 127), "fft_144": (128, 31), "fft_176": (128, 63)}  # fmt: skip
 
 
 @pytest.mark.parametrize("pass_", PASSES)

@@ -299,3 +299,17 @@ def test_layers_of_the_papers_get_the_shortest_length(plain: ModuleType, size: i
     for pass_ in PASSES:
         problem = fft(64, 128, size, size, k=k, pass_=pass_).problem()
         assert plain.plan(problem, H200, -1)["name"] == name
+
+
+@pytest.mark.parametrize("pass_", PASSES)
+def test_a_map_of_64_with_a_filter_of_127(plain: ModuleType, pass_: str) -> None:
+    """It needs 128 points; the length of 132 leaves room for two blocks on an SM of an H200 in fwd."""
+    large = fft(8, 768, 64, 64, k=127, pass_=pass_, dtype="bfloat16")
+    plan = plain.plan(large.problem(), H200, -1)
+    assert plan["name"] == "fft_132" and plan["blocks_per_sm"] == (2 if pass_ == "fwd" else 1)
+    number = plain.variants(pass_).index("fft_132")
+    case = large.but(n=2, c=1, dtype="float32", variant=number)
+    inputs = harness.random_inputs(case)
+    got, want = harness.run(plain, case, inputs)["out"].double(), harness.reference(case, inputs)["out"]
+    assert (got - want).norm() <= 1e-6 * want.norm()
+    assert (got - want).abs().max() <= 1e-6 * want.abs().amax((-1, -2)).min()
