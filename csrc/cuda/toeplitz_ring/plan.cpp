@@ -22,7 +22,7 @@ class Candidate {
     chunk_tiles_ = v.whole ? 1 : ceil_div(c.out, v.chunks);
     const int64_t table_rows = r_.table_rows;
     shared_ = table_bytes(table_rows, v.offsets) + kRingStages * v.groups * stage_bytes() +
-              std::max<int64_t>(filter_bytes(table_rows, v.offsets), warps_ * transpose_bytes(v.chunks));
+              std::max<int64_t>(filter_bytes(table_rows, v.offsets, v.line), warps_ * transpose_bytes(v.chunks));
   }
 
   bool runs() const {
@@ -71,7 +71,7 @@ class Candidate {
                 static_cast<double>(p_.c * chunk_tiles_ * ceil_div(groups(), static_cast<int64_t>(v_.groups)));
     out->cycles = cycles;
     out->details = {{{"row_groups", 1 << r_.split_log2}, {"block_groups", v_.groups}, {"turns", turns_}}};
-    set_spill(r_, c_, 1, v_.offsets, v_.chunks, v_.whole, out);
+    set_spill(r_, c_, v_.line, v_.offsets, v_.chunks, v_.whole, out);
   }
 
  private:
@@ -109,7 +109,7 @@ class Planner {
  public:
   using Plan = ToeplitzFwdPlan;
 
-  Planner(const Problem& p, const DeviceLimits& limits) : p_(p), limits_(limits), geometry_(p, 1) {}
+  Planner(const Problem& p, const DeviceLimits& limits) : p_(p), limits_(limits), geometry_{{p, 1}, {p, 2}} {}
 
   static int count(Pass pass) { return pass == Pass::fwd ? kToeplitzRingCount : 0; }
   static const char* name(Pass, int variant) { return kToeplitzRing[variant].name; }
@@ -122,16 +122,17 @@ class Planner {
   }
   const char* refuse(int variant) const {
     const ToeplitzRingVariant& v = kToeplitzRing[variant];
-    if (v.whole) return fits_width(v.offsets, v.chunks, geometry_.columns) ? nullptr : "the variant is for planes of another width";
-    return geometry_.columns.d_count <= v.offsets ? nullptr : "the filter is wider than the variant's";
+    if (v.whole) return fits_width(v.offsets, v.chunks, geometry(variant).columns) ? nullptr : "the variant is for planes of another width";
+    return geometry(variant).columns.d_count <= v.offsets ? nullptr : "the filter is wider than the variant's";
   }
   bool plan(int variant, ToeplitzFwdPlan* best) const {
     const ToeplitzRingVariant& v = kToeplitzRing[variant];
     bool found = false;
-    for (int i = 0; i < geometry_.row_count; ++i) {
-      const Rows& r = geometry_.rows[i];
+    const Geometry& geometry = this->geometry(variant);
+    for (int i = 0; i < geometry.row_count; ++i) {
+      const Rows& r = geometry.rows[i];
       each_split(static_cast<int>(ceil_div(slot_groups(p_, r), v.groups)), 1, [&](int turns) {
-        const Candidate candidate(p_, limits_, v, r, geometry_.columns, turns);
+        const Candidate candidate(p_, limits_, v, r, geometry.columns, turns);
         if (!candidate.runs()) return;
         found = true;
         if (const double cycles = candidate.cycles(); cycles < best->cycles) candidate.fill(cycles, best);
@@ -144,7 +145,9 @@ class Planner {
  private:
   Problem p_;
   const DeviceLimits& limits_;
-  Geometry geometry_;
+  const Geometry& geometry(int variant) const { return geometry_[kToeplitzRing[variant].line - 1]; }
+
+  Geometry geometry_[2];  // of 2x8 tiles, of 4x4
 };
 
 }  // namespace
