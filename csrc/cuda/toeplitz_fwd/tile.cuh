@@ -17,7 +17,7 @@ __device__ __forceinline__ void load_piece(unsigned char* dst, const uint16_t* s
     else ptx::store_shared(reinterpret_cast<uint4*>(dst), make_uint4(0, 0, 0, 0));
   } else if constexpr (kVec == 8) {
     if (columns > 0) ptx::cp_async<8>(dst, src);
-    else *reinterpret_cast<uint2*>(dst) = make_uint2(0, 0);
+    else ptx::store_shared8(reinterpret_cast<uint2*>(dst), make_uint2(0, 0));
   } else if constexpr (kVec == 4) {
     if (columns > 0) ptx::cp_async<4>(dst, src);
     else *reinterpret_cast<uint32_t*>(dst) = 0;
@@ -40,7 +40,7 @@ __device__ __forceinline__ void load_piece(unsigned char* dst, const uint16_t* s
 #pragma unroll
     for (int i = 0; i < kWords; ++i) v[i] = ptx::funnel_shift_right(v[i], v[i + 1], bits);
     if constexpr (kWords == 4) ptx::store_shared(reinterpret_cast<uint4*>(dst), make_uint4(v[0], v[1], v[2], v[3]));
-    else *reinterpret_cast<uint2*>(dst) = make_uint2(v[0], v[1]);
+    else ptx::store_shared8(reinterpret_cast<uint2*>(dst), make_uint2(v[0], v[1]));
   }
 }
 
