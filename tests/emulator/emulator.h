@@ -21,7 +21,7 @@
 // Static shared memory would escape the checks: a kernel that uses it does not compile.
 #define __shared__ static_shared_memory_is_not_checked_use_DYN_SMEM
 
-struct uint2 { unsigned x, y; };
+struct alignas(8) uint2 { unsigned x, y; };
 struct uint3 { unsigned x, y, z; };
 struct alignas(16) uint4 { unsigned x, y, z, w; };
 struct alignas(8) float2 { float x, y; };

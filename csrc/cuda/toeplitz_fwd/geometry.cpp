@@ -29,6 +29,12 @@ bool meet_rows(const Problem& p, int split_log2, Rows* best, int line) {
   return true;
 }
 
+Geometry::Geometry(const Problem& p, int line) : columns(meet_columns(p, 8 / line)) {
+  // Row groups waste rows at their seams, images that do not fill a group of 8 waste columns: count both.
+  for (int split = 0; split <= 3; ++split)
+    if (split == 0 || (p.n % 8 != 0 && p.n < 64)) row_count += meet_rows(p, split, &rows[row_count], line);
+}
+
 bool fits_width(int offsets, int chunks, const Columns& c) {
   const int needed = std::max(-c.d_first, c.d_first + c.d_count - 1);
   return c.in == chunks && c.out == chunks && needed == std::min(offsets / 2, chunks - 1);
@@ -50,6 +56,15 @@ void set_problem(const Problem& p, const Rows& r, const Columns& c, ToeplitzFwdA
   a->split_log2 = r.split_log2, a->split_rows = r.split_rows, a->row_offset = r.row_offset;
   a->q_first = r.q_first, a->q_end = r.q_end, a->ky0 = r.ky0, a->shift = r.shift, a->table_rows = r.table_rows;
   a->d_first = c.d_first, a->pairs = r.pairs, a->chunks = c.out;
+}
+
+void set_spill(const Rows& r, const Columns& c, int line, int offsets, int chunks, bool whole, ToeplitzFwdPlan* plan) {
+  const ToeplitzFwdArgs& a = plan->args;
+  const int d_low = whole ? -std::min(offsets / 2, chunks - 1) : c.d_first, d_high = whole ? -d_low : c.d_first + offsets - 1;
+  const int rows = 2 * line, columns = 8 / line;  // of a pair, of a chunk
+  const int ky_low = r.ky0 - (rows - 1), ky_high = r.ky0 + rows * r.table_rows - 1;
+  plan->spill_rows = std::max({0, -ky_low, ky_high - a.kh + 1});
+  plan->spill_columns = std::max({0, columns * (1 - d_low) - 1 - a.pad_left, columns * (d_high + 1) + a.pad_left - a.kw});
 }
 
 }  // namespace replknet_ext::cuda

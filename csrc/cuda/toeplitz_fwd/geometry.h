@@ -4,7 +4,7 @@
 #include <algorithm>
 
 #include "../columns.h"
-#include "args.h"
+#include "plan.h"
 
 namespace replknet_ext::cuda {
 
@@ -15,6 +15,17 @@ struct Rows {  // how row pairs meet, see ToeplitzFwdArgs
 
 // Slots are images (split_log2 0) or row groups. False if half as many row groups would do.
 bool meet_rows(const Problem& p, int split_log2, Rows* best, int line = 1);
+
+// The rows and columns of a problem for tiles of one kind.
+struct Geometry {
+  Geometry(const Problem& p, int line);
+  Rows rows[4];  // of each number of row groups that may pay
+  int row_count = 0;
+  Columns columns;
+};
+
+// Groups of 8 slots of the whole batch.
+inline int64_t slot_groups(const Problem& p, const Rows& r) { return ((p.n << r.split_log2) + 7) / 8; }
 
 // Cycles of a row of fragments: shared memory traffic of its loads and its store.
 constexpr double kTableCycles = 10;
@@ -42,5 +53,8 @@ int products_per_meeting(int offsets, int chunks, bool whole);
 
 // The arguments that say what the problem is and how its rows and columns meet.
 void set_problem(const Problem& p, const Rows& r, const Columns& c, ToeplitzFwdArgs* a);
+
+// Rows and columns that NaN spreads to: taps outside the filter of the first and last fragments, of `offsets` chunk offsets.
+void set_spill(const Rows& r, const Columns& c, int line, int offsets, int chunks, bool whole, ToeplitzFwdPlan* plan);
 
 }  // namespace replknet_ext::cuda

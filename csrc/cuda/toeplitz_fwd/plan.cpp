@@ -3,6 +3,7 @@
 #include "../family.h"
 #include "../model.h"
 #include "geometry.h"
+#include "sizes.h"
 #include "variants.h"
 
 namespace replknet_ext::cuda {
@@ -10,15 +11,6 @@ namespace {
 
 // A further channel of a staged block: its filter and three barriers.
 constexpr double kChannelCycles = 800;
-
-// The tile sizes of toeplitz_fwd/tile.cuh and toeplitz_fwd/staged_tile.cuh, which this file must not include: it is compiled
-// without CUDA.
-int transpose_bytes(int chunks) { return 8 * (2 * chunks + 1) * 16; }
-int filter_bytes(bool is_float, int table_rows, int offsets, int line) {
-  const int rows = 2 * line * (table_rows + 1) - 1;
-  if (line == 2) return 2 * (ceil_div(rows * (4 * offsets + (offsets == 7 ? 12 : 4)), 64) * 64 + 8) * 2;
-  return is_float ? rows * (8 * offsets + 8) * 4 : 2 * rows * (8 * offsets + (offsets == 7 ? 24 : 8)) * 2;
-}
 
 struct Tile {
   int pairs, chunks, groups, part_rows;
@@ -50,9 +42,10 @@ class Candidate {
     // outputs take the place of the input
     if (staged_) units = std::max<int64_t>(units, static_cast<int64_t>(t.pairs) * columns_ * v.chunks);
     plane_ = units * unit_bytes();
-    const int filter = filter_bytes(is_float_, t.part_rows, v.offsets, v.line);
-    shared_ = t.part_rows * fragment_row_bytes() + t.channels * t.groups * plane_ +
-              (staged_ ? filter : std::max(filter, warps_ * transpose_bytes(v.chunks)));
+    const int64_t part_rows = t.part_rows;
+    const int64_t filter = is_float_ ? float_filter_bytes(part_rows, v.offsets) : filter_bytes(part_rows, v.offsets, v.line);
+    shared_ = table_bytes(part_rows, v.offsets) * halves() + t.channels * t.groups * plane_ +
+              (staged_ ? filter : std::max<int64_t>(filter, warps_ * transpose_bytes(v.chunks)));
   }
 
   bool runs() const {
@@ -129,20 +122,13 @@ class Candidate {
                      {"block_pairs", t_.pairs},
                      {"block_chunks", a.block_chunks},
                      {"block_groups", t_.groups}}};
-    // taps of the first and last fragments that lie outside the filter
-    const int d_low = v_.whole ? -std::min(v_.offsets / 2, v_.chunks - 1) : c_.d_first;
-    const int d_high = v_.whole ? -d_low : c_.d_first + parts_along_ * v_.offsets - 1;
-    const int rows = 2 * v_.line, columns = 8 / v_.line;
-    const int ky_low = r_.ky0 - (rows - 1), ky_high = r_.ky0 + rows * r_.table_rows - 1;
-    out->spill_rows = std::max({0, -ky_low, ky_high - a.kh + 1});
-    out->spill_columns = std::max(
-        {0, columns * (1 - d_low) - 1 - a.pad_left, columns * (d_high + 1) + a.pad_left - a.kw});
+    set_spill(r_, c_, v_.line, v_.offsets * parts_along_, v_.chunks, v_.whole, out);
   }
 
  private:
   int pair_tiles() const { return ceil_div(r_.pairs, t_.pairs); }
   int chunk_tiles() const { return v_.whole ? 1 : ceil_div(c_.out, t_.chunks); }
-  int64_t groups() const { return ((p_.n << r_.split_log2) + 7) / 8; }
+  int64_t groups() const { return slot_groups(p_, r_); }
   int64_t group_tiles() const { return ceil_div(groups(), static_cast<int64_t>(t_.groups) * t_.turns); }
   int64_t blocks() const { return ceil_div(p_.c, t_.channels) * group_tiles() * pair_tiles() * chunk_tiles(); }
   int resident_of() const {
@@ -151,7 +137,6 @@ class Candidate {
   }
   int halves() const { return is_float_ ? 2 : 1; }
   int unit_bytes() const { return 256 * halves(); }  // of a row pair and a chunk of 8 slots
-  int64_t fragment_row_bytes() const { return static_cast<int64_t>(v_.offsets) * halves() * 512; }
   // Bytes of the sectors of a channels_last tensor that pass for each byte wanted: an access has the largest power of 2
   // of channels, up to block_channels, that their number is a multiple of.
   double sector_waste() const {
@@ -192,13 +177,6 @@ const char* refuse_kind(const Problem& p, ToeplitzFwdKind kind) {
   return nullptr;
 }
 
-// The rows and columns of a problem for tiles of one kind.
-struct Geometry {
-  Rows rows[4];  // of each number of row groups
-  int row_count = 0;
-  Columns columns;
-};
-
 bool fits_width(const ToeplitzFwdVariant& v, const Columns& c) {
   return !v.whole || fits_width(v.offsets, v.chunks, c);
 }
@@ -218,7 +196,7 @@ bool plan_variant(const Problem& p, const DeviceLimits& limits, const ToeplitzFw
   const int most_channels = p.channels_last ? 8 : 1;
   for (int i = 0; i < geometry.row_count; ++i) {
     const Rows& r = geometry.rows[i];
-    const int64_t groups = ((p.n << r.split_log2) + 7) / 8;
+    const int64_t groups = slot_groups(p, r);
     each_split(r.pairs, v.pairs, [&](int pairs) {
       each_split(v.whole ? v.chunks : c.out, v.chunks, [&](int chunks) {
         const bool item_a_warp = ceil_div(pairs, v.pairs) * (v.whole ? 1 : ceil_div(chunks, v.chunks)) <= v.warps;
@@ -247,15 +225,8 @@ class Planner {
  public:
   using Plan = ToeplitzFwdPlan;
 
-  Planner(const Problem& p, const DeviceLimits& limits) : p_(p), limits_(limits) {
+  Planner(const Problem& p, const DeviceLimits& limits) : p_(p), limits_(limits), geometry_{{p, 1}, {p, 2}} {
     if (p.c == 1) p_.channels_last = false;  // the same memory
-    for (int line = 1; line <= 2; ++line) {
-      Geometry& g = geometry_[line - 1];
-      g.columns = meet_columns(p, 8 / line);
-      // Row groups waste rows at their seams, images that do not fill a group of 8 waste columns: count both.
-      for (int split = 0; split <= 3; ++split)
-        if (split == 0 || (p.n % 8 != 0 && p.n < 64)) g.row_count += meet_rows(p, split, &g.rows[g.row_count], line);
-    }
   }
 
   static int count(Pass pass) { return pass == Pass::fwd ? kToeplitzFwdCount : 0; }

@@ -24,11 +24,6 @@ struct ToeplitzFwdElement {
   }
 };
 
-__host__ __device__ constexpr int staged_filter_width(int offsets) { return 8 * offsets + 8; }
-__host__ __device__ constexpr int staged_filter_bytes(bool is_float, int table_rows, int offsets) {
-  return is_float ? (2 * table_rows + 1) * staged_filter_width(offsets) * 4 : filter_bytes(table_rows, offsets);
-}
-
 // v as hi + lo. Truncated where rounding would overflow, so that products of finite values by 1 are finite; of Inf and
 // NaN lo is NaN.
 __device__ __forceinline__ void split_bf16(float v, uint32_t* hi, uint32_t* lo) {
@@ -309,7 +304,7 @@ __device__ __forceinline__ void load_staged_filter(typename ToeplitzFwdElement<k
                                                    const ToeplitzFwdArgs& a, int channel, int ky_first, int kx_first,
                                                    int rows) {
   using Type = typename ToeplitzFwdElement<kMode>::Type;
-  constexpr int kWidth = ToeplitzFwdElement<kMode>::kFloat ? staged_filter_width(kOffsets) : filter_width(kOffsets);
+  constexpr int kWidth = ToeplitzFwdElement<kMode>::kFloat ? float_filter_width(kOffsets) : filter_width(kOffsets);
   const Type* w = reinterpret_cast<const Type*>(a.w) + static_cast<size_t>(channel) * a.kh * a.kw;
 #pragma unroll 2
   for (int i = threadIdx.x; i < rows * kWidth; i += blockDim.x) {
@@ -327,7 +322,7 @@ __device__ __forceinline__ void load_staged_filter(typename ToeplitzFwdElement<k
 // bf16x3: hi (half 0) or lo of build_table's pair
 template <ToeplitzFwdMode kMode, int kOffsets>
 __device__ __forceinline__ void build_float_table(uint4* table, const float* filter, int table_rows) {
-  constexpr int kWidth = staged_filter_width(kOffsets);
+  constexpr int kWidth = float_filter_width(kOffsets);
   const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, warps = blockDim.x >> 5;
   const int j = (kMode == ToeplitzFwdMode::tf32 ? lane & 3 : 2 * (lane & 3)) - (lane >> 2) + 7;
 #pragma unroll 1

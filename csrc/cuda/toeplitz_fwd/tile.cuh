@@ -1,31 +1,13 @@
 // Tile loaders and stores of the Toeplitz kernels: input rows, weight fragments, output rows.
 #pragma once
-#include "../../integers.h"
 #include "../activation.cuh"
 #include "../ptx.cuh"
 #include "args.h"
+#include "sizes.h"
 
 namespace replknet_ext::cuda {
 
 // line, here and below: rows of a line, see toeplitz_fwd.cuh.
-// Bytes of a warp's scratch for the output transpose.
-__host__ __device__ constexpr int transpose_bytes(int chunks) { return 8 * (2 * chunks + 1) * 16; }
-// The filter's two zero-bordered copies: their rows, the width of a row and how far they are apart, in elements. Width
-// and distance keep the rows and copies that a warp reads together in different banks.
-__host__ __device__ constexpr int filter_rows(int table_rows, int line = 1) { return 2 * line * (table_rows + 1) - 1; }
-__host__ __device__ constexpr int filter_width(int offsets, int line = 1) {
-  return line == 1 ? 8 * offsets + (offsets == 7 ? 24 : 8) : 4 * offsets + (offsets == 7 ? 12 : 4);
-}
-__host__ __device__ constexpr int filter_copy(int rows, int offsets, int line = 1) {
-  const int elements = rows * filter_width(offsets, line);
-  return line == 1 ? elements : ceil_div(elements, 64) * 64 + 8;
-}
-__host__ __device__ constexpr int filter_bytes(int table_rows, int offsets, int line = 1) {
-  return 2 * filter_copy(filter_rows(table_rows, line), offsets, line) * 2;
-}
-__host__ __device__ constexpr int table_bytes(int table_rows, int offsets) { return table_rows * offsets * 512; }
-__host__ __device__ constexpr int plane_bytes(int pairs, int chunks) { return pairs * chunks * 256; }
-
 // One lane's share of a row of a piece, kVec bytes by cp.async, or the whole row, of kColumns, where rows start anywhere
 // (kVec 2). columns = how many columns of the share exist (<= 0: none).
 template <int kVec, int kColumns = 8>
@@ -35,7 +17,7 @@ __device__ __forceinline__ void load_piece(unsigned char* dst, const uint16_t* s
     else ptx::store_shared(reinterpret_cast<uint4*>(dst), make_uint4(0, 0, 0, 0));
   } else if constexpr (kVec == 8) {
     if (columns > 0) ptx::cp_async<8>(dst, src);
-    else *reinterpret_cast<uint2*>(dst) = make_uint2(0, 0);
+    else ptx::store_shared8(reinterpret_cast<uint2*>(dst), make_uint2(0, 0));
   } else if constexpr (kVec == 4) {
     if (columns > 0) ptx::cp_async<4>(dst, src);
     else *reinterpret_cast<uint32_t*>(dst) = 0;
@@ -58,7 +40,7 @@ __device__ __forceinline__ void load_piece(unsigned char* dst, const uint16_t* s
 #pragma unroll
     for (int i = 0; i < kWords; ++i) v[i] = ptx::funnel_shift_right(v[i], v[i + 1], bits);
     if constexpr (kWords == 4) ptx::store_shared(reinterpret_cast<uint4*>(dst), make_uint4(v[0], v[1], v[2], v[3]));
-    else *reinterpret_cast<uint2*>(dst) = make_uint2(v[0], v[1]);
+    else ptx::store_shared8(reinterpret_cast<uint2*>(dst), make_uint2(v[0], v[1]));
   }
 }
 

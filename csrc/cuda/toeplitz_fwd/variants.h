@@ -30,8 +30,6 @@
   X("rt_3x6_t",    1, 3, 2, 1, 6,  false, true,  8, 2, 2)                                                           \
   X("rt_5x6_t",    1, 5, 2, 1, 6,  false, true,  8, 1, 1)                                                           \
   X("rt_5x7_w_p4", 1, 5, 4, 1, 7,  true,  true,  8, 1, 1)                                                           \
-  X("rt_5x7_w_g2", 1, 5, 2, 2, 7,  true,  true,  8, 1, 1)                                                           \
-  X("rt_5x4_w_g2", 1, 5, 2, 2, 4,  true,  true,  8, 1, 1)                                                           \
   X("rt_3x2_w_p4", 1, 3, 4, 1, 2,  true,  true,  8, 2, 2) /* 14 K27: half the shared memory traffic */              \
   X("rt_5x3_w_g2", 1, 5, 2, 2, 3,  true,  true,  8, 2, 2) /* 24 K27, likewise */                                    \
   X("rt_3x3_w",    1, 3, 2, 1, 3,  true,  true,  8, 2, 2) /* 24 K3 to K17 */                                        \

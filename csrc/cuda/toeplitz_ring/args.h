@@ -6,7 +6,7 @@
 
 namespace replknet_ext::cuda {
 
-// Input rows pass through this many stages of shared memory, each of this many row pairs.
+// Input rows pass through this many stages of shared memory, each of this many row pairs: 4 rows, in 4x4 tiles 8.
 constexpr int kRingStages = 4, kRingStagePairs = 2;
 
 // Warps of a block at most; with 128 registers per thread they fill an SM, as do two blocks of 8.

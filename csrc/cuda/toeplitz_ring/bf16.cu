@@ -4,8 +4,8 @@
 namespace replknet_ext::cuda {
 
 ToeplitzFwdKernel toeplitz_ring_bf16(int variant) {
-#define TOEPLITZ_KERNEL(name, offsets, pairs, groups, chunks, whole) \
-  toeplitz_ring_kernel<true, offsets, pairs, groups, chunks, whole>,
+#define TOEPLITZ_KERNEL(name, line, offsets, pairs, groups, chunks, whole) \
+  toeplitz_ring_kernel<true, line, offsets, pairs, groups, chunks, whole>,
   static constexpr ToeplitzFwdKernel kernels[] = {TOEPLITZ_RING_VARIANTS(TOEPLITZ_KERNEL)};
 #undef TOEPLITZ_KERNEL
   return kernels[variant];

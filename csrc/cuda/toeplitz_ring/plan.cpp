@@ -1,17 +1,12 @@
 #include "../family.h"
 #include "../model.h"
 #include "../toeplitz_fwd/geometry.h"
-#include "../toeplitz_fwd/plan.h"
+#include "../toeplitz_fwd/sizes.h"
 #include "args.h"
 #include "variants.h"
 
 namespace replknet_ext::cuda {
 namespace {
-
-// The sizes of toeplitz_fwd/tile.cuh, which this file must not include: it is compiled without CUDA.
-int64_t transpose_bytes(int chunks) { return 8 * (2 * chunks + 1) * 16; }
-int64_t filter_bytes(int64_t table_rows, int offsets) { return 2 * (2 * table_rows + 1) * (8 * offsets + 8) * 2; }
-int64_t table_bytes(int64_t table_rows, int offsets) { return table_rows * offsets * 512; }
 
 class Candidate {
  public:
@@ -25,8 +20,9 @@ class Candidate {
     warps_ = ceil_div(std::min(r_.table_rows, r_.pairs), v.pairs);
     in_chunks_ = v.whole ? v.chunks : v.chunks + v.offsets - 1;
     chunk_tiles_ = v.whole ? 1 : ceil_div(c.out, v.chunks);
-    shared_ = table_bytes(r_.table_rows, v.offsets) + kRingStages * v.groups * stage_bytes() +
-              std::max(filter_bytes(r_.table_rows, v.offsets), warps_ * transpose_bytes(v.chunks));
+    const int64_t table_rows = r_.table_rows;
+    shared_ = table_bytes(table_rows, v.offsets) + kRingStages * v.groups * stage_bytes() +
+              std::max<int64_t>(filter_bytes(table_rows, v.offsets, v.line), warps_ * transpose_bytes(v.chunks));
   }
 
   bool runs() const {
@@ -75,15 +71,11 @@ class Candidate {
                 static_cast<double>(p_.c * chunk_tiles_ * ceil_div(groups(), static_cast<int64_t>(v_.groups)));
     out->cycles = cycles;
     out->details = {{{"row_groups", 1 << r_.split_log2}, {"block_groups", v_.groups}, {"turns", turns_}}};
-    // taps of the first and last fragments that lie outside the filter
-    const int d_low = v_.whole ? -std::min(v_.offsets / 2, v_.chunks - 1) : c_.d_first;
-    const int d_high = v_.whole ? -d_low : c_.d_first + v_.offsets - 1;
-    out->spill_rows = std::max({0, 1 - r_.ky0, r_.ky0 + 2 * r_.table_rows - a.kh});
-    out->spill_columns = std::max({0, 7 - 8 * d_low - a.pad_left, 8 * d_high + 8 + a.pad_left - a.kw});
+    set_spill(r_, c_, v_.line, v_.offsets, v_.chunks, v_.whole, out);
   }
 
  private:
-  int64_t groups() const { return ((p_.n << r_.split_log2) + 7) / 8; }
+  int64_t groups() const { return slot_groups(p_, r_); }
   int64_t block_rows() const { return ceil_div(groups(), v_.groups * turns_); }  // of the grid
   int64_t blocks() const { return p_.c * chunk_tiles_ * block_rows(); }
   int64_t stage_bytes() const { return static_cast<int64_t>(kRingStagePairs) * in_chunks_ * 256; }
@@ -117,11 +109,7 @@ class Planner {
  public:
   using Plan = ToeplitzFwdPlan;
 
-  Planner(const Problem& p, const DeviceLimits& limits) : p_(p), limits_(limits), columns_(meet_columns(p)) {
-    // Row groups waste rows at their seams, images that do not fill a group of 8 waste columns: count both.
-    for (int split = 0; split <= 3; ++split)
-      if (split == 0 || (p.n % 8 != 0 && p.n < 64)) row_count_ += meet_rows(p, split, &rows_[row_count_]);
-  }
+  Planner(const Problem& p, const DeviceLimits& limits) : p_(p), limits_(limits), geometry_{{p, 1}, {p, 2}} {}
 
   static int count(Pass pass) { return pass == Pass::fwd ? kToeplitzRingCount : 0; }
   static const char* name(Pass, int variant) { return kToeplitzRing[variant].name; }
@@ -134,16 +122,17 @@ class Planner {
   }
   const char* refuse(int variant) const {
     const ToeplitzRingVariant& v = kToeplitzRing[variant];
-    if (v.whole) return fits_width(v.offsets, v.chunks, columns_) ? nullptr : "the variant is for planes of another width";
-    return columns_.d_count <= v.offsets ? nullptr : "the filter is wider than the variant's";
+    if (v.whole) return fits_width(v.offsets, v.chunks, geometry(variant).columns) ? nullptr : "the variant is for planes of another width";
+    return geometry(variant).columns.d_count <= v.offsets ? nullptr : "the filter is wider than the variant's";
   }
   bool plan(int variant, ToeplitzFwdPlan* best) const {
     const ToeplitzRingVariant& v = kToeplitzRing[variant];
     bool found = false;
-    for (int i = 0; i < row_count_; ++i) {
-      const int64_t groups = ((p_.n << rows_[i].split_log2) + 7) / 8;
-      each_split(static_cast<int>(ceil_div(groups, v.groups)), 1, [&](int turns) {
-        const Candidate candidate(p_, limits_, v, rows_[i], columns_, turns);
+    const Geometry& geometry = this->geometry(variant);
+    for (int i = 0; i < geometry.row_count; ++i) {
+      const Rows& r = geometry.rows[i];
+      each_split(static_cast<int>(ceil_div(slot_groups(p_, r), v.groups)), 1, [&](int turns) {
+        const Candidate candidate(p_, limits_, v, r, geometry.columns, turns);
         if (!candidate.runs()) return;
         found = true;
         if (const double cycles = candidate.cycles(); cycles < best->cycles) candidate.fill(cycles, best);
@@ -156,9 +145,9 @@ class Planner {
  private:
   Problem p_;
   const DeviceLimits& limits_;
-  Columns columns_;
-  Rows rows_[4];
-  int row_count_ = 0;
+  const Geometry& geometry(int variant) const { return geometry_[kToeplitzRing[variant].line - 1]; }
+
+  Geometry geometry_[2];  // of 2x8 tiles, of 4x4
 };
 
 }  // namespace

@@ -1,5 +1,6 @@
 // The schedule of the ring: which warp sums which pair of output rows when, and when input rows arrive. It knows nothing of
-// how products are made, so that it serves other product instructions.
+// how products are made, so that it serves other product instructions. A pair is whatever rows a product takes at once: 2
+// or, in 4x4 tiles, 4.
 //
 // Input row pairs q_first ... q_end - 1 of a group of slots stream by once, group after group. An output pair meets
 // table_rows of them in a row, so at most table_rows output pairs are in work at a time. The warps of a block own that many:

@@ -8,10 +8,10 @@
 
 namespace replknet_ext::cuda {
 
-// The products by mma.sync. A stage holds [group][pair][chunk][row of the pair][slot] x 16 bytes.
-template <bool kBf16, int kOffsets, int kOwnPairs, int kSlotGroups, int kChunks, bool kWhole>
+// The products by mma.sync. A stage holds [group][pair][chunk][line of the pair][slot] x 16 bytes.
+template <bool kBf16, int kLine, int kOffsets, int kOwnPairs, int kSlotGroups, int kChunks, bool kWhole>
 struct ToeplitzRingProduct {
-  static constexpr int kPairs = kOwnPairs, kGroups = kSlotGroups;
+  static constexpr int kPairs = kOwnPairs, kGroups = kSlotGroups, kColumns = 8 / kLine;  // columns of a chunk
   using Warp = ToeplitzFwdWarp<kBf16, kOffsets, kPairs, kGroups, kChunks, kWhole>;
 
   const ToeplitzFwdArgs& a;
@@ -27,12 +27,13 @@ struct ToeplitzRingProduct {
   __device__ __forceinline__ void prepare() {
     const int d_first = kWhole ? -(kOffsets / 2) : a.d_first;
     uint16_t* const filter = reinterpret_cast<uint16_t*>(place(kRingStages));
-    load_filter<kOffsets>(filter, a, channel, a.ky0 - 1, 8 * d_first - 7 + a.pad_left, 2 * a.table_rows + 1);
+    load_filter<kOffsets, kLine>(filter, a, channel, a.ky0 - 2 * kLine + 1, kColumns * (d_first - 1) + 1 + a.pad_left,
+                                 filter_rows(a.table_rows, kLine));
     __syncthreads();
-    build_table<kOffsets>(table(), filter, a.table_rows);
+    build_table<kOffsets, kLine>(table(), filter, a.table_rows);
   }
   __device__ __forceinline__ void fetch(int stage, int group, int q, int pairs) {
-    load_input<kWhole ? kChunks : 0>(place(stage), a, channel, group, q, pairs, chunk_low, Warp::kIn);
+    load_input<kWhole ? kChunks : 0, kLine>(place(stage), a, channel, group, q, pairs, chunk_low, Warp::kIn);
   }
   __device__ __forceinline__ void load(int stage, int pair) {
     t.load_b(place(stage) + pair * Warp::kIn * 256 + lane * 16, a.plane);
@@ -46,8 +47,8 @@ struct ToeplitzRingProduct {
     unsigned char* const scratch = place(kRingStages) + warp * transpose_bytes(kChunks);
 #pragma unroll
     for (int g = 0; g < kGroups; ++g) {
-      store_pair<kBf16, kChunks>(scratch, a, t.acc[g][i], bias, channel, group + g, pair, chunk0,
-                                 min(chunk0 + kChunks, a.chunks));
+      store_pair<kBf16, kChunks, kLine>(scratch, a, t.acc[g][i], bias, channel, group + g, pair, chunk0,
+                                        min(chunk0 + kChunks, a.chunks));
 #pragma unroll
       for (int c = 0; c < kChunks; ++c)
 #pragma unroll
@@ -56,12 +57,12 @@ struct ToeplitzRingProduct {
   }
 };
 
-template <bool kBf16, int kOffsets, int kPairs, int kGroups, int kChunks, bool kWhole>
+template <bool kBf16, int kLine, int kOffsets, int kPairs, int kGroups, int kChunks, bool kWhole>
 __global__ void __launch_bounds__(kRingWarps * 32, 1)
     toeplitz_ring_kernel(const __grid_constant__ ToeplitzFwdArgs a) {
   DYN_SMEM(smem);
   const int tile = kWhole ? 0 : static_cast<int>(blockIdx.x) % a.chunk_tiles;
-  ToeplitzRingProduct<kBf16, kOffsets, kPairs, kGroups, kChunks, kWhole> product{a};
+  ToeplitzRingProduct<kBf16, kLine, kOffsets, kPairs, kGroups, kChunks, kWhole> product{a};
   product.channel = kWhole ? static_cast<int>(blockIdx.x) : static_cast<int>(blockIdx.x) / a.chunk_tiles;
   product.warp = ptx::uniform(static_cast<int>(threadIdx.x >> 5)), product.lane = threadIdx.x & 31;
   product.chunk0 = tile * kChunks, product.chunk_low = kWhole ? 0 : product.chunk0 + a.d_first;

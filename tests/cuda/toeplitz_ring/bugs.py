@@ -6,7 +6,7 @@ from emulator_harness import Case
 from mutants import SMALLEST, Mutants, keep_lines
 
 ONE_BLOCK = (90, 1, 227 << 10, 1 << 10)  # one SM that holds one block, which computes all groups of slots
-KEPT = ("ring_5x4_w_g2", "ring_3x7_w", "ring_5x6_t")
+KEPT = ("ring_5x4_w_g2", "ring_3x7_w", "ring_5x6_t", "ring_3x5_t_sq")
 RING, KERNEL, PLAN = "toeplitz_ring/ring.cuh", "toeplitz_ring/toeplitz_ring.cuh", "toeplitz_ring/plan.cpp"
 
 # name: (file, text, replacement)
@@ -47,6 +47,10 @@ BUGS = {
     "tiles without a halo": (KERNEL, "product.chunk0 + a.d_first;", "product.chunk0;"),
     "blocks share groups": (KERNEL, "blockIdx.y) * kGroups * a.turns;", "blockIdx.y) * kGroups;"),
     "groups share an image": (KERNEL, "channel, group + g, pair", "channel, group, pair"),
+    "filter rows of 2x8 tiles": (KERNEL, "a.ky0 - 2 * kLine + 1", "a.ky0 - 1"),
+    "filter columns of 2x8 tiles": (KERNEL, "kColumns * (d_first - 1)", "8 * (d_first - 1)"),
+    "outputs as 2x8 tiles": (KERNEL, "store_pair<kBf16, kChunks, kLine>", "store_pair<kBf16, kChunks>"),
+    "rows and columns of 2x8 tiles": (PLAN, "kToeplitzRing[variant].line - 1", "0"),
     "second pair of a stage": (KERNEL, "pair * Warp::kIn * 256", "0 * Warp::kIn * 256"),
 }  # fmt: skip
 
@@ -58,6 +62,7 @@ CASES = [
     Case(2, 1, 31, 61, (7, 21), shift=1, limits=SMALLEST),
     Case(8, 1, 20, 21, 5, (40, 40, 2, 2), bias=True),
     Case(8, 2, 33, 56, (31, 13), dtype="bfloat16"),
+    Case(9, 1, 43, 45, (9, 7), bias=True),
 ]
 
 MUTANTS = Mutants(
