@@ -229,7 +229,7 @@ def test_out_of_time_skips_what_is_left(tmp_path: Path, monkeypatch: pytest.Monk
 
 def measure(tmp_path: Path) -> dict[str, Any]:
     options = argparse.Namespace(
-        group="tiny", passes=list(PASSES), numbers=["bfloat16"], heuristics=False, quick=False, seconds=60.0,
+        group="tiny", passes=list(PASSES), numbers=["bfloat16"], heuristics=False, quick=False, seconds=600.0,
         rivals=[], output=tmp_path / "part.json",
     )  # fmt: skip
     gpu_table.run(options)
