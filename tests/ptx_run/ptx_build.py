@@ -120,5 +120,20 @@ def build_with_bug(folder: Path, cuda: Path, source: str) -> Path:
     return _link([*objects, *(out for _, out, _ in _host_sources(BUILD / arch))], folder / "ptx_run")
 
 
+def build_planted() -> Path:
+    """Builds the kernels of Hopper's instructions with planted bugs (hopper/planted.cu) if their sources changed.
+
+    Returns, raises: as `build`.
+    """
+    folder = BUILD / nvcc_objects.ARCH  # its objects of the interpreter
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / "lock", "w") as lock, ThreadPoolExecutor(JOBS) as pool:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        machine = ("decode", "hopper", "machine", "ops", "order")
+        hosts = [pool.submit(_host_object, *one) for one in _host_sources(folder) if one[1].stem in machine]
+        kernels = _nvcc_objects(pool, [(HERE / "hopper" / "planted.cu", nvcc_objects.ptx_flags("90a"))])
+        return _link([*kernels, *(one.result() for one in hosts)], folder / "planted")
+
+
 if __name__ == "__main__":
     print(build(*sys.argv[1:2]))
