@@ -74,4 +74,27 @@ BUGS = {
     "no barrier between the stages of a ring": Bug(
         "toeplitz_ring/ring.cuh", "__syncthreads();  // the stage has", "// the stage has",
         "toeplitz_ring/f16.cu", "ring_3x"),
+    "no proxy fence before products of what was copied": Bug(
+        "toeplitz_wgmma/toeplitz_wgmma.cuh", "    ptx::proxy_fence();\n", "", "toeplitz_wgmma/f16.cu", "wgmma_"),
+    "stage published one copy too early": Bug(
+        "toeplitz_wgmma/toeplitz_wgmma.cuh", "cp_async_wait<kAhead - 1>", "cp_async_wait<kAhead>",
+        "toeplitz_wgmma/f16.cu", "wgmma_"),
+    "stage not waited for": Bug(
+        "toeplitz_wgmma/toeplitz_wgmma.cuh", "          ptx::barrier_wait(full(stage), parity);\n", "",
+        "toeplitz_wgmma/f16.cu", "wgmma_"),
+    "registers of A written while a product reads them": Bug(
+        "toeplitz_wgmma/toeplitz_wgmma.cuh", "ptx::wgmma_wait<kProducts - 1>", "ptx::wgmma_wait<kProducts>",
+        "toeplitz_wgmma/f16.cu", "wgmma_"),
+    "stage freed while products read it": Bug(
+        "toeplitz_wgmma/toeplitz_wgmma.cuh", "free(held), held = stage;", "free(stage);",
+        "toeplitz_wgmma/f16.cu", "wgmma_"),
+    "distances of a descriptor swapped": Bug(
+        "toeplitz_wgmma/toeplitz_wgmma.cuh", "kChunkBytes, 128, 256)", "kChunkBytes, 256, 128)",
+        "toeplitz_wgmma/f16.cu", "wgmma_"),
+    "warps without a pair multiply": Bug(
+        "toeplitz_wgmma/toeplitz_wgmma.cuh", "(meets ? k : a.table_rows)", "(k < a.table_rows ? k : a.table_rows)",
+        "toeplitz_wgmma/f16.cu", "wgmma_"),
+    "more registers than are free": Bug(
+        "toeplitz_wgmma/toeplitz_wgmma.cuh", "more_registers<112>", "more_registers<120>",
+        "toeplitz_wgmma/f16.cu", "wgmma_"),
 }  # fmt: skip
