@@ -8,7 +8,9 @@ import pytest
 import torch
 
 from replknet_ext import _ext
+from replknet_ext.backends import cuda
 from replknet_ext.backends.cuda import DEVICES
+from replknet_ext.operator.problem import Geometry, Problem
 
 LAYER = [64, 128, 56, 56, 31, 31, 56, 56, 15, 15]
 
@@ -36,6 +38,15 @@ def test_the_planner_names_it_and_chooses_it_only_once_it_is_measured() -> None:
     chosen = plan("h200", -1)
     assert chosen["family"] != "toeplitz_wgmma" and str(chosen["unmeasured"]).startswith("wgmma_")
     assert "unmeasured" not in plan("h200", -1, n=8) and "unmeasured" not in plan("a100", -1)
+
+
+@pytest.mark.skipif(not _ext.HAS_EXT, reason="the planners are part of the extension")
+def test_explain_says_why_it_is_not_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cuda, "_plan", lambda problem, variant=-1: cuda.plan_on(problem, DEVICES["h200"], variant))
+    geometry = Geometry((1, 1), (15, 15, 15, 15), (1, 1))
+    problem = Problem((64, 128, 56, 56), (128, 1, 31, 31), False, geometry, torch.bfloat16, "cuda")
+    text = cuda.CudaBackend().kernel(problem)
+    assert text == "ring_5x7_w (family toeplitz_ring); not wgmma_5x2_n64, which no device has measured"
 
 
 @pytest.mark.skipif(not _ext.HAS_EXT, reason="the planners are part of the extension")
