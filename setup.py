@@ -20,7 +20,7 @@ from setuptools import setup
 ROOT = Path(__file__).parent
 TORCH_TARGET_VERSION = "0x020b000000000000"  # 2.11
 LIMITED_API = "0x030A0000"  # CPython 3.10
-#: No kernel needs an instruction of 9.0a; its PTX would serve no later GPU.
+#: The PTX of 9.0a would serve no later GPU. Of HOPPER_FAMILY alone there is machine code for it, beside 9.0.
 DEFAULT_CUDA_ARCHS = "8.0;8.6;8.9;9.0;10.0+PTX;12.0"
 #: The names of GPU generations in TORCH_CUDA_ARCH_LIST, with torch's meaning (torch.utils.cpp_extension).
 NAMED_CUDA_ARCHS = {
@@ -31,6 +31,7 @@ NAMED_CUDA_ARCHS = {
     "blackwell+tegra": "11.0",
     "blackwell": "10.0;10.3;12.0;12.1+PTX",
 }
+HOPPER_FAMILY = "toeplitz_wgmma"
 WITHOUT = "REPLKNET_EXT_SKIP_EXT=1 installs the package without compiled kernels"
 
 
@@ -124,6 +125,13 @@ def nvcc_options(archs: list[str]) -> list[str]:
     return ["-O3", "-std=c++17", "-Xcompiler", "-fPIC,-fvisibility=hidden", *options]
 
 
+def archs_of(source: Path, archs: list[str]) -> list[str]:
+    """The architectures of ``archs`` that a .cu file is compiled for."""
+    hopper = any(re.match(r"9\.0", arch) for arch in archs)
+    kernels = source.parent.name == HOPPER_FAMILY and source.stem != "launch"
+    return ["9.0a"] if hopper and kernels else archs
+
+
 def cuda_sources() -> list[Path]:
     return sorted((ROOT / "csrc/cuda").rglob("*.cu"))
 
@@ -166,7 +174,8 @@ def compile_cuda(home: Path, archs: list[str], build_dir: Path) -> list[str]:
         target.parent.mkdir(parents=True, exist_ok=True)
         fresh = target.is_file() and target.stat().st_mtime > max(newest_header, source.stat().st_mtime)
         if not (fresh and same_options):
-            subprocess.run([home / "bin/nvcc", *options, "-c", source, "-o", target], check=True)
+            own = nvcc_options(archs_of(source, archs))
+            subprocess.run([home / "bin/nvcc", *own, "-c", source, "-o", target], check=True)
         return str(target)
 
     with ThreadPoolExecutor(max_jobs()) as pool:

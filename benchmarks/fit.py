@@ -73,6 +73,13 @@ def _mma_cycles(ceilings: Mapping[str, Any]) -> float:
     return float(min(row["cycles_per_mma"] for row in rows))
 
 
+def _wgmma_cycles(ceilings: Mapping[str, Any]) -> float:
+    """Of an m64n128k16. Once it is known, the planner chooses between its family and the others."""
+    flop = 2 * 64 * 128 * 16 * ceilings["multiprocessors"]
+    rows = [row for row in ceilings["wgmma"] if row["n"] == 128 and row["a"] == "registers"]
+    return float(min(flop * row["sm_ghz"] / row["tflops"] * 1e-3 for row in rows))
+
+
 def _clock_mhz(ceilings: Mapping[str, Any]) -> float:
     rows = [row for row in ceilings["registers_only"] if row["unit"] == "mma bf16, A fixed"]
     return float(1e3 * statistics.median(row["sm_ghz"] for row in rows))
@@ -92,6 +99,7 @@ def _copy_share(ceilings: Mapping[str, Any]) -> float:
 SOURCES: dict[str, tuple[Callable[[Mapping[str, Any]], float], str]] = {
     "kClockMHz": (_clock_mhz, "clock during mma.sync from registers"),
     "kMmaCycles": (_mma_cycles, "mma.sync from registers, A fixed"),
+    "kWgmmaCycles": (_wgmma_cycles, "wgmma of 128 columns, A from registers"),
     "kGlobalBytes": (lambda c: _per_sm(1e12 * c["copy_tb_per_s"], c), "copy bandwidth"),
     "kCopyShare": (_copy_share, "transposes between NCHW and channels_last"),
     "kL2Bytes": (lambda c: float(c["l2_bytes_per_cycle"]["32"]), "reads of whole sectors from L2"),

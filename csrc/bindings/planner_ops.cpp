@@ -36,6 +36,7 @@ std::string cuda_plan(std::vector<int64_t> sizes, std::string dtype, bool channe
          ", \"blocks_per_sm\": " + std::to_string(plan.blocks_per_sm) +
          ", \"parts\": " + std::to_string(plan.parts) + ", \"details\": {" + details + "}" +
          ", \"workspace_bytes\": " + std::to_string(plan.workspace_bytes) +
+         (plan.unmeasured ? std::string(", \"unmeasured\": \"") + plan.unmeasured + "\"" : "") +
          ", \"copied\": " + (route.copied ? "true" : "false") +
          ", \"mmas\": " + std::to_string(plan.mmas) + ", \"cycles\": " + std::to_string(route.cycles) + "}";
 }

@@ -43,6 +43,7 @@ struct LaunchPlan {
   int64_t blocks = 0;
   int64_t workspace_bytes = 0;  // device memory that the caller lends, 256-byte aligned
   double mmas = 0;              // tensor instructions of the whole launch, estimated
+  const char* unmeasured = nullptr;  // a variant that would also do, and is not chosen as no device has measured its family
   double cycles = 0;            // the model's cycles of the busiest SM: a prediction, used to choose
   // How far beyond the outputs that see it an Inf or NaN of the input can turn outputs into NaN. 14 columns at most
   // where the kernel's chunk offsets are those of the filter ("same" padding of every K of the papers: 8 to 14).

@@ -40,6 +40,7 @@ const char* make_plan(const Problem& p, const DeviceLimits& limits, int variant,
   const char* reason = "no family of kernels has this pass";
   int reason_of = -1;
   std::shared_ptr<LaunchPlan> best;
+  const char* unmeasured = nullptr;
   for (const Candidates candidates : {Candidates::few, Candidates::many, Candidates::most}) {
     int first = 0;
     for (int f = 0; f < kFamilyCount; first += kFamilies[f++]->count(p.pass)) {
@@ -47,11 +48,16 @@ const char* make_plan(const Problem& p, const DeviceLimits& limits, int variant,
       if (kFamilies[f]->candidates != candidates || count == 0) continue;
       if (variant >= 0 && (variant < first || variant >= first + count)) continue;
       constexpr double kInfinity = std::numeric_limits<double>::infinity();
+      const bool not_chosen = variant < 0 && !kFamilies[f]->measured;
       // of two that take the same time, the first in the table
-      const double below = !best ? kInfinity : f < best->family_index ? std::nextafter(best->cycles, kInfinity) : best->cycles;
+      const double below = !best || not_chosen ? kInfinity : f < best->family_index ? std::nextafter(best->cycles, kInfinity) : best->cycles;
       std::shared_ptr<LaunchPlan> plan;
       if (const char* why = kFamilies[f]->plan(p, limits, variant < 0 ? -1 : variant - first, below, &plan)) {
         if (f > reason_of) reason = why, reason_of = f;  // of the last family that has the pass
+        continue;
+      }
+      if (not_chosen) {
+        unmeasured = plan->name;
         continue;
       }
       best = plan;
@@ -59,6 +65,7 @@ const char* make_plan(const Problem& p, const DeviceLimits& limits, int variant,
       best->variant = first + best->family_variant;
     }
   }
+  if (best) best->unmeasured = unmeasured;
   *result = best;
   return best ? nullptr : reason;
 }

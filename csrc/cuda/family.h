@@ -5,11 +5,11 @@
 #include "backend.h"
 
 // toeplitz_fwd: fwd and bwd_input on tensor cores; toeplitz_ring: the same in NCHW and 16 bit, rows stream through;
-// toeplitz_weight: bwd_weight on tensor cores
+// toeplitz_wgmma: that ring by the instructions of sm_90a; toeplitz_weight: bwd_weight on tensor cores
 // small_planes: all passes of small planes in 16-bit types, on tensor cores (channels_last: fwd and bwd_input)
 // fma: float32 and float64 on the FMA pipe, all passes; fft: float32 and 16 bit by fused transforms, all passes
 // stencil: filters of up to 11 x 11 on the FMA pipe, all dtypes but float64, all passes
-#define REPLKNET_EXT_FAMILIES(X) X(toeplitz_fwd) X(toeplitz_weight) X(small_planes) X(stencil) X(fma) X(toeplitz_ring) X(fft)
+#define REPLKNET_EXT_FAMILIES(X) X(toeplitz_fwd) X(toeplitz_weight) X(small_planes) X(stencil) X(fma) X(toeplitz_ring) X(toeplitz_wgmma) X(fft)
 
 namespace replknet_ext::cuda {
 
@@ -20,6 +20,7 @@ enum class Candidates { few, many, most };
 struct Family {
   const char* name;
   Candidates candidates;
+  bool measured;  // else its plans are used by the variant's number alone: what they cost is not known
   int (*count)(Pass pass);  // variants of a pass, numbered from 0 within the family
   const char* (*variant_name)(Pass pass, int variant);
   // Null and the plan, or the reason why not; variant -1: the family's best, if it takes less than `below` cycles. Of the
@@ -70,8 +71,8 @@ const char* best_plan(const Problem& p, const DeviceLimits& limits, int variant,
 }
 
 template <class Planner>
-constexpr Family family_of(const char* name, Candidates candidates = Candidates::few) {
-  return {name, candidates, Planner::count, Planner::name, best_plan<Planner>};
+constexpr Family family_of(const char* name, Candidates candidates = Candidates::few, bool measured = true) {
+  return {name, candidates, measured, Planner::count, Planner::name, best_plan<Planner>};
 }
 
 }  // namespace replknet_ext::cuda

@@ -13,6 +13,10 @@ constexpr double kClockMHz = 1755;  // turns cycles into microseconds, also in P
 // An m16n8k16 of 16-bit operands, or an m16n8k8 of tf32, on one of the SM's four tensor cores by mma.sync (63 % of
 // wgmma's rate).
 constexpr double kMmaCycles = 6.4;
+// An m64n128k16 by wgmma, A from registers, on all four tensor cores. 0: no device has measured it; until then its family is
+// used by name or by the tuner alone, and predicted by what others report for large products (790 TFLOP/s).
+constexpr double kWgmmaCycles = 0;
+constexpr double kWgmmaReported = 77;
 constexpr double kSharedBytes = 128;   // shared memory, bytes per cycle
 constexpr double kGlobalBytes = 18;    // an SM's share of memory bandwidth, bytes per cycle
 constexpr double kL2Bytes = 24;        // an SM's share of L2 bandwidth, bytes per cycle, in whole sectors of 32 bytes

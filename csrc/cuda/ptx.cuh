@@ -1,5 +1,6 @@
-// The only file with PTX, and the only one that knows which compiler reads it: every wrapper has a device body (nvcc)
-// and a body for the emulator of tests/emulator (g++), so that kernel files compile unchanged with both.
+// The only file with PTX (but hopper.cuh: what sm_90a alone has), and the only one that knows which compiler reads it: every
+// wrapper has a device body (nvcc) and a body for the emulator of tests/emulator (g++), so that kernel files compile
+// unchanged with both.
 #pragma once
 #include <cstdint>
 #ifdef __CUDACC__

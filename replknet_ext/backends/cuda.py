@@ -43,12 +43,13 @@ class CudaBackend(Backend):
         return outside_raw_ops(problem) or _refused_by_planner(problem)
 
     def kernel(self, problem: Problem) -> str | None:
-        """See `Backend.kernel`: variant and family."""
+        """See `Backend.kernel`: variant and family, and what is not chosen because no device has measured it."""
         plan = _plan(problem)
         if plan is None or "unsupported" in plan:
             return None
         copied = ", on a contiguous copy" if plan["copied"] else ""
-        return f"{plan['name']} (family {plan['family']}{copied})"
+        unmeasured = f"; not {plan['unmeasured']}, which no device has measured" if "unmeasured" in plan else ""
+        return f"{plan['name']} (family {plan['family']}{copied}){unmeasured}"
 
     def candidates(self, problem: Problem, limits: Mapping[str, int] | None = None) -> list[Candidate]:
         """See `Backend.candidates`."""

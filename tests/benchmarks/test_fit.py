@@ -17,7 +17,8 @@ from benchmarks.shapes import MAIN, SMALL_KERNEL
 from replknet_ext import _ext
 
 TRUTH = {"kClockMHz": 1600.0, "kMmaCycles": 5.9, "kGlobalBytes": 19.5, "kL2Bytes": 30.0,
-         "kStartCycles": 3600.0, "kSecondLaunch": 4800.0, "kExposed": 0.55, "kCopyShare": 0.8}  # fmt: skip
+         "kStartCycles": 3600.0, "kSecondLaunch": 4800.0, "kExposed": 0.55, "kCopyShare": 0.8,
+         "kWgmmaCycles": 72.0}  # fmt: skip
 CEILINGS = {
     "multiprocessors": 132,
     "copy_tb_per_s": 19.5 * 132 * 1600e6 * 1e-12,
@@ -26,6 +27,12 @@ CEILINGS = {
         for way, size, share in (("to NCHW", 2, 0.8), ("to channels_last", 2, 0.9), ("to NCHW", 4, 0.7))
     },
     "l2_bytes_per_cycle": {"32": 30.0, "16": 28.0, "4": 27.0},
+    "wgmma": [
+        {"n": 128, "a": "shared memory", "tflops": 900.0, "sm_ghz": 1.6},
+        {"n": 64, "a": "registers", "tflops": 900.0, "sm_ghz": 1.6},
+        {"n": 128, "a": "registers", "tflops": 700.0, "sm_ghz": 1.6},
+        {"n": 128, "a": "registers", "tflops": 2 * 64 * 128 * 16 * 132 * 1.6e-3 / 72, "sm_ghz": 1.6},
+    ],
     "registers_only": [
         {"unit": "mma bf16, A and B fixed", "cycles_per_mma": 4.0, "sm_ghz": 1.9},
         {"unit": "mma bf16, A fixed", "cycles_per_mma": 6.3, "sm_ghz": 1.6},

@@ -6,6 +6,7 @@ import dataclasses
 import itertools
 import json
 import re
+from collections.abc import Iterable
 
 import cuda_budgets
 import pytest
@@ -78,13 +79,18 @@ def test_the_planner_issues_what_it_must_and_not_much_more() -> None:
         assert gpu_plan.plan(layer, algorithm="direct").mmas >= 0.99 * roofline.least_mmas(layer), layer.name
 
 
+def measured(names: Iterable[str]) -> list[str]:
+    """Without the variants that are not chosen, as no device has measured their family."""
+    return [name for name in names if not name.startswith("wgmma")]
+
+
 @needs_planner
 def test_the_planner_chooses_its_own_fastest() -> None:
     for layer in all_layers():
         plans = gpu_plan.supported(layer, "fwd", "bfloat16")
-        fastest = min(plans.values(), key=lambda plan: plan.cycles)
+        cycles = {plan.name: plan.cycles for plan in plans.values()}
         chosen = gpu_plan.plan(layer)
-        assert chosen.cycles == fastest.cycles, layer.name
+        assert chosen.cycles == min(cycles[name] for name in measured(cycles)), layer.name
         assert chosen.shared_bytes <= gpu_plan.H200.shared_per_block
         for number, plan in plans.items():
             assert (plan.variant, plan.name) == (number, gpu_plan.variants()[number])
@@ -124,7 +130,8 @@ def test_registers_leave_room_for_the_blocks_of_every_plan(arch: str) -> None:
     for layer, pass_, (dtype, precision, last) in itertools.product(layers, ("fwd", "bwd_weight"), forms):
         for plan in gpu_plan.supported(layer, pass_, dtype, limits, channels_last=last, precision=precision).values():
             name = f"{plan.name} {pass_.removeprefix('bwd_')}" if plan.name.startswith("fft_") else plan.name
-            registers = budgets[name].registers[cuda_budgets.ARCHS.index(arch)]
+            own = budgets[name].registers  # of a family of one architecture: one number
+            registers = own[cuda_budgets.ARCHS.index(arch) if len(own) > 1 else 0]
             most = 4 * (16384 // (32 * (registers + 7 & ~7))) // plan.warps
             assert 1 <= plan.blocks_per_sm <= most, (layer.name, name, plan)
             seen.add(name)
@@ -169,7 +176,8 @@ def test_channels_last_runs_in_its_own_format_or_on_copies_whatever_is_faster() 
     for layer in (*MAIN, LARGE, Layer(8, 64, 160, 160, 31, 31)):
         plans = gpu_plan.supported(layer, "fwd", "bfloat16", channels_last=True).values()
         chosen = gpu_plan.plan(layer, channels_last=True)
-        assert chosen.cycles == min(plan.cycles for plan in plans)
+        cycles = {plan.name: plan.cycles for plan in plans}
+        assert chosen.cycles == min(cycles[name] for name in measured(cycles))
         copied[layer.name] = bool(chosen.copied)
         contiguous = gpu_plan.plan(layer)
         # copies: two launches, and both tensors read and written at 0.85 of the bandwidth
@@ -200,7 +208,7 @@ def test_predictions_stay_above_their_bounds() -> None:
         if row["variant"].startswith(("rt", "ring")):
             bounds.append(row["mma_us"] or 0)
         assert row["predicted_us"] >= max(bounds) * 0.95, row
-        assert row["predicted_us"] == min(row["variants_us"].values())
+        assert row["predicted_us"] == min(row["variants_us"][name] for name in measured(row["variants_us"]))
 
 
 @needs_planner

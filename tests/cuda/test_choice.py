@@ -40,7 +40,8 @@ def test_the_chosen_plan_is_the_fastest_of_all_variants(seed: int) -> None:
             _ext.cuda_plan(*about, variant, channels_last=last)
             for variant in range(len(_ext.variant_names("cuda_variants", pass_)))
         ]
-        cycles = [plan["cycles"] for plan in plans if "unsupported" not in plan]
+        # what no device has measured is not chosen
+        cycles = [plan["cycles"] for plan in plans if plan.get("family") not in (None, "toeplitz_wgmma")]
         chosen = _ext.cuda_plan(*about, channels_last=last)
         assert ("unsupported" in chosen) == (cycles == []), about
         if cycles:

@@ -36,8 +36,8 @@ NVCC = "13.0"  # the compiler that the registers of the tables are of
 class Budget:
     """Of one variant: registers by architecture, and the steady block of its inner loop."""
 
-    registers: tuple[int, ...]  # at most, in the order of ARCHS
-    work: int  # the family's instructions of work in the block: HMMA, FFMA, DFMA
+    registers: tuple[int, ...]  # at most, in the order of the family's archs
+    work: int  # the family's instructions of work in the block: HMMA, HGMMA, FFMA, DFMA
     ldsm: int  # at most
     lds: int  # at most
     # At least: the work's share of all but NOPs. An HMMA keeps its scheduler's tensor core busy for about 6 issue
@@ -56,6 +56,7 @@ class Family:
     variants: list[str]  # all of the family, in the order of its table
     work: str = "HMMA"
     whole_loop: bool = False  # the steady block is the innermost loop with the most work, branches included
+    archs: tuple[str, ...] = ARCHS
 
 
 @dataclass(frozen=True)
@@ -219,7 +220,7 @@ def measured(family: Family, tables: Tables) -> dict[str, Budget]:
     out = {}
     for name in family.variants:
         rows = [(arch, k) for (_, arch), kernels in tables.items() for k in kernels if k.name == name]
-        registers = tuple(max((k.registers for a, k in rows if a == arch), default=0) for arch in ARCHS)
+        registers = tuple(max((k.registers for a, k in rows if a == arch), default=0) for arch in family.archs)
         kernels = [k for _, k in rows]
         out[name] = Budget(registers, kernels[0].work, max(k.ldsm for k in kernels), max(k.lds for k in kernels),
                            int(min(k.share for k in kernels) * 100) / 100)  # fmt: skip

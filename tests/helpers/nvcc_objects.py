@@ -26,12 +26,24 @@ _MORE = ("--no-compress", "-lineinfo")
 
 def generation(arch: str) -> tuple[str, ...]:
     """The architectures that `arch` shares its PTX with; the PTX is made for the first."""
-    return tuple(other for other in ARCHS if _SETUP["generation"](other) == _SETUP["generation"](arch))
+    return tuple(other for other in ARCHS if _SETUP["generation"](other) == _SETUP["generation"](arch)) or (arch,)
+
+
+def arch_of(source: Path, arch: str) -> str:
+    """The architecture that setup.py compiles a file for where it compiles the others for `arch`."""
+    number = _number(arch)
+    own: str = _SETUP["archs_of"](source, [number])[0]
+    return own.replace(".", "")
+
+
+def _number(arch: str) -> str:
+    digits = arch.rstrip("a")
+    return f"{digits[:-1]}.{digits[-1]}{arch[len(digits) :]}"
 
 
 def flags(arch: str) -> tuple[str, ...]:
     """As setup.py builds for the generation of `arch`: its PTX and the machine code of each; spills are errors."""
-    first, *others = (f"{other[:-1]}.{other[-1]}" for other in generation(arch))
+    first, *others = map(_number, generation(arch))
     return (*_SETUP["nvcc_options"]([f"{first}+PTX", *others]), *_MORE, "-Xptxas", "-v,-warn-spills,-Werror")
 
 

@@ -153,6 +153,23 @@ def test_ptx_is_made_once_per_generation(archs: list[str], options: list[str], s
     assert named == [f"-gencode=arch={option}" for option in options]
 
 
+@pytest.mark.parametrize(
+    ("archs", "own"),
+    [
+        (["8.0", "9.0", "12.0+PTX"], ["9.0a"]),
+        (["9.0+PTX"], ["9.0a"]),
+        (["9.0a"], ["9.0a"]),
+        (["8.0+PTX"], ["8.0+PTX"]),  # kernels without code, which the planner then refuses
+    ],
+)
+def test_one_family_alone_is_compiled_for_hoppers_own_instructions(
+    archs: list[str], own: list[str], setup_functions: dict[str, Any]
+) -> None:
+    for source in setup_functions["cuda_sources"]():
+        expected = own if source.parent.name == "toeplitz_wgmma" and source.name != "launch.cu" else archs
+        assert setup_functions["archs_of"](source, archs) == expected, source
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("archs", [("80", "86", "89"), ("100", "120")])
 def test_nvcc_makes_the_same_ptx_for_a_generation(archs: tuple[str, ...], tmp_path: Path) -> None:

@@ -28,7 +28,7 @@ string_view trim(string_view s) {
 string_view first_word(string_view* s) {
   *s = trim(*s);
   size_t n = 0;
-  while (n < s->size() && in_word((*s)[n])) ++n;
+  while (n < s->size() && (in_word((*s)[n]) || s->compare(n, 2, "::") == 0)) n += (*s)[n] == ':' ? 2 : 1;
   const string_view word = s->substr(0, n);
   s->remove_prefix(n);
   return word;
@@ -53,6 +53,24 @@ class Decoder {
     }
     p_.register_bytes = size_;
     p_.hits.assign(p_.code.size(), 0);
+    bool products = false;
+    for (const Inst& i : p_.code) {
+      const string& name = i.opcode->name;
+      products |= !i.sums.empty();
+      p_.clocks |= !i.sums.empty() || name.find("mbarrier") != string::npos || name.rfind("setmaxnreg", 0) == 0 ||
+                   (name.rfind("bar", 0) == 0 && i.opcode->operands == "ww");
+    }
+    if (!products) return;
+    p_.used.resize(p_.code.size());
+    for (size_t pc = 0; pc < p_.code.size(); ++pc) {
+      const Inst& i = p_.code[pc];
+      if (!i.sums.empty()) continue;  // it says by itself what it uses
+      const auto results = static_cast<size_t>(results_of(*i.opcode));
+      const string& operands = i.opcode->operands;
+      for (size_t k = 0; k < operands.size() && i.kind != Kind::branch; ++k)
+        if (operands[k] != 'i' && operands[k] != 'p')
+          (k < results ? p_.used[pc].written : p_.used[pc].read).push_back(i.op[k]);
+    }
   }
 
  private:
@@ -102,7 +120,7 @@ class Decoder {
       } else {
         size_t n = at;
         while (in_word(text[n])) ++n;
-        if (text[n] == ':' && text[at] != '.') {
+        if (text[n] == ':' && text[n + 1] != ':' && text[at] != '.') {
           labels_[string(text.substr(at, n - at))] = static_cast<int>(p_.code.size());
           at = n + 1;
           continue;
@@ -218,7 +236,8 @@ class Decoder {
     split(s, &operands, &braces_first, &braces_second);
     if (name == "mov.b32" && (braces_first || braces_second)) name = braces_first ? "unpack.b32" : "pack.b32";
     if (name == "mov.b64" && (braces_first || braces_second)) name = braces_first ? "unpack.b64" : "pack.b64";
-    const Opcode* o = find_opcode(name);
+    const Opcode* o = find_opcode(name + "/" + std::to_string(operands.size()));  // of that many operands
+    if (!o) o = find_opcode(name);
     if (!o) refuse("unknown instruction", i.text);
     i.opcode = o, i.run = o->run, i.kind = o->kind, i.read_only = name.find(".nc") != string::npos;
     if (o->kind == Kind::branch) {
@@ -230,9 +249,17 @@ class Decoder {
       operands.insert(operands.begin() + 1, "_");  // shfl without its predicate
     if (operands.size() != o->operands.size()) refuse("number of operands", i.text);
     std::vector<Inst> after;  // of a load into wider registers
-    for (size_t k = 0; k < operands.size(); ++k) {
-      const char kind = o->operands[k];
-      const string_view what = operands[k];
+    const size_t sums = o->operands.rfind('s') + 1;  // they are the first
+    for (size_t n = 0; n < operands.size(); ++n) {
+      const char kind = o->operands[n];
+      const string_view what = operands[n];
+      if (kind == 's') {
+        const Place p = named(what);
+        if (p.bytes != 4) refuse("size of " + string(what), i.text);
+        i.sums.push_back(p.at);
+        continue;
+      }
+      const size_t k = n - sums;
       if (kind == 'i') {
         i.op[k] = static_cast<uint32_t>(value(what));
       } else if (kind == 'a' && o->operands == "aAi") {
@@ -244,7 +271,7 @@ class Decoder {
         address(what, &i, &i.op[k], &i.imm);
       } else if (what == "_") {
         i.op[k] = allocate(width(kind));
-      } else if (what[0] == '%') {
+      } else if (what[0] == '%' || named_.count(string(what))) {
         const Place p = named(what);
         i.op[k] = p.at;
         const int want = width(kind);

@@ -13,15 +13,13 @@ Totals totals;
 namespace {
 
 std::vector<Range> ranges;
-uint32_t next_time = 1;
+uint32_t now = 1;  // counts meetings of warps
 
 std::string hex(uint64_t v) {
   char s[24];
   std::snprintf(s, sizeof s, "0x%llx", static_cast<unsigned long long>(v));
   return s;
 }
-
-int thread_of(const Warp& w, int lane) { return w.number * 32 + lane; }
 
 Range* range_of(uint64_t address, int bytes) {
   static size_t last = 0;
@@ -35,38 +33,9 @@ Range* range_of(uint64_t address, int bytes) {
   return nullptr;
 }
 
-// Two accesses of shared memory with a write among them, and nothing between that orders them
-void check_races(Block& b, Warp& w, const Inst& i, int lane, uint64_t offset, int bytes, bool write) {
-  constexpr int kWarp = -2, kWarps = -1000;  // readers: kWarp - n: lanes of warp n, kWarps: of several warps
-  const int me = thread_of(w, lane);
-  for (uint64_t k = offset / 2; k < (offset + static_cast<uint64_t>(bytes) + 1) / 2; ++k) {
-    Touch& t = b.touched[k];
-    if (t.write_time == b.time && t.writer != me && (t.writer / 32 != w.number || t.write_epoch == w.epoch))
-      b.fault(w, i, lane,
-              "race: shared byte " + std::to_string(2 * k) + " was written by thread " + std::to_string(t.writer));
-    if (write) {
-      if (t.read_time == b.time && t.reader != me) {
-        const int warp = t.reader >= 0 ? t.reader / 32 : t.reader > kWarps ? kWarp - t.reader : -1;
-        if (warp != w.number || t.read_epoch == w.epoch)
-          b.fault(w, i, lane,
-                  "race: shared byte " + std::to_string(2 * k) + " was read by " +
-                      (t.reader >= 0 ? "thread " + std::to_string(t.reader) : "several threads"));
-      }
-      t.write_time = b.time, t.write_epoch = w.epoch, t.writer = static_cast<int16_t>(me);
-    } else if (t.read_time != b.time) {
-      t.read_time = b.time, t.read_epoch = w.epoch, t.reader = static_cast<int16_t>(me);
-    } else if (t.reader != me && t.reader != kWarps) {
-      const int warp = t.reader >= 0 ? t.reader / 32 : kWarp - t.reader;
-      if (warp != w.number) t.reader = kWarps;
-      else if (t.read_epoch != w.epoch) t.read_epoch = w.epoch, t.reader = static_cast<int16_t>(me);
-      else t.reader = static_cast<int16_t>(kWarp - warp);
-    } else if (t.reader == me) {
-      t.read_epoch = w.epoch;
-    }
-  }
-}
-
 }  // namespace
+
+uint32_t tick() { return ++now; }
 
 Range& watch(const void* p, size_t bytes, bool writable, const char* name) {
   Range r{};
@@ -110,17 +79,22 @@ unsigned char* Block::shared(Warp& w, const Inst& i, int lane, uint64_t address,
   if (write) {
     for (int k = 0; k < bytes; ++k)
       if (s[k] == kInFlight) fault(w, i, lane, "write to a cp.async destination before its wait");
+      else if (s[k] == kBarrier) fault(w, i, lane, "write to an mbarrier");
+    if (program->clocks)
+      for (uint64_t k = offset / 16; k <= (offset + static_cast<uint64_t>(bytes) - 1) / 16; ++k)
+        if (async_reads[k]) fault(w, i, lane, "write to shared memory that a wgmma in flight reads");
     std::memset(s, kDefined, static_cast<size_t>(bytes));
   } else {
     for (int k = 0; k < bytes; ++k)
       if (s[k] != kDefined) {
         if (s[k] == kInFlight) fault(w, i, lane, "read of a cp.async destination before its wait");
+        if (s[k] == kBarrier) fault(w, i, lane, "read of an mbarrier");
         if (options.undefined_reads)
           fault(w, i, lane,
                 "read of shared byte " + std::to_string(offset + static_cast<uint64_t>(k)) + ", never written");
       }
   }
-  if (options.races) check_races(*this, w, i, lane, offset, bytes, write);
+  if (options.races) order(w, i, lane, offset, bytes, write);
   return &smem[offset];
 }
 
@@ -171,7 +145,7 @@ unsigned char* Block::global(Warp& w, const Inst& i, int lane, uint64_t address,
 }
 
 void Block::copy(Warp& w, const Inst& i, int lane, uint64_t dst, uint64_t src, int bytes) {
-  Copy c{static_cast<uint32_t>(dst), bytes, lane, w.committed[lane], {}};
+  Copy c{static_cast<uint32_t>(dst), bytes, lane, w.committed[lane], 0, {}};
   std::memcpy(c.data, global(w, i, lane, src, bytes, false), static_cast<size_t>(bytes));
   unsigned char* to = shared(w, i, lane, dst, bytes, true);
   if (options.seed && draw() % 4 == 0) std::memcpy(to, c.data, static_cast<size_t>(bytes));  // early
@@ -180,21 +154,19 @@ void Block::copy(Warp& w, const Inst& i, int lane, uint64_t dst, uint64_t src, i
   w.copies.push_back(c);
 }
 
+void Block::land(Warp& w, const Copy& c, uint32_t clock) {
+  const uint32_t offset = c.dst - static_cast<uint32_t>(kSharedBase);
+  std::memcpy(&smem[offset], c.data, static_cast<size_t>(c.bytes));
+  std::memset(&state[offset], kDefined, static_cast<size_t>(c.bytes));
+  if (options.races) order_landing(w, c.lane, offset, c.bytes, clock);
+}
+
 // All but the newest groups_left groups; -1: those not committed, too.
 void Block::land(Warp& w, uint32_t lanes, int groups_left) {
   size_t kept = 0;
   for (Copy& c : w.copies) {
-    if (lanes >> c.lane & 1 && c.group < w.committed[c.lane] - groups_left) {
-      const uint32_t offset = c.dst - static_cast<uint32_t>(kSharedBase);
-      std::memcpy(&smem[offset], c.data, static_cast<size_t>(c.bytes));
-      std::memset(&state[offset], kDefined, static_cast<size_t>(c.bytes));
-      if (options.races)  // the write happens until now
-        for (uint32_t k = offset / 2; k < (offset + static_cast<uint32_t>(c.bytes)) / 2; ++k)
-          touched[k].write_time = time, touched[k].write_epoch = w.epoch,
-          touched[k].writer = static_cast<int16_t>(thread_of(w, c.lane));
-    } else {
-      w.copies[kept++] = c;
-    }
+    if (lanes >> c.lane & 1 && c.group < w.committed[c.lane] - groups_left) land(w, c, c.clock ? c.clock : w.clock);
+    else w.copies[kept++] = c;
   }
   w.copies.resize(kept);
 }
@@ -211,6 +183,7 @@ void run_group(Block& b, Warp& w, size_t number, int64_t* budget) {
   int pc = w.groups[number].pc;
   uint32_t lanes = w.groups[number].lanes;
   const auto save = [&](bool waits) { w.groups[number] = {pc, lanes, waits}; };
+  const auto park = [&] { w.groups[number] = {pc, lanes, false, true}, w.parked = false; };
   for (; *budget > 0; --*budget) {
     if (w.groups.size() > 1) {
       bool behind = false;
@@ -222,7 +195,7 @@ void run_group(Block& b, Warp& w, size_t number, int64_t* budget) {
           if (k < number) --number;
           --k;
         } else {
-          behind |= !w.groups[k].waits && w.groups[k].pc < pc;
+          behind |= !w.groups[k].waits && !w.groups[k].parked && w.groups[k].pc < pc;
         }
       }
       if (behind && options.seed == 0) return save(false);
@@ -238,10 +211,12 @@ void run_group(Block& b, Warp& w, size_t number, int64_t* budget) {
       const uint32_t p = w.predicate(static_cast<uint32_t>(i.guard));
       active &= i.negate ? ~p : p;
     }
+    if (!program.used.empty() && active) b.use_registers(w, i, static_cast<size_t>(pc));
     switch (i.kind) {
       case Kind::plain:
         if (active) i.run(w, i, active);
         ++pc;
+        if (w.parked) return park();
         break;
       case Kind::branch:
         if (active == lanes) {
@@ -257,6 +232,7 @@ void run_group(Block& b, Warp& w, size_t number, int64_t* budget) {
       case Kind::exit:
         for (const Copy& c : w.copies)
           if (active >> c.lane & 1) b.fault(w, i, c.lane, "exit with a cp.async in flight");
+        b.finish(w, i);
         w.alive &= ~active, lanes &= ~active, ++pc;
         b.exited += __builtin_popcount(active);
         if (lanes) save(false);
@@ -264,8 +240,7 @@ void run_group(Block& b, Warp& w, size_t number, int64_t* budget) {
         for (Group& g : w.groups) g.waits = false;  // they may be all that is left
         return;
       case Kind::aligned:
-      case Kind::members:
-      case Kind::barrier: {
+      case Kind::members: {
         if (active != lanes) b.fault(w, i, 0, "guarded meeting of lanes");
         uint32_t wanted = w.alive;
         if (i.kind == Kind::members) {
@@ -279,14 +254,11 @@ void run_group(Block& b, Warp& w, size_t number, int64_t* budget) {
           wanted &= w.alive;
         }
         if ((lanes & wanted) != wanted) return save(true);
-        if (i.kind == Kind::barrier) {
-          if (i.op[0] != 0) b.fault(w, i, 0, "barrier of that number");
-          ++pc;
-          w.at_barrier = true;
-          return save(false);
-        }
         i.run(w, i, lanes);
-        ++pc;
+        if (!w.again) ++pc;
+        w.again = false;
+        if (w.parked) return park();
+        if (w.at_barrier >= 0) return save(false);
         break;
       }
     }
@@ -295,14 +267,17 @@ void run_group(Block& b, Warp& w, size_t number, int64_t* budget) {
 }
 
 void run_warp(Block& b, Warp& w, int64_t budget) {
-  while (budget > 0 && w.alive && !w.at_barrier) {
+  while (budget > 0 && w.alive && w.at_barrier < 0 && !w.parked) {
     size_t chosen = w.groups.size(), ready = 0;
+    bool parked = false;
     for (size_t k = 0; k < w.groups.size(); ++k) {
-      if (w.groups[k].waits) continue;
+      parked |= w.groups[k].parked;
+      if (w.groups[k].waits || w.groups[k].parked) continue;
       ++ready;
       if (options.seed ? b.draw() % ready == 0 : chosen == w.groups.size() || w.groups[k].pc < w.groups[chosen].pc)
         chosen = k;
     }
+    if (ready == 0 && parked) return void(w.parked = true);
     if (ready == 0) {
       const Group& g = w.groups[0];
       b.fault(w, b.program->code[static_cast<size_t>(g.pc)], __builtin_ctz(g.lanes),
@@ -326,11 +301,11 @@ void run_block(Block& b) {
   std::fill(b.smem.begin(), b.smem.end(), 0xff);
   std::fill(b.state.begin(), b.state.end(), kUndefined);
   b.exited = 0, b.left = options.sample ? 3000000 : 200000000;
-  b.time = ++next_time;
+  b.time = tick();
   for (Warp& w : b.warps) {
     const int lanes = std::min(32, static_cast<int>(threads) - 32 * w.number);
     w.alive = lanes == 32 ? ~0u : (1u << lanes) - 1;
-    w.at_barrier = false;
+    w.at_barrier = -1, w.parked = w.again = false;
     w.groups.assign(1, {0, w.alive, false});
     w.copies.clear();
     std::fill(w.committed, w.committed + 32, 0);
@@ -350,27 +325,31 @@ void run_block(Block& b) {
       }
     }
   }
+  for (NamedBarrier& one : b.barriers) one = {};
+  if (b.program->clocks) b.start_order(), b.start_hopper();
   for (;;) {
     Warp* chosen = nullptr;
     uint64_t ready = 0;
     bool alive = false;
     for (Warp& w : b.warps) {
       alive |= w.alive != 0;
-      if (!w.alive || w.at_barrier) continue;
+      if (!w.alive || w.at_barrier >= 0 || w.parked) continue;
       ++ready;
       if (options.seed ? b.draw() % ready == 0 : !chosen) chosen = &w;
     }
     if (!alive) return;
+    if (b.program->clocks && options.seed) b.something_lands(false);
     if (chosen) {
       run_warp(b, *chosen, options.seed ? 1 + static_cast<int64_t>(b.draw() % 200) : INT64_MAX);
       continue;
     }
+    if (b.program->clocks && b.something_lands(true)) continue;
     for (Warp& w : b.warps) {
-      if (w.alive && b.exited)
-        b.fault(w, b.program->code[static_cast<size_t>(w.groups[0].pc - 1)], 0, "barrier after threads have exited");
-      w.at_barrier = false;
+      if (!w.alive) continue;
+      const int pc = w.groups[0].pc;
+      b.fault(w, b.program->code[static_cast<size_t>(std::max(0, pc - 1))], 0,
+              w.parked || b.program->clocks ? "all warps wait" : "barrier after threads have exited");
     }
-    b.time = ++next_time;
   }
 }
 
@@ -380,7 +359,7 @@ void run_grid(Program& program, Dim grid, Dim block, size_t smem, const unsigned
   const size_t threads = static_cast<size_t>(block.x) * block.y * block.z, warps = (threads + 31) / 32;
   static Block b;  // its memory is used again
   b.program = &program, b.grid = grid, b.block = block, b.params = params;
-  b.smem.resize(smem), b.state.resize(smem), b.touched.resize(std::max(b.touched.size(), smem / 2 + 1));
+  b.smem.resize(smem), b.state.resize(smem);
   b.random = options.seed * 0x9e3779b97f4a7c15 + 1;
   const size_t bytes = (program.register_bytes + 63) / 64 * 64;
   b.registers.resize(warps * bytes + 64);
@@ -400,6 +379,7 @@ void run_grid(Program& program, Dim grid, Dim block, size_t smem, const unsigned
         std::memcpy(at + c.place + l * c.bytes, &c.value, static_cast<size_t>(c.bytes));
     }
   }
+  b.prepare_order();
   for (Range& r : ranges) std::fill(r.writer.begin(), r.writer.end(), 0);
   ++totals.launches;
   const auto run = [&](uint64_t n) {

@@ -176,7 +176,7 @@ uint32_t permute(uint32_t a, uint32_t b, uint32_t s) {
 
 // ---- the table ----
 
-using Table = std::unordered_map<std::string, Opcode>;
+using Table = OpcodeTable;
 
 template <class T>
 constexpr char letter() {
@@ -185,10 +185,6 @@ constexpr char letter() {
 template <class... T>
 std::string letters() {
   return {letter<T>()...};
-}
-
-void put(Table& t, const std::string& name, const std::string& operands, Run run, Kind kind = Kind::plain) {
-  t.emplace(name, Opcode{name, operands, run, kind});
 }
 
 #define UNARY(name, D, A, expr)                                              \
@@ -438,9 +434,16 @@ Table make_table() {
   put(t, "bra.uni", "", none, Kind::branch);
   put(t, "ret", "", none, Kind::exit);
   put(t, "exit", "", none, Kind::exit);
-  put(t, "bar.sync", "i", none, Kind::barrier);
-  put(t, "barrier.sync.aligned", "i", none, Kind::barrier);
-  put(t, "bar.warp.sync", "w", [](Warp& w, const Inst&, uint32_t) { ++w.epoch; }, Kind::members);
+  for (const char* name : {"bar.sync", "barrier.sync.aligned"})
+    for (const char* operands : {"w", "ww"})
+      put(t, name + ("/" + std::to_string(std::string(operands).size())), operands,
+          [](Warp& w, const Inst& i, uint32_t) { w.block->arrive(w, i, true); }, Kind::aligned);
+  for (const char* name : {"bar.arrive", "barrier.arrive.aligned"})
+    put(t, name, "ww", [](Warp& w, const Inst& i, uint32_t) { w.block->arrive(w, i, false); }, Kind::aligned);
+  put(t, "bar.warp.sync", "w", [](Warp& w, const Inst&, uint32_t) {
+    ++w.epoch;
+    w.meet();
+  }, Kind::members);
   put(t, "shfl.sync.bfly.b32", "wpwwww", shuffle<true>, Kind::members);
   put(t, "shfl.sync.idx.b32", "wpwwww", shuffle<false>, Kind::members);
   put(
@@ -463,10 +466,26 @@ Table make_table() {
   put(t, mma + "m16n8k8" + by + "f16.f16.f32", "wwwwwwwwwww", mma_half<8, kHalf>, Kind::aligned);
   put(t, mma + "m16n8k8" + by + "bf16.bf16.f32", "wwwwwwwwwww", mma_half<8, kBfloat>, Kind::aligned);
   put(t, mma + "m16n8k8" + by + "tf32.tf32.f32", "wwwwwwwwwwwwww", mma_tf32, Kind::aligned);
+  put_hopper(t);
   return t;
 }
 
 }  // namespace
+
+void put(OpcodeTable& t, const std::string& name, const std::string& operands, Run run, Kind kind) {
+  t.emplace(name, Opcode{name, operands, run, kind});
+}
+
+int results_of(const Opcode& o) {
+  const std::string& n = o.name;
+  const auto begins = [&](const char* with) { return n.rfind(with, 0) == 0; };
+  if (o.kind == Kind::branch || o.kind == Kind::exit || o.operands.empty() || o.operands[0] == 'a' || o.operands[0] == 'i' ||
+      begins("bar"))
+    return 0;
+  if (begins("ld")) return static_cast<int>(o.operands.find('a'));  // and ldmatrix
+  if (begins("mma.")) return 4;
+  return begins("unpack") || begins("shfl") ? 2 : 1;
+}
 
 const Opcode* find_opcode(std::string_view name) {
   static const Table table = make_table();

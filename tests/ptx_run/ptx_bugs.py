@@ -80,4 +80,27 @@ BUGS = {
     "16 bytes of a misaligned tensor": Bug(
         "transpose.cu", "reinterpret_cast<uintptr_t>(tensor) % 16 == 0 &&", "(void)tensor,", "transpose.cu",
         "stencil_3"),
+    "no proxy fence before products of what was copied": Bug(
+        "toeplitz_wgmma/toeplitz_wgmma.cuh", "    ptx::proxy_fence();\n", "", "toeplitz_wgmma/f16.cu", "wgmma_"),
+    "stage published one copy too early": Bug(
+        "toeplitz_wgmma/toeplitz_wgmma.cuh", "cp_async_wait<kAhead - 1>", "cp_async_wait<kAhead>",
+        "toeplitz_wgmma/f16.cu", "wgmma_"),
+    "stage not waited for": Bug(
+        "toeplitz_wgmma/toeplitz_wgmma.cuh", "          ptx::barrier_wait(full(stage), parity);\n", "",
+        "toeplitz_wgmma/f16.cu", "wgmma_"),
+    "registers of A written while a product reads them": Bug(
+        "toeplitz_wgmma/toeplitz_wgmma.cuh", "ptx::wgmma_wait<kProducts - 1>", "ptx::wgmma_wait<kProducts>",
+        "toeplitz_wgmma/f16.cu", "wgmma_"),
+    "stage freed while products read it": Bug(
+        "toeplitz_wgmma/toeplitz_wgmma.cuh", "free(held), held = stage;", "free(stage);",
+        "toeplitz_wgmma/f16.cu", "wgmma_"),
+    "distances of a descriptor swapped": Bug(
+        "toeplitz_wgmma/toeplitz_wgmma.cuh", "kChunkBytes, 128, 256)", "kChunkBytes, 256, 128)",
+        "toeplitz_wgmma/f16.cu", "wgmma_"),
+    "warps without a pair multiply": Bug(
+        "toeplitz_wgmma/toeplitz_wgmma.cuh", "(meets ? k : a.table_rows)", "(k < a.table_rows ? k : a.table_rows)",
+        "toeplitz_wgmma/f16.cu", "wgmma_"),
+    "more registers than are free": Bug(
+        "toeplitz_wgmma/toeplitz_wgmma.cuh", "more_registers<112>", "more_registers<120>",
+        "toeplitz_wgmma/f16.cu", "wgmma_"),
 }  # fmt: skip

@@ -68,6 +68,10 @@ def _nvcc_objects(pool: ThreadPoolExecutor, kernels: Iterable[tuple[Path, tuple[
     return [one.result().object for one in running]
 
 
+def _flags(source: Path, arch: str) -> tuple[str, ...]:
+    return nvcc_objects.flags(nvcc_objects.arch_of(source, arch))
+
+
 def _host_sources(folder: Path) -> list[tuple[Path, Path, tuple[str, ...]]]:
     """Source, object and flags of what g++ compiles: the planners, and all of this folder but the runtime."""
     planners = [(path, path.relative_to(CUDA), ("-std=c++17", "-O2")) for path in sorted(CUDA.rglob("*.cpp"))]
@@ -99,7 +103,7 @@ def build(arch: str = nvcc_objects.ARCH) -> Path:
     with open(folder / "lock", "w") as lock, ThreadPoolExecutor(JOBS) as pool:
         fcntl.flock(lock, fcntl.LOCK_EX)  # pytest-xdist workers build one after the other
         hosts = [pool.submit(_host_object, *one) for one in _host_sources(folder)]
-        kernels = _nvcc_objects(pool, [(path, nvcc_objects.flags(arch)) for path in sorted(CUDA.rglob("*.cu"))])
+        kernels = _nvcc_objects(pool, [(path, _flags(path, arch)) for path in sorted(CUDA.rglob("*.cu"))])
         return _link([*kernels, *(one.result() for one in hosts)], folder / "ptx_run")
 
 
@@ -114,10 +118,27 @@ def build_with_bug(folder: Path, cuda: Path, source: str) -> Path:
     Returns, raises: as `build`.
     """
     arch = nvcc_objects.ARCH
-    others = [(path, nvcc_objects.flags(arch)) for path in sorted(CUDA.rglob("*.cu")) if path != CUDA / source]
+    others = [(path, _flags(path, arch)) for path in sorted(CUDA.rglob("*.cu")) if path != CUDA / source]
     with ThreadPoolExecutor(JOBS) as pool:
-        objects = _nvcc_objects(pool, [*others, (cuda / source, nvcc_objects.ptx_flags(arch))])
+        objects = _nvcc_objects(
+            pool, [*others, (cuda / source, nvcc_objects.ptx_flags(nvcc_objects.arch_of(cuda / source, arch)))]
+        )
     return _link([*objects, *(out for _, out, _ in _host_sources(BUILD / arch))], folder / "ptx_run")
+
+
+def build_planted() -> Path:
+    """Builds the kernels of Hopper's instructions with planted bugs (hopper/planted.cu) if their sources changed.
+
+    Returns, raises: as `build`.
+    """
+    folder = BUILD / nvcc_objects.ARCH  # its objects of the interpreter
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / "lock", "w") as lock, ThreadPoolExecutor(JOBS) as pool:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        machine = ("decode", "hopper", "machine", "ops", "order")
+        hosts = [pool.submit(_host_object, *one) for one in _host_sources(folder) if one[1].stem in machine]
+        kernels = _nvcc_objects(pool, [(HERE / "hopper" / "planted.cu", nvcc_objects.ptx_flags("90a"))])
+        return _link([*kernels, *(one.result() for one in hosts)], folder / "planted")
 
 
 if __name__ == "__main__":

@@ -116,15 +116,15 @@ __device__ __forceinline__ void load_input(unsigned char* smem, const ToeplitzFw
 }
 
 // Filter rows ky_first ... of one channel with zeros around it, twice: the second copy is one column to the left, so
-// that every pair of neighbours is an aligned word of one of them.
+// that every pair of neighbours is an aligned word of one of them. warps: the first of the block, which do it.
 template <int kOffsets, int kLine = 1>
 __device__ __forceinline__ void load_filter(uint16_t* to, const ToeplitzFwdArgs& a, int channel, int ky_first,
-                                            int kx_first, int rows) {
+                                            int kx_first, int rows, int warps = blockDim.x >> 5) {
   constexpr int kWidth = filter_width(kOffsets, kLine);
   constexpr int kBatch = 4;                       // rows in flight: their loads leave before the first is stored
   constexpr int kColumns = ceil_div(kWidth, 32);  // of a lane
   const uint16_t* w = a.w + static_cast<size_t>(channel) * a.kh * a.kw;
-  const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, warps = blockDim.x >> 5;
+  const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5;
   for (int r0 = warp; r0 < rows; r0 += kBatch * warps) {
     uint16_t v[kBatch][kColumns];
 #pragma unroll
@@ -155,9 +155,10 @@ __device__ __forceinline__ void load_filter(uint16_t* to, const ToeplitzFwdArgs&
 // R[ky] = (w[ky][kx], w[ky][kx + 1]), kx = 8 (d + d_first) + 2 (lane % 4) - lane / 4 + pad_left. 4x4 tiles:
 // {R[ky], R[ky - 2], R[ky + 2], R[ky]}; lane % 4 and lane / 4 are pixels of two rows, which move ky and kx.
 template <int kOffsets, int kLine = 1>
-__device__ __forceinline__ void build_table(uint4* table, const uint16_t* filter, int table_rows) {
+__device__ __forceinline__ void build_table(uint4* table, const uint16_t* filter, int table_rows,
+                                            int warps = blockDim.x >> 5) {
   constexpr int kWidth = filter_width(kOffsets, kLine), kColumns = 8 / kLine;
-  const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, warps = blockDim.x >> 5;
+  const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5;
   const int in = 2 * (lane & 3), out = lane >> 2;  // pixels of an input and of an output line
   const int j = in % kColumns - out % kColumns + kColumns - 1, copy = j & 1;  // kx_first: that of j = 0 of the first d
   const uint16_t* from = filter + copy * filter_copy(filter_rows(table_rows, kLine), kOffsets, kLine) + j - copy +
