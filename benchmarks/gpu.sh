@@ -11,4 +11,5 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 
 export PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}" PYTHONUNBUFFERED=1
+"${PYTHON:-python3}" -c "import torch" || { echo "gpu.sh: PYTHON must name a Python that has torch" >&2; exit 2; }
 exec "${PYTHON:-python3}" -m benchmarks.gpu_ops "$@"

@@ -66,6 +66,8 @@ STEPS = (
     _step("device", 40, 40),
     _step("build", 200, 120),
     _step("smoke", 40, 25),
+    # Decides whether wgmma_* are chosen: >= 1.15 times as fast as ring_* on 56x56 K31, else they are removed.
+    _table("table: ring and wgmma", "ring and wgmma", 20, extra=("--passes", "fwd", "--variants", "ring_", "wgmma_")),
     _step("tests", 110, 40),
     _step("sanitizer", 75, 30),
     _step("ceilings", 40, 25),

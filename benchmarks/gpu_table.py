@@ -308,6 +308,9 @@ def layer_pass(
     ours = our_routes(t, pass_, every_variant=not options.heuristics, nhwc=not (options.quick or options.heuristics))
     theirs = their_routes(t, pass_, benchmark=not options.heuristics, native=not options.heuristics)
     theirs += gpu_rivals.routes(t, pass_, options.rivals)
+    if options.variants:
+        ours = [route for route in ours if route.name.startswith(tuple(f"ours {name}" for name in options.variants))]
+        theirs = theirs[:1]
     subjects: list[Subject] = []
     # PyTorch's own kernel goes first: it is the witness that the others are compared with.
     for routes, rounds in (([*theirs[:1], *ours], MIN_ROUNDS), (theirs[1:], ROUNDS)):
@@ -436,6 +439,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--numbers", nargs="+", choices=list(NUMBERS), default=["bfloat16"])
     parser.add_argument("--heuristics", action="store_true", help="cuDNN's first choice instead of its best plan")
     parser.add_argument("--rivals", nargs="+", choices=list(gpu_rivals.KINDS), default=[], help="see gpu_rivals.py")
+    parser.add_argument(
+        "--variants", nargs="+", default=[], metavar="PREFIX", help="only those of ours, beside PyTorch's own kernel"
+    )
     parser.add_argument("--quick", action="store_true", help="leave out the less important routes")
     parser.add_argument("--seconds", type=float, default=120.0, help="start nothing new after this long")
     parser.add_argument("--output", type=Path, required=True)

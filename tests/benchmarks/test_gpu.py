@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -82,12 +83,23 @@ def test_every_step_fits_its_run() -> None:
     assert measured == set(GROUPS)
 
 
+EARLY = "table: ring and wgmma"
+
+
 def test_what_is_right_is_known_before_times_are_taken() -> None:
     """Also in the shortest run, which once left neither tests nor sanitizer any time."""
     for quick in (False, True):
         names = [step.name for step, _ in gpu_ops.chosen(quick)]
-        first_table = next(i for i, name in enumerate(names) if name.startswith("table"))
+        first_table = next(i for i, name in enumerate(names) if name.startswith("table") and name != EARLY)
         assert {"smoke", "tests", "sanitizer"} <= set(names[:first_table])
+
+
+def test_the_first_five_minutes_decide_on_wgmma() -> None:
+    """After the smoke step, which compares the bits of every kernel."""
+    steps = gpu_ops.chosen(quick=False)
+    early = [step.name for step, _ in steps].index(EARLY)
+    assert "smoke" in [step.name for step, _ in steps[:early]]
+    assert sum(budget for _, budget in steps[: early + 1]) <= 300
 
 
 def test_the_limit_is_an_option(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -227,10 +239,10 @@ def test_out_of_time_skips_what_is_left(tmp_path: Path, monkeypatch: pytest.Monk
 # ---- the table, on the CPU ----
 
 
-def measure(tmp_path: Path) -> dict[str, Any]:
+def measure(tmp_path: Path, passes: Sequence[str] = PASSES, variants: Sequence[str] = ()) -> dict[str, Any]:
     options = argparse.Namespace(
-        group="tiny", passes=list(PASSES), numbers=["bfloat16"], heuristics=False, quick=False, seconds=600.0,
-        rivals=[], output=tmp_path / "part.json",
+        group="tiny", passes=list(passes), numbers=["bfloat16"], heuristics=False, quick=False, seconds=600.0,
+        rivals=[], variants=list(variants), output=tmp_path / "part.json",
     )  # fmt: skip
     gpu_table.run(options)
     found: dict[str, Any] = json.loads(options.output.read_text())
@@ -264,6 +276,15 @@ def test_table(tmp_path: Path) -> None:
         assert result["summary"]["faster_than_best_other"] > 0
         assert "cudnn nchw" in result["summary"]["failed"], "the CPU has no cuDNN"
         assert TINY.name in gpu_table.line(result)
+
+
+@pytest.mark.usefixtures("fake_cuda")
+def test_table_of_some_variants(tmp_path: Path) -> None:
+    (result,) = measure(tmp_path, ["fwd"], ["ring_", "rt_3x2"])["results"]
+    names = {f"ours {name}" for name in gpu_plan.variants("fwd") if name.startswith(("ring_", "rt_3x2"))}
+    found = [row["route"] for row in result["rows"]]
+    assert found[0] == "torch nchw" and len(found) > 2 and set(found[1:]) <= names
+    assert result["complete"] and result["summary"]["best_variant"] in {name.removeprefix("ours ") for name in names}
 
 
 @pytest.mark.usefixtures("fake_cuda")
