@@ -39,7 +39,7 @@ from benchmarks.timm_models import WHATS, call
 from replknet_ext.integrations.onnx import export_onnx
 from replknet_ext.models import RepLKNet
 
-MODELS = ("replknet_31b", "replknet_31l", "unireplknet_t", "slak_t", "overlock_xt", "convnext_tiny")
+MODELS = ("replknet_31b", "unireplknet_t", "slak_t", "overlock_xt", "convnext_tiny", "replknet_31l")
 #: For `--quick`.
 SMALL = ("overlock_xt",)
 #: Images of an inference and of a training step.
@@ -107,6 +107,11 @@ def in_torch(
         return [output] if what == "inference" else [output, gradients(model)]
 
     return Contender(f"{provider}, {COMPILED}" if compiled else provider, layout, run, results)
+
+
+def installed() -> list[str]:
+    """The `RUNTIMES` that can run here."""
+    return [name for name, needs in RUNTIMES.items() if all(map(importlib.util.find_spec, needs))]
 
 
 def in_runtime(name: str, file: Path, images: Tensor) -> Contender:
@@ -192,12 +197,10 @@ def measure(name: str, what: str, batch: int, size: int, seconds: float) -> list
         best = min(layers, key=lambda contender: first[contender.name].median).layout
         add(in_torch(provider, best, what, make(model), images, labels, compiled=True))
     with tempfile.TemporaryDirectory() as folder:
-        if what == "inference":
-            installed = [key for key, needs in RUNTIMES.items() if all(map(importlib.util.find_spec, needs))]
-            if installed:
-                file = Path(folder) / "model.onnx"
-                export_onnx(plain(model).eval(), file, size, batch_size=batch, dynamic_batch=False, verify=False)
-            for runtime in installed:
+        if what == "inference" and installed():
+            file = Path(folder) / "model.onnx"
+            export_onnx(plain(model).eval(), file, size, batch_size=batch, dynamic_batch=False, verify=False)
+            for runtime in installed():
                 add(in_runtime(runtime, file, images))
         harness.keep_memory()
         timings = harness.interleave(
@@ -277,6 +280,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         options.models, options.what, options.size, options.seconds = list(SMALL), ["inference"], 64, 0.1
     console = Console()
     rows: list[dict[str, Any]] = []
+    meta = harness.metadata()  # of the sources that run
+    output = options.output or harness.RESULTS / f"runtimes_{meta['kernel_isa']}_{meta['threads']}t.json"
     for name in options.models:
         for what in options.what:
             torch.compiler.reset()
@@ -288,18 +293,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
                     f"{milliseconds(row['median_ms']):>8} ms  error {row['error']:.0e}",
                     soft_wrap=True,
                 )
-    packages = {"timm": importlib.metadata.version("timm")}
-    for runtime in RUNTIMES:
-        if any(row["provider"] == runtime for row in rows):
-            packages[runtime] = importlib.metadata.version(runtime)
-    meta = {**harness.metadata(), "packages": packages}
-    payload = {"benchmark": "runtimes", "meta": meta, "rows": rows}
+            meta["packages"] = {name: importlib.metadata.version(name) for name in ("timm", *installed())}
+            payload = {"benchmark": "runtimes", "meta": meta, "rows": rows}
+            if options.output or not options.quick:
+                harness.write_json(output, payload)  # each time: a run that is cut leaves what it has
     console.print(table(payload), soft_wrap=True, markup=False)
-    if options.quick and options.output is None:
-        return 0
-    output = options.output or harness.RESULTS / f"runtimes_{meta['kernel_isa']}_{meta['threads']}t.json"
-    harness.write_json(output, payload)
-    console.print(f"wrote {output}", soft_wrap=True)
     return 0
 
 
