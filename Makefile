@@ -22,7 +22,7 @@ SOURCES := setup.py pyproject.toml MANIFEST.in $(shell find csrc -type f 2>/dev/
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-all mutants ptx sanitize fuzz bench compat matrix coverage lint workflows format docs docs-serve wheel sdist clean distclean FORCE
+.PHONY: help demo test test-all mutants ptx recipes sanitize fuzz bench compat matrix coverage lint workflows format docs docs-serve wheel sdist clean distclean FORCE
 
 help: ## this list
 	@echo "make TARGET [PYTHON=$(PYTHON)] [TORCH='$(TORCH)'] [WORKERS=$(WORKERS)]"
@@ -45,6 +45,9 @@ mutants: $(VENV)/.test ## plants every bug of tests/cuda/*/bugs.py and ptx_bugs.
 
 ptx: $(VENV)/.test ## all that tests/cuda/test_ptx.py has: every instruction, random problems, large launches, planted bugs
 	REPLKNET_EXT_PTX=all REPLKNET_EXT_MUTANTS=all $(BIN)/python -m pytest tests/cuda/test_ptx.py
+
+recipes: $(VENV)/.test ## trains both small recipes to their end and holds them to their accuracy; `make test-all` does so with one
+	REPLKNET_EXT_RECIPES=all $(BIN)/python -m pytest tests/training/test_runs.py -k reach_their_bar
 
 sanitize: $(VENV)/.test ## the CPU kernels of every instruction set under address and undefined-behaviour sanitizers
 	REPLKNET_EXT_SANITIZE=all OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/cpu/test_driver.py -k "sanitized or planted"

@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+import sysconfig
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import cuda_budgets
 import pytest
 import setup_file
 import torch
+from torch.utils.cpp_extension import include_paths
 
 from replknet_ext.backends.cuda import architecture_for
 
@@ -216,3 +218,29 @@ def test_cuda_toolkits_are_found_where_conda_puts_them(
     assert setup_functions["find_cuda_home"]() == tmp_path
     found = setup_functions["cuda_folder"](tmp_path, "libcudart_static.a", "lib64", "lib", "targets/*/lib")
     assert found == tmp_path / lib
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("source", ["cuda_ops.cpp", "schemas.cpp"])
+def test_bindings_compile_with_cuda(source: str) -> None:
+    """Both files that CUDA kernels are built into otherwise; the kernels themselves: tests/cuda/test_budgets.py."""
+    setup = setup_file.functions()
+    defines = {
+        "TORCH_TARGET_VERSION": setup["TORCH_TARGET_VERSION"],
+        "Py_LIMITED_API": setup["LIMITED_API"],
+        "REPLKNET_EXT_WITH_CUDA": "1",
+        "REPLKNET_EXT_CUDA_ARCHS": '"9.0"',
+        "REPLKNET_EXT_CUDA_TOOLKIT": '"13.0"',
+    }
+    folders = [*include_paths(), sysconfig.get_path("include")]
+    command = [
+        os.environ.get("CXX", "c++"),
+        *setup["compile_options"](),
+        *(f"-D{name}={value}" for name, value in defines.items()),
+        *(f"-isystem{folder}" for folder in folders),
+        "-fsyntax-only",
+        "-Werror",
+        f"csrc/bindings/{source}",
+    ]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=300)
+    assert done.returncode == 0, done.stderr

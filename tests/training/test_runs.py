@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import tarfile
 import warnings
 from pathlib import Path
@@ -24,6 +25,7 @@ from replknet_ext.training.builtin import builtin_folder
 from replknet_ext.training.logs import read_log
 
 pytestmark = pytest.mark.xdist_group("training")
+every_recipe = pytest.mark.skipif(os.environ.get("REPLKNET_EXT_RECIPES") != "all", reason="make recipes runs it")
 
 
 @pytest.fixture(scope="module")
@@ -210,7 +212,7 @@ def test_compiled_training_is_the_same(backend: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("name", "bar"), [("digits", 98.5), ("mnist5k", 96.5)])
+@pytest.mark.parametrize(("name", "bar"), [("digits", 98.5), pytest.param("mnist5k", 96.5, marks=every_recipe)])
 def test_the_small_recipes_reach_their_bar(name: str, bar: float, tmp_path: Path) -> None:
     result = cli.json("train", "--recipe", name, "-o", tmp_path / "out")
     assert result["top1"] >= bar and result["merged_top1"] >= bar
