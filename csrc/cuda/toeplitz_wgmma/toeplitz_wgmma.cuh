@@ -128,6 +128,13 @@ struct ToeplitzWgmma {
     for (int group = first_group; group < end_group; group += kGroups) {
 #pragma unroll 1
       for (int met = 0; met < end; ++met) {  // pair j meets the input pairs met - shift of met = j to j + table_rows - 1
+        // A warp that waits for its pair has multiplied zeros by rows of others, maybe Inf: pair `met` begins with none of it.
+        if ((met & (kWgmmaRing - 4)) == first && met < a.pairs) {
+          ptx::wgmma_wait<0>();
+          free(held);
+          held = -1;
+          if ((met & 3) == (warp & 3)) clear(sums);
+        }
         const int q = met - a.shift;
         if (q >= a.q_first && q < a.q_end) {
           ptx::barrier_wait(full(stage), parity);
@@ -164,7 +171,6 @@ struct ToeplitzWgmma {
           held = -1;
           if ((done & 3) == (warp & 3)) {
             store<kOwn>(sums, warp, group, done);
-            clear(sums);
           }
         }
       }

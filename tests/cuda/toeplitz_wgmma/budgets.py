@@ -10,9 +10,9 @@ from cuda_budgets import CUDA, Budget, Family
 # first product ptxas puts before the block. An HGMMA of 64 or 128 columns takes 32 or 64 cycles, so that 4 warpgroups
 # issue about 200 instructions per scheduler in the 640 or 1280 cycles of a step.
 BUDGETS: dict[str, Budget] = {
-    "wgmma_5x2_n64": Budget((96,), 4, 0, 4, 0.1),
-    "wgmma_5x2_n32": Budget((96,), 4, 0, 4, 0.1),
-    "wgmma_5x4_n16": Budget((96,), 4, 0, 4, 0.1),
+    "wgmma_5x2_n64": Budget((96,), 4, 0, 4, 0.098),
+    "wgmma_5x2_n32": Budget((96,), 4, 0, 4, 0.098),
+    "wgmma_5x4_n16": Budget((96,), 4, 0, 4, 0.098),
 }
 
 
